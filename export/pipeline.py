@@ -1,0 +1,288 @@
+"""Checkpoint to bundle: trace, write, prove parity, and only then let the bundle appear."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+import fgclip_rt
+from fgclip_rt import parity
+from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files, sha256
+from fgclip_rt.errors import ArgumentError, OutputError, ParityError
+from fgclip_rt.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    GraphFile,
+    Manifest,
+    ModelInfo,
+    Parity,
+    ParityRow,
+    TensorSpec,
+)
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe
+from fgclip_rt.text import Tokenizer
+
+from . import families, probe
+from .checkpoint import Checkpoint, locate
+from .families import ReferenceModel
+from .onnx_writer import trace, write_graphs
+from .registry import find_model, unknown_model
+
+PRECISIONS = ("fp32",)
+
+_PROBE, _WEIGHTS = "probe.safetensors", "weights.safetensors"
+
+
+class ParityFailed(ParityError):
+    """Parity failed; ``rows`` holds every comparison."""
+
+    def __init__(self, message: str, rows: Sequence[ParityRow]) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
+class Progress:
+    """What the pipeline reports; the command line overrides it with bars."""
+
+    def stage(self, name: str, steps: int) -> Callable[[], None]:
+        """Begin a stage of ``steps`` steps; call the result after each."""
+        return lambda: None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: exactly what the manifest says of it, and how to load it."""
+
+    info: ModelInfo
+    load: Callable[[], ReferenceModel]
+
+
+def checkpoint_source(model: str, revision: str | None = None) -> Source:
+    """A checkpoint by registry name, Hub id or folder.
+
+    Raises:
+        CheckpointError: it cannot be found or is not one of the supported families.
+    """
+    checkpoint: Checkpoint = locate(model, revision)
+    info = ModelInfo(
+        name=checkpoint.name,
+        family=families.family_name(checkpoint),
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        weights=checkpoint.origin,
+        checkpoint_sha256=sha256(*checkpoint.weight_files()),
+    )
+    return Source(info, lambda: families.load(checkpoint))
+
+
+def random_source(model: str, seed: int = 0) -> Source:
+    """A registered model's sizes with seeded random weights.
+
+    Raises:
+        CheckpointError: the name is not registered.
+    """
+    spec = find_model(model)
+    if spec is None:
+        raise unknown_model(model)
+    info = ModelInfo(
+        name=spec.name, family=spec.family, source=None, revision=None, weights="random", checkpoint_sha256=None
+    )
+    return Source(info, lambda: families.family(spec.family).random(spec.config, seed))
+
+
+def export(
+    source: Source,
+    output: Path,
+    precisions: Sequence[str] = ("fp32",),
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a model as a bundle.
+
+    Everything is written to a folder beside ``output`` and renamed at the end, so that ``output`` is a whole bundle
+    that has proven its parity, or is not there.
+
+    Args:
+        source: from :func:`checkpoint_source` or :func:`random_source`.
+        output: the bundle's folder.
+        precisions: which precisions to write.
+        overwrite: replace a bundle at ``output``.
+        progress: is told how far the export is.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ParityFailed: a graph does not give the reference's numbers.
+        OutputError: ``output`` exists or cannot be written.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise ArgumentError(f"precision {precision!r} cannot be exported; choose from {', '.join(PRECISIONS)}.")
+    progress = progress or Progress()
+    with new_folder(output, overwrite) as folder:
+        done = progress.stage("load weights", 1)
+        model = source.load()
+        done()
+        manifest = _write(model, source.info, folder, progress)
+        # The check loads the graphs as a user would; the reference has said all that is needed of it by now.
+        del model
+        gc.collect()
+        rows = _check(Bundle(folder, manifest), progress)
+        _write_manifest(_with_measured(manifest, rows), folder)
+    return Bundle.open(output, check_hashes=False)
+
+
+def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
+    """The probe of ``bundle`` computed anew by the reference, from a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    model = checkpoint_source(checkpoint).load()
+    text = bundle.manifest.text
+    return probe.record(model, Tokenizer(bundle.file(text.tokenizer), text))
+
+
+def _write(model: ReferenceModel, info: ModelInfo, folder: Path, progress: Progress) -> Manifest:
+    """Write graphs, weights, tokenizer and probe; return the manifest, in which ``measured`` is still empty."""
+    sources = model.graphs()
+    done = progress.stage("trace graphs", len(sources))
+    models: dict[str, ir.Model] = {}
+    for name, source in sources.items():
+        models[name] = trace(source)
+        done()
+
+    done = progress.stage("write weights", 1)
+    write_graphs({f"{name}.onnx": graph for name, graph in models.items()}, folder / _WEIGHTS)
+    done()
+
+    text = model.text_spec
+    (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
+    done = progress.stage("run reference", probe.count_steps(model))
+    probe.record(model, Tokenizer(folder / text.tokenizer, text), done).save(folder / _PROBE)
+
+    return Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        model=info,
+        producer=_producer(),
+        embedding_size=model.embedding_size,
+        score=model.score,
+        image=model.image_spec,
+        text=text,
+        graphs={name: {"fp32": _graph_file(f"{name}.onnx", graph)} for name, graph in models.items()},
+        parity=Parity(probe=_PROBE, limits={"fp32": parity.LIMITS["fp32"]}, measured={}),
+        files={name: file_info(folder / name) for name in list_files(folder)},
+    )
+
+
+def _check(bundle: Bundle, progress: Progress) -> tuple[ParityRow, ...]:
+    recorded = Probe.load(bundle.file(_PROBE))
+    done = progress.stage("check parity", parity.count_rows(recorded))
+    rows = parity.check(Model(bundle, device="cpu"), recorded, parity.LIMITS["fp32"], lambda row: done())
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        raise ParityFailed(
+            f"parity failed in {len(failed)} of {len(rows)} comparisons, so no bundle was written; "
+            "if the checkpoint's files are intact, report this with the table above.",
+            rows,
+        )
+    return rows
+
+
+def _with_measured(manifest: Manifest, rows: tuple[ParityRow, ...]) -> Manifest:
+    import msgspec
+
+    measured = msgspec.structs.replace(manifest.parity, measured={"fp32": rows})
+    return msgspec.structs.replace(manifest, parity=measured)
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _producer() -> dict[str, str]:
+    versions = {name: version(name) for name in ("torch", "onnxscript", "numpy", "pillow", "tokenizers")}
+    return {"fgclip_rt": fgclip_rt.__version__, "python": platform.python_version(), "onnxruntime": ort.__version__, **versions}
+
+
+def _graph_file(file: str, model: ir.Model) -> GraphFile:
+    return GraphFile(
+        file=file,
+        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+    )
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=value.name, dtype=np.dtype(value.dtype.numpy()).name, shape=shape)
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
+    """
+    output = Path(os.path.abspath(output))
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise OutputError(f"{output} exists already; choose another --output, or replace it with --overwrite.")
+        if not (output / MANIFEST).is_file():
+            raise OutputError(f"{output} exists and is not a bundle, so it will not be replaced; choose another --output.")
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written ({error.strerror}); choose another --output.") from None
+    try:
+        yield partial
+        _open_permissions(partial)
+        if output.exists():
+            replaced = partial.with_name(f".{output.name}.replaced-{os.getpid()}")
+            output.rename(replaced)
+            partial.rename(output)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(output)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _no_space(error):
+            raise OutputError(
+                f"the disk of {output.parent} is full; free some space or choose an --output on another disk."
+            ) from None
+        raise
+
+
+def _open_permissions(folder: Path) -> None:
+    """Give every file the mode of a newly made one; safetensors writes for the owner only."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
+
+
+def _no_space(error: BaseException) -> bool:
+    """Whether a write failed for want of space; safetensors reports that only in its message."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__module__.startswith("safetensors") and "No space left" in str(error)
+
+

@@ -1,0 +1,110 @@
+"""The graphs of a bundle in onnxruntime, on a CPU or through its CUDA provider."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ..bundle import Bundle
+from ..errors import ArgumentError, DeviceError
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class OnnxRuntimeBackend:
+    """Sessions by graph, each loaded when it is first needed. Safe to use from several threads.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``, what the graphs run on.
+        reason: why ``auto`` chose that device.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None) -> None:
+        """Prepare to run ``bundle``.
+
+        Args:
+            bundle: an opened bundle.
+            precision: one of the manifest's.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            threads: threads of one operator on the CPU; None leaves it to onnxruntime.
+
+        Raises:
+            ArgumentError: the device is unknown or ``threads`` is not positive.
+            DeviceError: CUDA was asked for and this onnxruntime has no provider for it.
+        """
+        if device not in DEVICES:
+            raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+        if threads is not None and threads < 1:
+            raise ArgumentError(f"threads is {threads}; pass a positive number, or None for onnxruntime's choice.")
+        self._bundle = bundle
+        self._precision = precision
+        self._threads = threads
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._lock = threading.Lock()
+        self.device, self.reason = _choose_device(device)
+
+    def __str__(self) -> str:
+        return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
+
+    def run(
+        self, graph: str, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Run ``graph`` and return ``outputs`` in order.
+
+        Raises:
+            ArgumentError: the bundle has no such graph.
+        """
+        results: list[np.ndarray[Any, Any]] = self._session(graph).run(list(outputs), dict(inputs))
+        return results
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        with self._lock:
+            if graph not in self._sessions:
+                self._sessions[graph] = self._load(graph)
+            return self._sessions[graph]
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        graphs = self._bundle.manifest.graphs
+        if graph not in graphs:
+            raise ArgumentError(f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        file = self._bundle.file(graphs[graph][self._precision].file)
+        wanted = [_CUDA, _CPU] if self.device == "cuda" else [_CPU]
+        session = ort.InferenceSession(str(file), options, providers=wanted)
+        if session.get_providers()[0] != wanted[0]:
+            # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
+            raise DeviceError(
+                "onnxruntime lists its CUDA provider but could not start it; "
+                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'."
+            )
+        return session
+
+
+def _choose_device(device: str) -> tuple[str, str]:
+    has_cuda = _CUDA in ort.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise DeviceError(
+            "device 'cuda' needs onnxruntime's CUDA provider, which is not installed; "
+            "replace onnxruntime by 'fgclip-rt[gpu]', or pass device='cpu'."
+        )
+    if device != "auto":
+        return device, "as asked"
+    if not has_cuda:
+        return "cpu", "this onnxruntime has no CUDA provider"
+    if not _gpu_present():
+        return "cpu", "onnxruntime has a CUDA provider, but no NVIDIA GPU was found"
+    return "cuda", "an NVIDIA GPU was found"
+
+
+def _gpu_present() -> bool:
+    from ..doctor import nvidia_gpus
+
+    return bool(nvidia_gpus())

@@ -1,0 +1,102 @@
+"""Bundles on disk: opening one checks that it is whole, unaltered and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import BundleError
+from .manifest import FileInfo, Manifest, decode_manifest
+
+MANIFEST = "manifest.json"
+#: A cache of built engines that may come and go; the only thing in a bundle that the manifest does not list.
+ENGINES = "engines"
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder of graphs, tokenizer, probe and manifest that has been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, check_hashes: bool = True) -> Bundle:
+        """Open the bundle at ``path``.
+
+        Args:
+            path: the folder.
+            check_hashes: compare every file's SHA-256 with the manifest. Without it only names and sizes are
+                compared, which is faster for large bundles and trusts the disk.
+
+        Raises:
+            BundleError: the folder is not a bundle, a file is missing, extra or altered, or the manifest is not as
+                specified.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            state = "is a file" if folder.exists() else "does not exist"
+            raise BundleError(f"{folder} {state}, not a bundle folder; make one with 'fgclip-rt export'.")
+        try:
+            text = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'.") from None
+        except OSError as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}); check its permissions.") from None
+        bundle = cls(folder, decode_manifest(text, str(folder / MANIFEST)))
+        bundle._check_files(check_hashes)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all listed files."""
+        return sum(info.size for info in self.manifest.files.values())
+
+    def _check_files(self, check_hashes: bool) -> None:
+        listed = self.manifest.files
+        for name in listed:
+            pure = PurePosixPath(name)
+            if pure.is_absolute() or ".." in pure.parts or "\\" in name or name in ("", MANIFEST):
+                raise BundleError(f"{self.path / MANIFEST} lists {name!r}, not a path inside the bundle; export it again.")
+        for name in list_files(self.path):
+            if name not in listed:
+                raise BundleError(f"{self.path} holds {name}, which its manifest does not list; remove that file.")
+        for name, expected in listed.items():
+            path = self.path / name
+            try:
+                size = path.stat().st_size
+                altered = size != expected.size or (check_hashes and sha256(path) != expected.sha256)
+            except FileNotFoundError:
+                raise BundleError(f"{self.path} lacks {name}; copy the bundle again, or export it again.") from None
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+            if altered:
+                raise BundleError(f"{path} is not the file that was exported; copy the bundle again, or export it again.")
+
+
+def list_files(folder: Path) -> list[str]:
+    """Names of the files that make up a bundle, relative and with slashes: all but the manifest and the engines."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [name.as_posix() for name in names if name.parts[0] not in (MANIFEST, ENGINES)]
+
+
+def file_info(path: Path) -> FileInfo:
+    """Size and digest of a file."""
+    return FileInfo(size=path.stat().st_size, sha256=sha256(path))
+
+
+def sha256(*paths: Path) -> str:
+    """Hexadecimal SHA-256 over the bytes of files, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

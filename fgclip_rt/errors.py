@@ -1,0 +1,51 @@
+"""Every error that fgclip-rt raises on purpose.
+
+Each message is one sentence that names the thing at fault and the remedy. The command line prints it and exits
+with status 1; a library user can catch :class:`FgclipError` or one of its kinds.
+"""
+
+from __future__ import annotations
+
+
+class FgclipError(Exception):
+    """Base of all errors below."""
+
+
+class ArgumentError(FgclipError, ValueError):
+    """An argument has a value that cannot be used: a walk type, a patch count, a precision."""
+
+
+class ImageError(FgclipError, ValueError):
+    """An image cannot be read or prepared."""
+
+
+class BoxError(FgclipError, ValueError):
+    """A box is empty, reversed, not finite or outside its image."""
+
+
+class TextError(FgclipError, ValueError):
+    """A text cannot be tokenised."""
+
+
+class BundleError(FgclipError):
+    """A bundle is incomplete, altered or from a newer version."""
+
+
+class DeviceError(FgclipError):
+    """A device or backend was asked for and this machine does not have it."""
+
+
+class CheckpointError(FgclipError):
+    """A checkpoint cannot be found, or is not what its configuration says."""
+
+
+class ParityError(FgclipError):
+    """A graph does not give the reference's numbers."""
+
+
+class OutputError(FgclipError):
+    """An output path exists already or cannot be written."""
+
+
+class MissingDependencyError(FgclipError, ImportError):
+    """A package of one of the extras is not installed."""

@@ -1,0 +1,205 @@
+"""Images to patches, exactly as the released processor makes them.
+
+The processor is SigLIP 2's NaFlex one (``models/siglip2/image_processing_pil_siglip2.py`` in transformers) with FG-CLIP
+2's choice of bucket (``determine_max_value`` in its README). It rescales and normalises afterwards; here the patches
+stay bytes and the graph does the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import ArgumentError, ImageError
+from .manifest import ImageSpec
+
+#: A path, the bytes of an image file, a Pillow image, or an array uint8 [H, W, 3].
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One prepared image.
+
+    Attributes:
+        pixels: uint8 [h·w, P·P·3], patches in row order, each as (row, column, channel).
+        grid: (h, w), the number of patch rows and columns.
+        image_size: (height, width) of the original image in pixels.
+        bucket: the largest number of patches that it was allowed.
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    bucket: int
+
+
+def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: bool = False) -> Image.Image:
+    """Read an image as 8-bit RGB.
+
+    Alpha is dropped and palettes, greyscale and CMYK are converted as Pillow's ``convert("RGB")`` does, which is what
+    the released code calls; 16-bit images keep their upper 8 bits, where that call would clip them to white.
+
+    Args:
+        source: the image.
+        name: what to call it in messages; its path by default.
+        exif_transpose: turn the image upright by its EXIF orientation. The released code does not.
+
+    Raises:
+        ImageError: it cannot be read, is larger than Pillow's limit (``PIL.Image.MAX_IMAGE_PIXELS``), or is not one
+            of the kinds above.
+    """
+    if name is None:
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the image"
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    try:
+        image = source if isinstance(source, Image.Image) else _open(source, name)
+        _check_pixels(image, name)
+        if exif_transpose:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ArithmeticError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise ImageError(f"{name} is damaged ({_reason(error)}); restore or remove it.") from None
+
+
+def as_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """Iterate over images; a single one counts as a list of one."""
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim == 3
+    ):
+        return iter([images])
+    if not isinstance(images, Iterable):
+        raise ArgumentError(
+            f"images must be paths, bytes, Pillow images or uint8 arrays, not {type(images).__name__}; "
+            "pass one of these or a list of them."
+        )
+    return iter(images)
+
+
+class NaflexPreparation:
+    """Images to patches, by the specification in a manifest."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+        """Resize ``image`` (RGB) to the grid that fills its bucket, or ``max_num_patches``, and cut it up.
+
+        Raises:
+            ArgumentError: ``max_num_patches`` is out of range.
+        """
+        width, height = image.size
+        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
+        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
+        size = self.spec.patch_size
+        resized = image.resize((columns * size, rows * size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized, dtype=np.uint8).reshape(rows, size, columns, size, self.spec.channels)
+        patches = np.ascontiguousarray(pixels.transpose(0, 2, 1, 3, 4)).reshape(rows * columns, -1)
+        return Patches(patches, (rows, columns), (height, width), bucket)
+
+    def bucket(self, width: int, height: int) -> int:
+        """The bucket of an image of ``width`` × ``height`` pixels: the first that holds its whole patches, or the last."""
+        whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
+        return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
+
+    def _checked(self, max_num_patches: int) -> int:
+        if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):
+            raise ArgumentError(f"max_num_patches is {max_num_patches!r}; pass a whole number.")
+        if not 1 <= max_num_patches <= self.spec.max_num_patches:
+            raise ArgumentError(
+                f"max_num_patches is {max_num_patches}; pass a number from 1 to {self.spec.max_num_patches}."
+            )
+        return int(max_num_patches)
+
+
+def target_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    """Rows and columns of patches for an image: the largest scale at which they number at most ``max_num_patches``.
+
+    A binary search over the scale, as the released processor does it, step for step: another way to the same optimum
+    can end in another grid.
+    """
+    tolerance = 1e-5
+    low, high = tolerance / 10, 100.0
+    while high - low >= tolerance:
+        scale = (low + high) / 2
+        if _cells(height, scale, patch_size) * _cells(width, scale, patch_size) <= max_num_patches:
+            low = scale
+        else:
+            high = scale
+    return _cells(height, low, patch_size), _cells(width, low, patch_size)
+
+
+def _cells(size: int, scale: float, patch_size: int) -> int:
+    return max(1, math.ceil(size * scale / patch_size))
+
+
+def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError(f"{name} is empty; restore or remove it.")
+        return Image.open(io.BytesIO(source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"{name} is of type {type(source).__name__}; pass a path, bytes, a Pillow image or a uint8 array [H, W, 3]."
+        )
+    if os.path.isfile(source) and os.path.getsize(source) == 0:
+        raise ImageError(f"{name} is empty; restore or remove it.")
+    # Opened here and not by Pillow, so that the file is closed when decoding fails half-way.
+    with open(source, "rb") as file:
+        image = Image.open(file)
+        _check_pixels(image, name)
+        image.load()
+    return image
+
+
+def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ImageError(
+            f"{name} is an array of {array.dtype} {list(array.shape)}; pass uint8 [H, W, 3] with values 0 to 255."
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width}×{height}); remove it.")
+    if limit is not None and width * height > limit:
+        raise _too_large(name, f"{width}×{height} pixels, ")
+
+
+def _too_large(name: str, size: str = "") -> ImageError:
+    return ImageError(
+        f"{name} is too large to decode safely ({size}over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels); "
+        "raise the limit with --max-image-pixels or PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,227 @@
+"""The manifest of a bundle: what ``manifest.json`` holds, decoded strictly.
+
+An unknown key, a missing one or a value of the wrong type is an error that gives its place. The format is specified
+in the README.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+
+from .errors import BundleError
+
+FORMAT = "fgclip-rt-bundle"
+#: The version that this package writes, and the newest that it reads.
+FORMAT_VERSION = 1
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all parts: immutable, and an unknown key is an error."""
+
+
+class ModelInfo(_Strict):
+    """Which model this is.
+
+    Attributes:
+        name: registry name, or the checkpoint folder's.
+        family: architecture.
+        source: Hub id or folder name that the weights came from; None for random weights.
+        revision: Hub revision (a commit), if any.
+        weights: ``released`` from the Hub, ``local`` from a folder, ``random`` for benchmarks only.
+        checkpoint_sha256: digest over the checkpoint's weight files, in their order; None for random weights.
+    """
+
+    name: str
+    family: str
+    source: str | None
+    revision: str | None
+    weights: Literal["released", "local", "random"]
+    checkpoint_sha256: str | None
+
+
+class Score(_Strict):
+    """logits = exp(logit_scale) · cosine + logit_bias, then ``activation``."""
+
+    activation: Literal["sigmoid", "softmax"]
+    logit_scale: float
+    logit_bias: float
+
+
+class ImageSpec(_Strict):
+    """NaFlex preparation: resize to a grid of patches that fills a bucket, keeping the aspect ratio.
+
+    Attributes:
+        kind: the preparation's name.
+        patch_size: side of a patch in pixels.
+        channels: channels of a pixel, RGB.
+        resample: Pillow's name of the filter.
+        buckets: patch counts, ascending; an image takes the first that holds its own number of whole patches.
+        max_num_patches: the largest patch count that can be asked for.
+    """
+
+    kind: Literal["naflex"]
+    patch_size: int
+    channels: int
+    resample: Literal["bilinear"]
+    buckets: tuple[int, ...]
+    max_num_patches: int
+
+
+class WalkTypeSpec(_Strict):
+    """``index`` is the text graph's ``walk_type`` input; ``length`` the number of tokens, padding included."""
+
+    index: int
+    length: int
+
+
+class TextSpec(_Strict):
+    """Tokenisation.
+
+    Attributes:
+        tokenizer: file of the tokenizer, in the format of Hugging Face's ``tokenizers``.
+        lowercase: whether the text is lower-cased first.
+        pad_token_id: id that fills a text up to its length.
+        attention_mask: whether the text graph takes an ``attention_mask``.
+        walk_types: by name.
+    """
+
+    tokenizer: str
+    lowercase: bool
+    pad_token_id: int
+    attention_mask: bool
+    walk_types: dict[str, WalkTypeSpec]
+
+
+class TensorSpec(_Strict):
+    """An input or output of a graph; a named axis is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class GraphFile(_Strict):
+    """One graph in one precision."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Limits(_Strict):
+    """What parity demands.
+
+    Attributes:
+        max_error: largest absolute difference, as a share of the reference's largest absolute value.
+        min_cosine: smallest cosine between a vector and the reference's.
+    """
+
+    max_error: float
+    min_cosine: float
+
+
+class ParityRow(_Strict):
+    """One comparison with the reference.
+
+    Attributes:
+        graph: which graph, or the step before it.
+        case: the probe's image or walk type.
+        max_error: as in :class:`Limits`; for whole numbers (tokens, patches) the share that differs.
+        min_cosine: as in :class:`Limits`.
+        passed: whether it kept the limits.
+    """
+
+    graph: str
+    case: str
+    max_error: float
+    min_cosine: float
+    passed: bool
+
+
+class Parity(_Strict):
+    """The recorded probe, and what was measured on it at export, by precision."""
+
+    probe: str
+    limits: dict[str, Limits]
+    measured: dict[str, tuple[ParityRow, ...]]
+
+
+class FileInfo(_Strict):
+    """Size in bytes and digest of one file."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(_Strict):
+    """The whole ``manifest.json``."""
+
+    format: Literal["fgclip-rt-bundle"]
+    format_version: int
+    model: ModelInfo
+    producer: dict[str, str]
+    embedding_size: int
+    score: Score
+    image: ImageSpec
+    text: TextSpec
+    graphs: dict[str, dict[str, GraphFile]]
+    parity: Parity
+    files: dict[str, FileInfo]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that every graph has, in the order of the file."""
+        first, *others = self.graphs.values()
+        return tuple(precision for precision in first if all(precision in graph for graph in others))
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(msgspec.to_builtins(self), indent=2, ensure_ascii=False) + "\n"
+
+    def to_builtins(self) -> dict[str, Any]:
+        """The same as dictionaries and lists."""
+        result: dict[str, Any] = msgspec.to_builtins(self)
+        return result
+
+
+def decode_manifest(text: bytes, where: str) -> Manifest:
+    """Decode the text of a ``manifest.json``.
+
+    Args:
+        text: the file's bytes.
+        where: its path, for messages.
+
+    Raises:
+        BundleError: it is not JSON, from a newer version, or not as specified.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON ({error}); export the bundle again.") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
+            "upgrade fgclip-rt, or export the bundle with this version."
+        )
+    try:
+        manifest = msgspec.convert(document, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{where} is not as specified: {error}; export the bundle again.") from None
+    _check_references(manifest, where)
+    return manifest
+
+
+def _check_references(manifest: Manifest, where: str) -> None:
+    named = [manifest.text.tokenizer, manifest.parity.probe]
+    named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
+    for file in named:
+        if file not in manifest.files:
+            raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
+    if not manifest.graphs or not manifest.precisions:
+        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")

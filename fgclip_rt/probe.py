@@ -1,0 +1,91 @@
+"""The recorded probe: inputs and the reference's results, so that parity can be checked without PyTorch.
+
+Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 [H, W, 3], ``image.i.patches`` uint8
+[n, P·P·3], ``image.i.grid`` int32 [2], ``image.i.boxes`` float32 [r, 4], and the reference's ``image.i.features`` [D],
+``image.i.dense`` [h·w, D] and ``image.i.regions`` [r, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
+``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] are those of the images with the
+short texts. The texts themselves are in the file's metadata, as JSON under ``texts``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import BundleError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ProbeImage:
+    """An image, how it must be prepared, and what the reference makes of it."""
+
+    rgb: Array
+    patches: Array
+    grid: Array
+    boxes: Array
+    features: Array
+    dense: Array
+    regions: Array
+
+
+@dataclass(frozen=True)
+class ProbeTexts:
+    """All texts in one walk type, as the tokenizer must encode them, and the reference's features."""
+
+    input_ids: Array
+    attention_mask: Array
+    features: Array
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Everything recorded."""
+
+    images: tuple[ProbeImage, ...]
+    texts: tuple[str, ...]
+    walk_types: dict[str, ProbeTexts]
+    logits: Array
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        tensors = {"logits": self.logits}
+        for index, image in enumerate(self.images):
+            tensors |= {f"image.{index}.{name}": value for name, value in vars(image).items()}
+        for walk_type, texts in self.walk_types.items():
+            tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(texts).items()}
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(contiguous, path, metadata={"texts": json.dumps(self.texts, ensure_ascii=False)})
+
+    @classmethod
+    def load(cls, path: Path) -> Probe:
+        """Read the file.
+
+        Raises:
+            BundleError: it is damaged or not a probe.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                texts = json.loads(file.metadata()["texts"])
+            count = len({name.split(".")[1] for name in tensors if name.startswith("image.")})
+            walk_types = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith("text."))
+            return cls(
+                images=tuple(_part(ProbeImage, tensors, f"image.{index}") for index in range(count)),
+                texts=tuple(texts),
+                walk_types={name: _part(ProbeTexts, tensors, f"text.{name}") for name in walk_types},
+                logits=tensors["logits"],
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{path} is not a probe ({error}); export the bundle again.") from None
+
+
+def _part(kind: Any, tensors: dict[str, Array], prefix: str) -> Any:
+    return kind(**{name: tensors[f"{prefix}.{name}"] for name in kind.__dataclass_fields__})

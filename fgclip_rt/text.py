@@ -1,0 +1,104 @@
+"""Texts to token ids, as the checkpoint's own tokenizer makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from .errors import ArgumentError, BundleError, TextError
+from .manifest import TextSpec, WalkTypeSpec
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised texts.
+
+    Attributes:
+        input_ids: int32 [n, L], padded to the walk type's length.
+        attention_mask: int32 [n, L], one on real tokens.
+        truncated: bool [n], whether a text was longer than L tokens and lost its end.
+    """
+
+    input_ids: np.ndarray[Any, np.dtype[np.int32]]
+    attention_mask: np.ndarray[Any, np.dtype[np.int32]]
+    truncated: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Tokenizer:
+    """Tokenisation by the specification in a manifest. Safe to use from several threads."""
+
+    def __init__(self, file: Path, spec: TextSpec) -> None:
+        """Load ``file``, a ``tokenizer.json``.
+
+        Raises:
+            BundleError: the file is not a tokenizer.
+        """
+        self.spec = spec
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{file} is not a tokenizer ({error}); export the bundle again.") from None
+        # Length is handled per call, so that one tokenizer serves every walk type and thread.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    def walk_type(self, name: str) -> WalkTypeSpec:
+        """The walk type called ``name``.
+
+        Raises:
+            ArgumentError: there is none; the message lists those there are.
+        """
+        try:
+            return self.spec.walk_types[name]
+        except (KeyError, TypeError):
+            choices = ", ".join(self.spec.walk_types)
+            raise ArgumentError(f"walk type {name!r} is unknown; this model has {choices}.") from None
+
+    def __call__(self, texts: Sequence[str], walk_type: str = "short", *, first: int = 0) -> Tokens:
+        """Tokenise ``texts``: lower-case, encode, cut from the right so that the end token stays, pad on the right.
+
+        Args:
+            texts: the texts.
+            walk_type: which kind of text they are; it sets the length.
+            first: number of the first text, for messages.
+
+        Raises:
+            ArgumentError: the walk type is unknown.
+            TextError: an entry is not text.
+        """
+        length = self.walk_type(walk_type).length
+        ids = np.full((len(texts), length), self.spec.pad_token_id, dtype=np.int32)
+        mask = np.zeros((len(texts), length), dtype=np.int32)
+        truncated = np.zeros(len(texts), dtype=np.bool_)
+        prepared = [self._prepared(text, index) for index, text in enumerate(texts, first)]
+        for row, encoding in enumerate(self._tokenizer.encode_batch(prepared, add_special_tokens=False)):
+            truncated[row] = len(encoding.ids) > length - self._special_tokens
+            encoding.truncate(length - self._special_tokens)
+            token_ids = self._tokenizer.post_process(encoding, None, True).ids
+            ids[row, : len(token_ids)] = token_ids
+            mask[row, : len(token_ids)] = 1
+        return Tokens(ids, mask, truncated)
+
+    def _prepared(self, text: str, index: int) -> str:
+        if not isinstance(text, str):
+            raise TextError(f"text {index} is of type {type(text).__name__}; pass strings.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise TextError(f"text {index} holds half of a surrogate pair and is not valid Unicode; repair it.") from None
+        return text.lower() if self.spec.lowercase else text
+
+
+def as_texts(texts: str | Iterable[str]) -> Iterator[str]:
+    """Iterate over texts; a single one counts as a list of one."""
+    if isinstance(texts, str):
+        return iter([texts])
+    if not isinstance(texts, Iterable):
+        raise ArgumentError(f"texts must be strings, not {type(texts).__name__}; pass one or a list of them.")
+    return iter(texts)
