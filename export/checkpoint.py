@@ -106,7 +106,6 @@ def locate(model: str, revision: str | None = None) -> Checkpoint:
 
 
 def _download(spec: ModelSpec, revision: str | None) -> Checkpoint:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -116,11 +115,11 @@ def _download(spec: ModelSpec, revision: str | None) -> Checkpoint:
         )
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{spec.hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{spec.hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint folder "
-            "here and give its path: fgclip-rt export --model path/to/checkpoint."
+            f"{spec.hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint "
+            "folder here and give its path: fgclip-rt export --model path/to/checkpoint."
         ) from None
     path = Path(folder)
     return Checkpoint(path, name=spec.name, source=spec.hub_id, revision=path.name, origin="released")

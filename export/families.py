@@ -101,5 +101,3 @@ def family_name(checkpoint: Checkpoint) -> str:
             f"supported: {', '.join(FAMILIES)}."
         )
     return str(model_type)
-
-

@@ -92,7 +92,7 @@ def write_graphs(models: Mapping[str, ir.Model], weights_path: Path) -> None:
                 offset,
                 length,
                 value.const_value.dtype,
-                shape=value.const_value.shape,
+                shape=ir.Shape(value.const_value.shape.numpy()),
                 name=name,
                 base_dir=weights_path.parent,
             )
@@ -104,12 +104,12 @@ def _large_initializers(model: ir.Model) -> Iterator[tuple[str, Tensor]]:
         tensor = value.const_value
         assert tensor is not None
         if tensor.size > _INLINE_ELEMENTS:
-            raw = tensor.raw  # type: ignore[attr-defined]
+            raw = tensor.raw
             yield name, raw.detach() if isinstance(raw, Tensor) else torch.from_numpy(tensor.numpy())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() or torch.equal(a, b)
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
 
 
 def _locate(path: Path) -> dict[str, tuple[int, int]]:

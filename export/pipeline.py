@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -36,7 +38,7 @@ from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
 
 from . import families, probe
-from .checkpoint import Checkpoint, locate
+from .checkpoint import locate
 from .families import ReferenceModel
 from .onnx_writer import trace, write_graphs
 from .registry import find_model, unknown_model
@@ -46,46 +48,47 @@ PRECISIONS = ("fp32",)
 _PROBE, _WEIGHTS = "probe.safetensors", "weights.safetensors"
 
 
-class ParityFailed(ParityError):
-    """Parity failed; ``rows`` holds every comparison."""
-
-    def __init__(self, message: str, rows: Sequence[ParityRow]) -> None:
-        super().__init__(message)
-        self.rows = tuple(rows)
+#: Begins a stage, given its name and number of steps, and returns what to call after each step.
+BeginStage: TypeAlias = Callable[[str, int], Callable[[], None]]
 
 
-class Progress:
-    """What the pipeline reports; the command line overrides it with bars."""
-
-    def stage(self, name: str, steps: int) -> Callable[[], None]:
-        """Begin a stage of ``steps`` steps; call the result after each."""
-        return lambda: None
+def _silent(name: str, steps: int) -> Callable[[], None]:  # noqa: ARG001 (a BeginStage)
+    return lambda: None
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: exactly what the manifest says of it, and how to load it."""
+    """Where a model comes from.
 
-    info: ModelInfo
-    load: Callable[[], ReferenceModel]
+    Attributes:
+        name: what to call it.
+        load: reads it and says what the manifest is to say of it.
+    """
+
+    name: str
+    load: Callable[[], tuple[ReferenceModel, ModelInfo]]
 
 
 def checkpoint_source(model: str, revision: str | None = None) -> Source:
     """A checkpoint by registry name, Hub id or folder.
 
     Raises:
-        CheckpointError: it cannot be found or is not one of the supported families.
+        CheckpointError: it cannot be found.
     """
-    checkpoint: Checkpoint = locate(model, revision)
-    info = ModelInfo(
-        name=checkpoint.name,
-        family=families.family_name(checkpoint),
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        weights=checkpoint.origin,
-        checkpoint_sha256=sha256(*checkpoint.weight_files()),
-    )
-    return Source(info, lambda: families.load(checkpoint))
+    checkpoint = locate(model, revision)
+
+    def load() -> tuple[ReferenceModel, ModelInfo]:
+        info = ModelInfo(
+            name=checkpoint.name,
+            family=families.family_name(checkpoint),
+            source=checkpoint.source,
+            revision=checkpoint.revision,
+            weights=checkpoint.origin,
+            checkpoint_sha256=sha256(*checkpoint.weight_files()),
+        )
+        return families.load(checkpoint), info
+
+    return Source(checkpoint.name, load)
 
 
 def random_source(model: str, seed: int = 0) -> Source:
@@ -100,7 +103,7 @@ def random_source(model: str, seed: int = 0) -> Source:
     info = ModelInfo(
         name=spec.name, family=spec.family, source=None, revision=None, weights="random", checkpoint_sha256=None
     )
-    return Source(info, lambda: families.family(spec.family).random(spec.config, seed))
+    return Source(spec.name, lambda: (families.family(spec.family).random(spec.config, seed), info))
 
 
 def export(
@@ -109,7 +112,7 @@ def export(
     precisions: Sequence[str] = ("fp32",),
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    begin: BeginStage = _silent,
 ) -> Bundle:
     """Export a model as a bundle.
 
@@ -121,26 +124,25 @@ def export(
         output: the bundle's folder.
         precisions: which precisions to write.
         overwrite: replace a bundle at ``output``.
-        progress: is told how far the export is.
+        begin: is told how far the export is.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        ParityFailed: a graph does not give the reference's numbers.
+        ParityError: a graph does not give the reference's numbers.
         OutputError: ``output`` exists or cannot be written.
     """
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ArgumentError(f"precision {precision!r} cannot be exported; choose from {', '.join(PRECISIONS)}.")
-    progress = progress or Progress()
     with new_folder(output, overwrite) as folder:
-        done = progress.stage("load weights", 1)
-        model = source.load()
+        done = begin("load weights", 1)
+        model, info = source.load()
         done()
-        manifest = _write(model, source.info, folder, progress)
+        manifest = _write(model, info, folder, begin)
         # The check loads the graphs as a user would; the reference has said all that is needed of it by now.
         del model
         gc.collect()
-        rows = _check(Bundle(folder, manifest), progress)
+        rows = _check(Bundle(folder, manifest), begin)
         _write_manifest(_with_measured(manifest, rows), folder)
     return Bundle.open(output, check_hashes=False)
 
@@ -151,27 +153,27 @@ def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
     """
-    model = checkpoint_source(checkpoint).load()
+    model, _ = checkpoint_source(checkpoint).load()
     text = bundle.manifest.text
     return probe.record(model, Tokenizer(bundle.file(text.tokenizer), text))
 
 
-def _write(model: ReferenceModel, info: ModelInfo, folder: Path, progress: Progress) -> Manifest:
+def _write(model: ReferenceModel, info: ModelInfo, folder: Path, begin: BeginStage) -> Manifest:
     """Write graphs, weights, tokenizer and probe; return the manifest, in which ``measured`` is still empty."""
     sources = model.graphs()
-    done = progress.stage("trace graphs", len(sources))
+    done = begin("trace graphs", len(sources))
     models: dict[str, ir.Model] = {}
     for name, source in sources.items():
         models[name] = trace(source)
         done()
 
-    done = progress.stage("write weights", 1)
+    done = begin("write weights", 1)
     write_graphs({f"{name}.onnx": graph for name, graph in models.items()}, folder / _WEIGHTS)
     done()
 
     text = model.text_spec
     (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
-    done = progress.stage("run reference", probe.count_steps(model))
+    done = begin("run reference", probe.count_steps(model))
     probe.record(model, Tokenizer(folder / text.tokenizer, text), done).save(folder / _PROBE)
 
     return Manifest(
@@ -189,13 +191,13 @@ def _write(model: ReferenceModel, info: ModelInfo, folder: Path, progress: Progr
     )
 
 
-def _check(bundle: Bundle, progress: Progress) -> tuple[ParityRow, ...]:
+def _check(bundle: Bundle, begin: BeginStage) -> tuple[ParityRow, ...]:
     recorded = Probe.load(bundle.file(_PROBE))
-    done = progress.stage("check parity", parity.count_rows(recorded))
-    rows = parity.check(Model(bundle, device="cpu"), recorded, parity.LIMITS["fp32"], lambda row: done())
+    done = begin("check parity", parity.count_rows(recorded))
+    rows = parity.check(Model(bundle, device="cpu"), recorded, parity.LIMITS["fp32"], done)
     failed = [row for row in rows if not row.passed]
     if failed:
-        raise ParityFailed(
+        raise ParityError(
             f"parity failed in {len(failed)} of {len(rows)} comparisons, so no bundle was written; "
             "if the checkpoint's files are intact, report this with the table above.",
             rows,
@@ -204,8 +206,6 @@ def _check(bundle: Bundle, progress: Progress) -> tuple[ParityRow, ...]:
 
 
 def _with_measured(manifest: Manifest, rows: tuple[ParityRow, ...]) -> Manifest:
-    import msgspec
-
     measured = msgspec.structs.replace(manifest.parity, measured={"fp32": rows})
     return msgspec.structs.replace(manifest, parity=measured)
 
@@ -216,7 +216,12 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _producer() -> dict[str, str]:
     versions = {name: version(name) for name in ("torch", "onnxscript", "numpy", "pillow", "tokenizers")}
-    return {"fgclip_rt": fgclip_rt.__version__, "python": platform.python_version(), "onnxruntime": ort.__version__, **versions}
+    return {
+        "fgclip_rt": fgclip_rt.__version__,
+        "python": platform.python_version(),
+        "onnxruntime": ort.__version__,
+        **versions,
+    }
 
 
 def _graph_file(file: str, model: ir.Model) -> GraphFile:
@@ -228,7 +233,9 @@ def _graph_file(file: str, model: ir.Model) -> GraphFile:
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:
-    assert value.name is not None and value.dtype is not None and value.shape is not None
+    assert value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorSpec(name=value.name, dtype=np.dtype(value.dtype.numpy()).name, shape=shape)
 
@@ -240,12 +247,14 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
     """
-    output = Path(os.path.abspath(output))
+    output = output.absolute()
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise OutputError(f"{output} exists already; choose another --output, or replace it with --overwrite.")
         if not (output / MANIFEST).is_file():
-            raise OutputError(f"{output} exists and is not a bundle, so it will not be replaced; choose another --output.")
+            raise OutputError(
+                f"{output} exists and is not a bundle, so it will not be replaced; choose another --output."
+            )
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -284,5 +293,3 @@ def _no_space(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__module__.startswith("safetensors") and "No space left" in str(error)
-
-

@@ -6,8 +6,9 @@
 """
 
 from .errors import FgclipError
+from .images import load_image
 from .model import Model, load
 
 __version__ = "0.1.0"
 
-__all__ = ["FgclipError", "Model", "__version__", "load"]
+__all__ = ["FgclipError", "Model", "__version__", "load", "load_image"]

@@ -24,11 +24,11 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: str | Path, *, check_hashes: bool = True) -> Bundle:
-        """Open the bundle at ``path``.
+    def open(cls, folder: Path, *, check_hashes: bool = True) -> Bundle:
+        """Open the bundle at ``folder``.
 
         Args:
-            path: the folder.
+            folder: its path.
             check_hashes: compare every file's SHA-256 with the manifest. Without it only names and sizes are
                 compared, which is faster for large bundles and trusts the disk.
 
@@ -36,16 +36,20 @@ class Bundle:
             BundleError: the folder is not a bundle, a file is missing, extra or altered, or the manifest is not as
                 specified.
         """
-        folder = Path(path)
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
             raise BundleError(f"{folder} {state}, not a bundle folder; make one with 'fgclip-rt export'.")
+        path = folder / MANIFEST
         try:
-            text = (folder / MANIFEST).read_bytes()
+            text = path.read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'.") from None
+            raise BundleError(
+                f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'."
+            ) from None
         except OSError as error:
-            raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}); check its permissions.") from None
+            raise BundleError(
+                f"{folder / MANIFEST} cannot be read ({error.strerror}); check its permissions."
+            ) from None
         bundle = cls(folder, decode_manifest(text, str(folder / MANIFEST)))
         bundle._check_files(check_hashes)
         return bundle
@@ -64,7 +68,9 @@ class Bundle:
         for name in listed:
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts or "\\" in name or name in ("", MANIFEST):
-                raise BundleError(f"{self.path / MANIFEST} lists {name!r}, not a path inside the bundle; export it again.")
+                raise BundleError(
+                    f"{self.path / MANIFEST} lists {name!r}, not a path inside the bundle; export it again."
+                )
         for name in list_files(self.path):
             if name not in listed:
                 raise BundleError(f"{self.path} holds {name}, which its manifest does not list; remove that file.")
@@ -78,7 +84,9 @@ class Bundle:
             except OSError as error:
                 raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
             if altered:
-                raise BundleError(f"{path} is not the file that was exported; copy the bundle again, or export it again.")
+                raise BundleError(
+                    f"{path} is not the file that was exported; copy the bundle again, or export it again."
+                )
 
 
 def list_files(folder: Path) -> list[str]:

@@ -6,6 +6,12 @@ with status 1; a library user can catch :class:`FgclipError` or one of its kinds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .manifest import ParityRow
+
 
 class FgclipError(Exception):
     """Base of all errors below."""
@@ -40,7 +46,11 @@ class CheckpointError(FgclipError):
 
 
 class ParityError(FgclipError):
-    """A graph does not give the reference's numbers."""
+    """A graph does not give the reference's numbers; ``rows`` holds every comparison that was made."""
+
+    def __init__(self, message: str, rows: Sequence[ParityRow] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class OutputError(FgclipError):

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -115,7 +116,7 @@ class NaflexPreparation:
         return Patches(patches, (rows, columns), (height, width), bucket)
 
     def bucket(self, width: int, height: int) -> int:
-        """The bucket of an image of ``width`` × ``height`` pixels: the first that holds its whole patches, or the last."""
+        """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""
         whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
         return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
 
@@ -159,10 +160,10 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
         raise ImageError(
             f"{name} is of type {type(source).__name__}; pass a path, bytes, a Pillow image or a uint8 array [H, W, 3]."
         )
-    if os.path.isfile(source) and os.path.getsize(source) == 0:
-        raise ImageError(f"{name} is empty; restore or remove it.")
     # Opened here and not by Pillow, so that the file is closed when decoding fails half-way.
-    with open(source, "rb") as file:
+    with Path(source).open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0 and Path(source).is_file():
+            raise ImageError(f"{name} is empty; restore or remove it.")
         image = Image.open(file)
         _check_pixels(image, name)
         image.load()

@@ -13,7 +13,7 @@ import msgspec
 
 from .errors import BundleError
 
-FORMAT = "fgclip-rt-bundle"
+FORMAT: Literal["fgclip-rt-bundle"] = "fgclip-rt-bundle"
 #: The version that this package writes, and the newest that it reads.
 FORMAT_VERSION = 1
 
@@ -22,7 +22,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all parts: immutable, and an unknown key is an error."""
 
 
-class ModelInfo(_Strict):
+class ModelInfo(_Strict, frozen=True):
     """Which model this is.
 
     Attributes:
@@ -42,7 +42,7 @@ class ModelInfo(_Strict):
     checkpoint_sha256: str | None
 
 
-class Score(_Strict):
+class Score(_Strict, frozen=True):
     """logits = exp(logit_scale) · cosine + logit_bias, then ``activation``."""
 
     activation: Literal["sigmoid", "softmax"]
@@ -50,7 +50,7 @@ class Score(_Strict):
     logit_bias: float
 
 
-class ImageSpec(_Strict):
+class ImageSpec(_Strict, frozen=True):
     """NaFlex preparation: resize to a grid of patches that fills a bucket, keeping the aspect ratio.
 
     Attributes:
@@ -70,14 +70,14 @@ class ImageSpec(_Strict):
     max_num_patches: int
 
 
-class WalkTypeSpec(_Strict):
+class WalkTypeSpec(_Strict, frozen=True):
     """``index`` is the text graph's ``walk_type`` input; ``length`` the number of tokens, padding included."""
 
     index: int
     length: int
 
 
-class TextSpec(_Strict):
+class TextSpec(_Strict, frozen=True):
     """Tokenisation.
 
     Attributes:
@@ -95,7 +95,7 @@ class TextSpec(_Strict):
     walk_types: dict[str, WalkTypeSpec]
 
 
-class TensorSpec(_Strict):
+class TensorSpec(_Strict, frozen=True):
     """An input or output of a graph; a named axis is dynamic."""
 
     name: str
@@ -103,7 +103,7 @@ class TensorSpec(_Strict):
     shape: tuple[int | str, ...]
 
 
-class GraphFile(_Strict):
+class GraphFile(_Strict, frozen=True):
     """One graph in one precision."""
 
     file: str
@@ -111,7 +111,7 @@ class GraphFile(_Strict):
     outputs: tuple[TensorSpec, ...]
 
 
-class Limits(_Strict):
+class Limits(_Strict, frozen=True):
     """What parity demands.
 
     Attributes:
@@ -123,7 +123,7 @@ class Limits(_Strict):
     min_cosine: float
 
 
-class ParityRow(_Strict):
+class ParityRow(_Strict, frozen=True):
     """One comparison with the reference.
 
     Attributes:
@@ -141,7 +141,7 @@ class ParityRow(_Strict):
     passed: bool
 
 
-class Parity(_Strict):
+class Parity(_Strict, frozen=True):
     """The recorded probe, and what was measured on it at export, by precision."""
 
     probe: str
@@ -149,14 +149,14 @@ class Parity(_Strict):
     measured: dict[str, tuple[ParityRow, ...]]
 
 
-class FileInfo(_Strict):
+class FileInfo(_Strict, frozen=True):
     """Size in bytes and digest of one file."""
 
     size: int
     sha256: str
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True):
     """The whole ``manifest.json``."""
 
     format: Literal["fgclip-rt-bundle"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 from .backends.onnxruntime import OnnxRuntimeBackend
 from .boxes import check_boxes
 from .bundle import Bundle
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError
 from .images import ImageSource, NaflexPreparation, Patches, as_sources, load_image
 from .manifest import Manifest
 from .text import Tokenizer, as_texts
@@ -51,7 +52,7 @@ def load(
         ArgumentError: device, precision or threads cannot be used.
         DeviceError: the device is not there.
     """
-    return Model(Bundle.open(os.fspath(bundle), check_hashes=check_hashes), device, precision, threads)
+    return Model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads)
 
 
 class Model:
@@ -238,7 +239,8 @@ class Model:
             float32 [n, m].
         """
         cosine = l2_normalize(self._vectors(image_embeds)) @ l2_normalize(self._vectors(text_embeds)).T
-        return (cosine * np.exp(self.logit_scale) + self.logit_bias).astype(np.float32)
+        logits: FloatArray = (cosine * np.exp(self.logit_scale) + self.logit_bias).astype(np.float32)
+        return logits
 
     def probabilities(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """Probabilities of the logits: by sigmoid each pair for itself, by softmax over the texts of an image.
@@ -246,13 +248,16 @@ class Model:
         Returns:
             float32 [n, m].
         """
-        logits = self.logits(image_embeds, text_embeds).astype(np.float64)
+        logits = self.logits(image_embeds, text_embeds)
+        probabilities: FloatArray
         if self.manifest.score.activation == "softmax":
-            exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
-        # exp of a negative number only, so that neither branch overflows.
-        decay = np.exp(-np.abs(logits))
-        return (np.where(logits >= 0, 1.0, decay) / (1.0 + decay)).astype(np.float32)
+            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            probabilities = weights / weights.sum(axis=-1, keepdims=True)
+        else:
+            # exp of a negative number only, so that neither side of zero overflows.
+            decay = np.exp(-np.abs(logits))
+            probabilities = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
+        return probabilities
 
     def _image_batches(
         self,
@@ -293,7 +298,8 @@ class Model:
 
 def l2_normalize(vectors: FloatArray) -> FloatArray:
     """Vectors of length one along the last axis; a zero vector stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    normalized: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-12))
+    return normalized
 
 
 def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:

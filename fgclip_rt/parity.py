@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .manifest import Limits, ParityRow
 from .model import Model
@@ -37,7 +38,7 @@ def compare_exactly(actual: Array, expected: Array, graph: str, case: str) -> Pa
 
 
 def check(
-    model: Model, probe: Probe, limits: Limits, progress: Callable[[ParityRow], None] = lambda row: None
+    model: Model, probe: Probe, limits: Limits, progress: Callable[[], None] = lambda: None
 ) -> tuple[ParityRow, ...]:
     """Run the probe through every step of ``model``: preparation, each graph, and the logits.
 
@@ -49,7 +50,7 @@ def check(
     """
     rows = []
     for row in _rows(model, probe, limits):
-        progress(row)
+        progress()
         rows.append(row)
     return tuple(rows)
 
@@ -71,7 +72,9 @@ def _rows(model: Model, probe: Probe, limits: Limits) -> Iterator[ParityRow]:
         yield compare(dense.reshape(-1, model.dim), image.dense, limits, "dense", case)
         regions = model.embed_regions(image.rgb, image.boxes, normalize=False)
         yield compare(regions, image.regions, limits, "region", case)
-    yield compare(_all_at_once(model, probe), np.stack([i.features for i in probe.images]), limits, "vision", "mixed batch")
+    yield compare(
+        _all_at_once(model, probe), np.stack([i.features for i in probe.images]), limits, "vision", "mixed batch"
+    )
 
     embeds = np.stack(features)
     short = embeds[:0]
@@ -92,9 +95,7 @@ def _all_at_once(model: Model, probe: Probe) -> Array:
     return model.run_vision("vision", batch, "image_features")
 
 
-def _pillow(image: ProbeImage) -> Any:
-    from PIL import Image
-
+def _pillow(image: ProbeImage) -> Image.Image:
     return Image.fromarray(image.rgb)
 
 

@@ -91,7 +91,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise TextError(f"text {index} holds half of a surrogate pair and is not valid Unicode; repair it.") from None
+            raise TextError(
+                f"text {index} holds half of a surrogate pair and is not valid Unicode; repair it."
+            ) from None
         return text.lower() if self.spec.lowercase else text
 
 

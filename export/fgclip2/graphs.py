@@ -54,14 +54,14 @@ class Attention(nn.Module):
 
     @classmethod
     def of(cls, attention: reference.Attention) -> Attention:
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-        return cls(*map(Linear.of, projections), heads=attention.heads)
+        q, k, v = (Linear.of(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
+        return cls(q, k, v, Linear.of(attention.out_proj), attention.heads)
 
     @classmethod
     def of_packed(cls, attention: nn.MultiheadAttention) -> Attention:
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        projections = (Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return cls(*projections, Linear.of(attention.out_proj), heads=attention.num_heads)
+        q, k, v = (Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return cls(q, k, v, Linear.of(attention.out_proj), attention.num_heads)
 
     def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self._split(self.q(queries) * self.scale), self._split(self.k(x)), self._split(self.v(x))
@@ -89,8 +89,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, layer: reference.EncoderLayer) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        assert isinstance(layer, reference.EncoderLayer)
         self.norm1, self.norm2 = layer.layer_norm1, layer.layer_norm2
         self.attention = Attention.of(layer.self_attn)
         self.mlp = Mlp(layer.mlp)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from ..bundle import Bundle
+from ..doctor import CUDA_REMEDY, nvidia_gpus
 from ..errors import ArgumentError, DeviceError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -58,8 +60,17 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
+            DeviceError: memory ran out.
         """
-        results: list[np.ndarray[Any, Any]] = self._session(graph).run(list(outputs), dict(inputs))
+        try:
+            results: list[np.ndarray[Any, Any]] = self._session(graph).run(list(outputs), dict(inputs))
+        except RuntimeException as error:
+            if "allocate" not in str(error):
+                raise
+            raise DeviceError(
+                f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
+                "or a machine with more memory."
+            ) from None
         return results
 
     def _session(self, graph: str) -> ort.InferenceSession:
@@ -92,19 +103,13 @@ def _choose_device(device: str) -> tuple[str, str]:
     has_cuda = _CUDA in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceError(
-            "device 'cuda' needs onnxruntime's CUDA provider, which is not installed; "
-            "replace onnxruntime by 'fgclip-rt[gpu]', or pass device='cpu'."
+            f"device 'cuda' needs onnxruntime's CUDA provider, which is not installed; run '{CUDA_REMEDY}', "
+            "or use device 'cpu'."
         )
     if device != "auto":
         return device, "as asked"
     if not has_cuda:
         return "cpu", "this onnxruntime has no CUDA provider"
-    if not _gpu_present():
+    if not nvidia_gpus():
         return "cpu", "onnxruntime has a CUDA provider, but no NVIDIA GPU was found"
     return "cuda", "an NVIDIA GPU was found"
-
-
-def _gpu_present() -> bool:
-    from ..doctor import nvidia_gpus
-
-    return bool(nvidia_gpus())

@@ -1,0 +1,153 @@
+"""What commands share: where output goes, how errors end a command, progress, and the options of many commands."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import ArgumentError, FgclipError
+from ..manifest import ParityRow
+from ..model import Model, load
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+#: Wide enough that nothing is cut when the output is a file or a pipe.
+_PIPE_WIDTH = 1000
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line of the result."""
+    _console(stderr=False).print(_printable(text), markup=False)
+
+
+def warn(text: str) -> None:
+    """Print a line about the work to standard error."""
+    _console(stderr=True).print(_printable(text), markup=False)
+
+
+def say_json(value: Any) -> None:
+    """Print the result for a program."""
+    typer.echo(_printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: bool = True) -> None:
+    """Print a table whose first column is on the left, and the others on the right if ``right``."""
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if right and index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_printable, row))
+    console = _console(stderr=False)
+    console.soft_wrap = False
+    console.print(table, markup=False)
+
+
+def _printable(text: str) -> str:
+    """Text with the bytes of a file name that are not UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def say_parity(rows: Iterable[ParityRow]) -> None:
+    """Print comparisons with the reference."""
+    say_table(
+        "",
+        ("graph", "case", "largest error", "1 - cosine", "result"),
+        (
+            (row.graph, row.case, f"{row.max_error:.1e}", f"{1 - row.min_cosine:.1e}", "ok" if row.passed else "FAILED")
+            for row in rows
+        ),
+    )
+
+
+def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn the errors that we raise into one line and a status: 1, or 130 for Ctrl-C."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        # A service manager stops a process by SIGTERM; as an exception it cleans up like Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            return function(*args, **kwargs)
+        except FgclipError as error:
+            warn(f"fgclip-rt: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            warn("fgclip-rt: interrupted; nothing was written.")
+            raise typer.Exit(130) from None
+        except MemoryError:
+            warn("fgclip-rt: memory ran out; use fewer patches or smaller batches.")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Progress bars on a terminal, nothing elsewhere.
+
+    Yields a function that begins a bar, given its label and number of steps, and returns a
+    function that advances it by one.
+    """
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def begin(label: str, steps: int) -> Callable[[], None]:
+            task = progress.add_task(label, total=steps)
+            return lambda: progress.advance(task)
+
+        yield begin
+
+
+def open_model(bundle: Path, device: str, precision: str | None, threads: int | None) -> Model:
+    """Load a bundle for a command, and say so when its weights are random."""
+    model = load(bundle, device, precision, threads)
+    if model.manifest.model.weights == "random":
+        warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
+    return model
+
+
+def set_max_image_pixels(limit: int | None) -> None:
+    """Raise or lower Pillow's limit on the size of an image for this process."""
+    if limit is not None:
+        if limit < 1:
+            raise ArgumentError(f"--max-image-pixels is {limit}; give a positive number of pixels.")
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+PatchesOption = Annotated[
+    int | None,
+    typer.Option("--max-num-patches", help="Patches to resize every image to.  [default: by each image's own size]"),
+]
+PixelsOption = Annotated[
+    int | None,
+    typer.Option("--max-image-pixels", help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"),
+]
+ExifOption = Annotated[
+    bool,
+    typer.Option("--exif-transpose", help="Turn images upright by their EXIF orientation; the reference does not."),
+]

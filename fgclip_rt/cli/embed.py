@@ -1,0 +1,116 @@
+"""``fgclip-rt embed``: images and texts to a file of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+
+from ..errors import ArgumentError, ImageError
+from ..images import load_image
+from ..vectors import Rows, check_format, write_rows
+from .console import (
+    BundleArgument,
+    DeviceOption,
+    ExifOption,
+    JsonOption,
+    OverwriteOption,
+    PatchesOption,
+    PixelsOption,
+    PrecisionOption,
+    ThreadsOption,
+    open_model,
+    progress_bars,
+    say,
+    say_json,
+    set_max_image_pixels,
+    warn,
+)
+from .inputs import find_images, read_texts, warn_truncated
+
+
+def run(
+    bundle: BundleArgument,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
+    output: Annotated[Path, typer.Option(help="File to write: .npy, .npz or .parquet.")] = ...,  # type: ignore[assignment]
+    texts: Annotated[Path | None, typer.Option(help="File of texts, one a line, UTF-8.")] = None,
+    walk_type: Annotated[str, typer.Option(help="Kind of text: short, box or long.")] = "short",
+    max_num_patches: PatchesOption = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per run.  [default: by their patches]")] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale vectors to length one.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
+    exif_transpose: ExifOption = False,
+    max_image_pixels: PixelsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the vectors of images and texts to a file that also says which row is which input.
+
+    An image that cannot be read is reported and left out, unless --strict is given. A .npy file holds the vectors
+    only, and OUTPUT.json beside it says which row is which.
+    """
+    check_format(output, overwrite)
+    if not images and texts is None:
+        raise ArgumentError("there is nothing to embed; give image files, folders, or --texts FILE.")
+    set_max_image_pixels(max_image_pixels)
+    files = find_images(images or [])
+    lines = read_texts(texts) if texts is not None else []
+    model = open_model(bundle, device, precision, threads)
+    model.tokenizer.walk_type(walk_type)
+    truncated = warn_truncated(model, lines, walk_type)
+
+    kept: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
+
+    def readable(done: Callable[[], None]) -> Iterator[Image.Image]:
+        for path in files:
+            try:
+                image = load_image(path, exif_transpose=exif_transpose)
+            except ImageError as error:
+                if strict:
+                    raise
+                skipped.append((path, str(error)))
+                warn(f"fgclip-rt: skipped: {error}")
+            else:
+                kept.append(path)
+                yield image
+            done()
+
+    with progress_bars() as begin:
+        image_vectors = model.embed_images(
+            readable(begin("images", len(files))) if files else [], max_num_patches, batch_size, normalize
+        )
+        done = begin("texts", len(lines))
+        text_vectors = model.embed_texts((line for line in lines if not done()), walk_type, normalize)
+    if files and not kept:
+        raise ImageError(f"none of the {len(files)} images could be read, so {output} was not written.")
+
+    rows = Rows(
+        kinds=["image"] * len(kept) + ["text"] * len(lines),
+        inputs=[str(path) for path in kept] + lines,
+        vectors=np.concatenate([image_vectors, text_vectors]),
+    )
+    write_rows(rows, output)
+    if json:
+        say_json(
+            {
+                "output": str(output),
+                "shape": list(rows.vectors.shape),
+                "rows": rows.index(),
+                "skipped": [{"input": str(path), "error": error} for path, error in skipped],
+                "truncated_texts": truncated,
+            }
+        )
+        return
+    say(
+        f"{output}: {len(kept)} images and {len(lines)} texts as float32 {list(rows.vectors.shape)}"
+        + (f"; {len(skipped)} images skipped" if skipped else "")
+        + (f"; {len(truncated)} texts truncated" if truncated else "")
+    )

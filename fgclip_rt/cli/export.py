@@ -1,0 +1,102 @@
+"""``fgclip-rt export``: checkpoint to bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..bundle import Bundle
+from ..errors import ArgumentError, MissingDependencyError, ParityError
+from .console import JsonOption, OverwriteOption, progress_bars, say, say_json, say_parity, warn
+
+
+def run(
+    model: Annotated[str, typer.Option(help="A model's name, its Hub id, or a local checkpoint folder.")],
+    output: Annotated[Path | None, typer.Option(help="Bundle folder to make.  [default: by the model's name]")] = None,
+    precision: Annotated[list[str], typer.Option(help="Precision to write; repeatable.")] = ["fp32"],  # noqa: B006
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Real sizes with random weights and no download: for benchmarks only."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Turn an FG-CLIP checkpoint into a bundle that runs without PyTorch.
+
+    The bundle appears only when every graph has given the reference's numbers on the probe inputs.
+    """
+    require("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
+    import fgclip_rt.export as exporter
+
+    if random_weights and revision is not None:
+        raise ArgumentError("--revision goes with weights from the Hub; leave it out with --random-weights.")
+    if random_weights:
+        source = exporter.random_source(model, seed)
+        warn(
+            f"fgclip-rt: RANDOM WEIGHTS: {source.name} gets its real sizes, but its numbers will mean nothing and its "
+            "tokenizer spells texts byte by byte; use this bundle for benchmarks only."
+        )
+    else:
+        source = exporter.checkpoint_source(model, revision)
+    path = output or _default_output(source.name, is_name=exporter.find_model(model) is not None, random=random_weights)
+    try:
+        with progress_bars() as begin:
+            bundle = exporter.export(source, path, precision, overwrite=overwrite, begin=begin)
+    except ParityError as error:
+        say_parity(row for row in error.rows if not row.passed)
+        raise
+    _report(bundle, json)
+
+
+def _report(bundle: Bundle, json: bool) -> None:
+    manifest = bundle.manifest
+    worst = {
+        precision: {
+            "comparisons": len(rows),
+            "max_error": max(row.max_error for row in rows),
+            "min_cosine": min(row.min_cosine for row in rows),
+        }
+        for precision, rows in manifest.parity.measured.items()
+    }
+    if json:
+        say_json(
+            {
+                "bundle": str(bundle.path),
+                "model": manifest.model.name,
+                "weights": manifest.model.weights,
+                "embedding_size": manifest.embedding_size,
+                "size": bundle.size,
+                "parity": worst,
+            }
+        )
+        return
+    say(f"{bundle.path}: {manifest.model.name}, {bundle.size / 1e6:,.1f} MB, vectors of {manifest.embedding_size}")
+    for precision, figures in worst.items():
+        say(
+            f"  {precision}: {figures['comparisons']} comparisons with the reference passed, "
+            f"largest error {figures['max_error']:.1e} of the largest value, smallest cosine 1 - "
+            f"{1 - figures['min_cosine']:.0e}"
+        )
+
+
+def require(*packages: str) -> None:
+    """Check for the packages of the ``export`` extra without importing them.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"this command needs {', '.join(missing)}, which is not installed; run pip install 'fgclip-rt[export]'."
+        )
+
+
+def _default_output(name: str, *, is_name: bool, random: bool) -> Path:
+    # A checkpoint folder in the working folder has the name itself.
+    return Path(f"{name}-random" if random else name if is_name else f"{name}-bundle")

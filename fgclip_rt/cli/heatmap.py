@@ -1,0 +1,88 @@
+"""``fgclip-rt heatmap``: a picture of where texts are found in an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ..errors import ArgumentError
+from ..heatmap import draw, similarity_maps
+from ..outputs import check_output, written_whole
+from .console import (
+    BundleArgument,
+    DeviceOption,
+    ExifOption,
+    JsonOption,
+    OverwriteOption,
+    PatchesOption,
+    PixelsOption,
+    PrecisionOption,
+    ThreadsOption,
+    open_model,
+    say,
+    say_json,
+    set_max_image_pixels,
+    warn,
+)
+from .inputs import check_text_arguments, read_images, warn_truncated
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def run(
+    bundle: BundleArgument,
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    text: Annotated[list[str], typer.Option(help="A text; repeatable.")],
+    output: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")],
+    walk_type: Annotated[str, typer.Option(help="Kind of text: short, box or long.")] = "box",
+    max_num_patches: PatchesOption = None,
+    font: Annotated[Path | None, typer.Option(help="Font file for the labels.  [default: looked for]")] = None,
+    exif_transpose: ExifOption = False,
+    max_image_pixels: PixelsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Draw where in an image each text is found.
+
+    One map per text, from its least to its largest cosine with the dense features; more patches give finer maps.
+    """
+    if output.suffix.lower() not in _SUFFIXES:
+        raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(_SUFFIXES)}.")
+    check_output(output, overwrite)
+    set_max_image_pixels(max_image_pixels)
+    check_text_arguments(text)
+    model = open_model(bundle, device, precision, threads)
+    warn_truncated(model, text, walk_type)
+    (photo,) = read_images([image], exif_transpose)
+    maps = similarity_maps(
+        model.dense_features([photo], max_num_patches)[0],
+        model.embed_texts(text, walk_type),
+    )
+    picture = draw(photo, maps, text, font)
+    with written_whole(output) as path:
+        picture.image.save(path)
+    if picture.unlabelled:
+        warn(
+            f"fgclip-rt: no font here can write {', '.join(picture.unlabelled)}, so these maps carry numbers; "
+            "name a font file with --font."
+        )
+
+    found: list[dict[str, Any]] = []
+    for name, values in zip(text, maps, strict=True):
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        # The centre of the patch, in pixels of the original image.
+        at = [(column + 0.5) / values.shape[1] * photo.width, (row + 0.5) / values.shape[0] * photo.height]
+        found.append({"text": name, "largest": float(values.max()), "least": float(values.min()), "at": at})
+    if json:
+        say_json({"output": str(output), "image": str(image), "grid": list(maps.shape[1:]), "texts": found})
+        return
+    say(f"{output}: {len(text)} maps of {maps.shape[1]}×{maps.shape[2]} patches")
+    for entry in found:
+        x, y = entry["at"]
+        say(f"  {entry['text']}: cosine {entry['least']:.3f} to {entry['largest']:.3f}, largest at {x:.0f},{y:.0f}")

@@ -1,0 +1,95 @@
+"""Reading what commands are given: images, folders of images, and files of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import ImageError, TextError
+from ..images import load_image
+from ..model import Model
+from .console import warn
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Image files: those given, and in the place of a folder all that lie below it, sorted.
+
+    A file that is given by name is kept whatever it is called; in a folder the suffix decides.
+
+    Raises:
+        ImageError: a path does not exist, or a folder holds no image.
+    """
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            if not below:
+                raise ImageError(f"{path} holds no image files; give a folder with some, or the files themselves.")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ImageError(f"{path} does not exist; check the path.")
+    return found
+
+
+def read_images(paths: Iterable[Path], exif_transpose: bool) -> Iterator[Image.Image]:
+    """Read image files one by one, as they are asked for."""
+    return (load_image(path, exif_transpose=exif_transpose) for path in paths)
+
+
+def read_texts(path: Path) -> list[str]:
+    """One text a line, UTF-8; an empty line is an empty text.
+
+    Raises:
+        TextError: the file cannot be read, is not UTF-8, or holds no line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TextError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    if not lines:
+        raise TextError(f"{path} is empty; put one text on each line.")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise TextError(
+                f"{path}, line {number}, is not valid UTF-8 (byte {line[error.start]:#04x}); save the file as UTF-8."
+            ) from None
+    return texts
+
+
+def check_text_arguments(texts: Sequence[str]) -> None:
+    """Refuse text arguments that the terminal did not pass as UTF-8.
+
+    Raises:
+        TextError: one is not valid Unicode.
+    """
+    for number, text in enumerate(texts, 1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise TextError(f"--text number {number} is not valid UTF-8; check the terminal's encoding.") from None
+
+
+def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:
+    """Report texts that lose their end, and return their indices."""
+    indices = model.truncated(texts, walk_type)
+    if indices:
+        limit = model.tokenizer.walk_type(walk_type).length
+        longer = "use --walk-type long" if walk_type != "long" else "shorten them"
+        shown = ", ".join(str(index + 1) for index in indices[:5]) + (", …" if len(indices) > 5 else "")
+        warn(
+            f"fgclip-rt: {len(indices)} of {len(texts)} texts exceed {limit} tokens and lose their end "
+            f"(number {shown}); {longer} to keep it."
+        )
+    return indices

@@ -1,0 +1,72 @@
+"""``fgclip-rt inspect``: what is inside a bundle."""
+
+from __future__ import annotations
+
+from ..bundle import Bundle
+from ..manifest import Manifest, TensorSpec
+from .console import BundleArgument, JsonOption, say, say_json, say_table
+
+
+def run(bundle: BundleArgument, json: JsonOption = False) -> None:
+    """Show what is inside a bundle, once every file has been checked against its digest."""
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    if json:
+        say_json({"path": str(opened.path), "size": opened.size, "manifest": manifest.to_builtins()})
+        return
+    for name, value in _facts(opened).items():
+        say(f"{name:<12} {value}")
+    say_table(
+        "graphs",
+        ("graph", "precision", "file", "inputs", "outputs"),
+        (
+            (name, precision, graph.file, _tensors(graph.inputs), _tensors(graph.outputs))
+            for name, graphs in manifest.graphs.items()
+            for precision, graph in graphs.items()
+        ),
+        right=False,
+    )
+    say_table(
+        "files",
+        ("file", "bytes", "sha256"),
+        ((name, f"{info.size:,}", info.sha256) for name, info in manifest.files.items()),
+    )
+    say_table("parity at export", ("precision", "graph", "cases", "largest error", "1 - cosine"), _parity(manifest))
+
+
+def _facts(bundle: Bundle) -> dict[str, str]:
+    manifest = bundle.manifest
+    model, image, text, score = manifest.model, manifest.image, manifest.text, manifest.score
+    revision = f" at {model.revision}" if model.revision else ""
+    weights = {
+        "random": "RANDOM: for benchmarks only, its numbers mean nothing",
+        "local": f"from the local folder {model.source}",
+        "released": f"released, {model.source}{revision}",
+    }[model.weights]
+    walk_types = ", ".join(f"{name} {spec.length}" for name, spec in text.walk_types.items())
+    return {
+        "model": f"{model.name} ({model.family}), vectors of {manifest.embedding_size}",
+        "weights": weights,
+        "size": f"{bundle.size / 1e6:,.1f} MB in {len(manifest.files) + 1} files",
+        "precisions": ", ".join(manifest.precisions),
+        "score": f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})",
+        "images": f"{image.kind}, patches of {image.patch_size} px, buckets {', '.join(map(str, image.buckets))}, "
+        f"up to {image.max_num_patches:,}",
+        "texts": f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}",
+        "made by": ", ".join(f"{name} {version}" for name, version in manifest.producer.items()),
+    }
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> str:
+    return "\n".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+
+
+def _parity(manifest: Manifest) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
+    for precision, rows in manifest.parity.measured.items():
+        for graph in dict.fromkeys(row.graph for row in rows):
+            group = [row for row in rows if row.graph == graph]
+            error = max(row.max_error for row in group)
+            cosine = min(row.min_cosine for row in group)
+            lines.append((precision, graph, str(len(group)), f"{error:.1e}", f"{1 - cosine:.1e}"))
+    return lines

@@ -1,0 +1,70 @@
+"""``fgclip-rt verify``: parity again, on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ..bundle import Bundle
+from ..errors import ParityError
+from ..model import Model
+from ..parity import check, count_rows
+from ..probe import Probe
+from .console import (
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    ThreadsOption,
+    progress_bars,
+    say,
+    say_json,
+    say_parity,
+)
+from .export import require
+
+
+def run(
+    bundle: BundleArgument,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Compare with this checkpoint's reference instead of the recorded probe.")
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check that a bundle gives the reference's numbers on this machine.
+
+    The probe recorded in the bundle needs no PyTorch; --checkpoint runs the reference anew and does.
+    """
+    opened = Bundle.open(bundle)
+    model = Model(opened, device, precision, threads)
+    with progress_bars() as begin:
+        if checkpoint is None:
+            probe = Probe.load(opened.file(opened.manifest.parity.probe))
+        else:
+            require("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
+            import fgclip_rt.export as exporter
+
+            done = begin("run reference", 1)
+            probe = exporter.verify_against(opened, checkpoint)
+            done()
+        done = begin("check parity", count_rows(probe))
+        rows = check(model, probe, opened.manifest.parity.limits[model.precision], done)
+    failed = [row for row in rows if not row.passed]
+    if json:
+        comparisons = msgspec.to_builtins(rows)
+        say_json({"bundle": str(bundle), "backend": str(model.backend), "passed": not failed, "rows": comparisons})
+    else:
+        say_parity(rows)
+    if failed:
+        raise ParityError(
+            f"{bundle} fails {len(failed)} of {len(rows)} comparisons on {model.backend}; "
+            "do not trust its numbers here, and export it again on this machine.",
+            rows,
+        )
+    if not json:
+        say(f"{bundle}: all {len(rows)} comparisons passed on {model.backend}")

@@ -1,0 +1,47 @@
+"""Output files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Make sure, before any work is done, that ``path`` can be written.
+
+    Raises:
+        OutputError: it exists and is not to be overwritten, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another --output, or replace it with --overwrite.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written because {folder} is not a folder; make it, or choose another.")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path} cannot be written because {folder} is not writable; choose another --output.")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the name of ``path`` when the block ends well.
+
+    Raises:
+        OutputError: writing failed; nothing is left behind.
+    """
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(f"{path} cannot be written because the disk is full; free some space.") from None
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another --output.") from None
+    finally:
+        partial.unlink(missing_ok=True)

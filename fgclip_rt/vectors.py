@@ -1,0 +1,93 @@
+"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each says which row is which input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, MissingDependencyError
+from .outputs import check_output, written_whole
+
+SUFFIXES = (".npy", ".npz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Vectors and where they come from.
+
+    Attributes:
+        kinds: ``image`` or ``text``, by row.
+        inputs: path of the image or the text itself, by row.
+        vectors: float32 [n, D].
+    """
+
+    kinds: list[str]
+    inputs: list[str]
+    vectors: np.ndarray[Any, np.dtype[np.float32]]
+
+    def index(self) -> list[dict[str, Any]]:
+        """What each row is, for JSON."""
+        pairs = zip(self.kinds, self.inputs, strict=True)
+        return [{"row": row, "kind": kind, "input": name} for row, (kind, name) in enumerate(pairs)]
+
+
+def index_path(output: Path) -> Path:
+    """The file beside a ``.npy`` that says which row is which input."""
+    return output.with_name(output.name + ".json")
+
+
+def check_format(output: Path, overwrite: bool = False) -> None:
+    """Make sure, before any work is done, that rows can be written to ``output``.
+
+    Raises:
+        ArgumentError: its suffix is not one of :data:`SUFFIXES`.
+        MissingDependencyError: Parquet is asked for and pyarrow is not installed.
+        OutputError: it exists or cannot be written.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(SUFFIXES)}.")
+    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise MissingDependencyError(
+            "writing .parquet needs pyarrow, which is not installed; run pip install 'fgclip-rt[parquet]', "
+            "or write .npz."
+        )
+    check_output(output, overwrite)
+    if output.suffix == ".npy":
+        check_output(index_path(output), overwrite)
+
+
+def write_rows(rows: Rows, output: Path) -> None:
+    """Write ``rows`` in the format that the suffix of ``output`` names.
+
+    ``.npy`` holds the vectors, and ``OUTPUT.json`` the rows. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds`` and
+    ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
+
+    Raises:
+        OutputError: writing failed; nothing is left behind.
+    """
+    with written_whole(output) as path:
+        if output.suffix == ".npy":
+            # The index first: vectors with no index would be the worse half to be left with.
+            with written_whole(index_path(output)) as index:
+                index.write_text(json.dumps({"rows": rows.index()}, indent=1, ensure_ascii=False), encoding="utf-8")
+                np.save(path, rows.vectors)
+        elif output.suffix == ".npz":
+            kinds, inputs = np.array(rows.kinds, dtype=np.str_), np.array(rows.inputs, dtype=np.str_)
+            np.savez(path, vectors=rows.vectors, kinds=kinds, inputs=inputs)
+        else:
+            _write_parquet(rows, path)
+
+
+def _write_parquet(rows: Rows, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    width = rows.vectors.shape[1]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors.reshape(-1)), width)
+    table = pa.table({"kind": pa.array(rows.kinds), "input": pa.array(rows.inputs), "vector": vectors})
+    pyarrow.parquet.write_table(table, path)
