@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .attention import add_definition
+
 #: LayerNormalization needs 17, and Gelu with its tanh form 20.
 OPSET = 20
 
@@ -64,6 +66,7 @@ def trace(source: GraphSource) -> ir.Model:
     assert program is not None
     model = program.model
     _tidy(model, source)
+    add_definition(model)
     return model
 
 

@@ -1,10 +1,11 @@
 """FG-CLIP 2 as the graphs of a bundle: the reference's weights, rewritten for inference.
 
 Each rewrite is algebra on the same weights and is held to the reference by :mod:`fgclip_rt.export.fgclip2.reference`
-and the probe. Only MatMul and elementwise operators remain, with no loop over the batch:
+and the probe. What remains is MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.attention`), and no
+loop over the batch:
 
 - rescaling and normalisation of the pixels are folded into the patch projection, so a caller sends raw bytes;
-- the attention mask comes from ``spatial_shapes``;
+- the attention mask comes from ``spatial_shapes``, and the scale of the scores lies in the query projection;
 - the antialiased resize of the position table is a product of two triangle-filter matrices;
 - the pooling head's constant query folds the key projection into a [D, heads] matrix, and its value projection moves
   behind the weighted sum (the weights sum to one);
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import HIDDEN, hide_keys, multi_head_attention
 from . import reference
 
 #: The order in which the text graph stacks its heads; the index is the graph's ``walk_type`` input.
@@ -44,35 +46,38 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from some positions to all."""
+    """Multi-head attention from some positions to all. The scale of the scores is folded into the query projection."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, out: Linear, heads: int) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads = heads
-        self.scale = (q.weight.shape[1] // heads) ** -0.5
 
     @classmethod
     def of(cls, attention: reference.Attention) -> Attention:
-        q, k, v = (Linear.of(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
-        return cls(q, k, v, Linear.of(attention.out_proj), attention.heads)
+        weights, biases = zip(
+            *((linear.weight, linear.bias) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)),
+            strict=True,
+        )
+        return cls._of_parts(weights, biases, attention.out_proj, attention.heads)
 
     @classmethod
     def of_packed(cls, attention: nn.MultiheadAttention) -> Attention:
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        q, k, v = (Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return cls(q, k, v, Linear.of(attention.out_proj), attention.num_heads)
+        return cls._of_parts(weights, biases, attention.out_proj, attention.num_heads)
 
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self._split(self.q(queries) * self.scale), self._split(self.k(x)), self._split(self.v(x))
-        scores = torch.matmul(q, k.transpose(-1, -2))
-        if mask is not None:
-            scores = scores + mask
-        mixed = torch.matmul(torch.softmax(scores, dim=-1), v)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+    @classmethod
+    def _of_parts(cls, weights: Sequence[Tensor], biases: Sequence[Tensor], out: nn.Linear, heads: int) -> Attention:
+        scale = (len(weights[0]) // heads) ** -0.5
+        q = Linear(weights[0] * scale, biases[0] * scale)
+        k, v = (Linear(weight, bias) for weight, bias in zip(weights[1:], biases[1:], strict=True))
+        return cls(q, k, v, Linear.of(out), heads)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, queries: Tensor, x: Tensor, key_bias: Tensor | None) -> Tensor:
+        q, k = self.q(queries), self.k(x)
+        if key_bias is not None:
+            q, k = hide_keys(q, k, key_bias, self.heads)
+        return self.out(multi_head_attention(q, k, self.v(x), self.heads))
 
 
 class Mlp(nn.Module):
@@ -96,18 +101,18 @@ class Block(nn.Module):
         self.attention = Attention.of(layer.self_attn)
         self.mlp = Mlp(layer.mlp)
 
-    def forward(self, x: Tensor, mask: Tensor | None, last_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, key_bias: Tensor | None, last_only: bool = False) -> Tensor:
         normed = self.norm1(x)
         if last_only:
             x, queries = x[:, -1:], normed[:, -1:]
         else:
             queries = normed
-        x = x + self.attention(queries, normed, mask)
+        x = x + self.attention(queries, normed, key_bias)
         return x + self.mlp(self.norm2(x))
 
 
 class VisionTower(nn.Module):
-    """Raw patches to the last hidden state, and the mask that goes with it."""
+    """Raw patches to the last hidden state [B, N, D], and the bias [B, N] that hides what lies past each grid."""
 
     def __init__(self, model: reference.VisionModel, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -129,12 +134,12 @@ class VisionTower(nn.Module):
         row = torch.floor(index / width)
         column = index - row * width
         valid = index < height * width
-        mask = torch.where(valid, 0.0, torch.finfo(torch.float32).min)[:, None, None, :]
+        key_bias = torch.where(valid, 0.0, HIDDEN)
 
         x = self.patch_embedding(patches.to(torch.float32)) + self._positions(row, column, height, width)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.post_norm(x), mask
+            x = block(x, key_bias)
+        return self.post_norm(x), key_bias
 
     def _positions(self, row: Tensor, column: Tensor, height: Tensor, width: Tensor) -> Tensor:
         # Rows past the image are clamped: their positions mean nothing but must stay finite.
@@ -185,8 +190,8 @@ class PoolingHead(nn.Module):
         self.norm = head.layernorm
         self.mlp = Mlp(head.mlp)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        weights = torch.softmax(torch.matmul(x, self.keys).transpose(1, 2) + mask[:, 0], dim=-1)
+    def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        weights = torch.softmax(torch.matmul(x, self.keys).transpose(1, 2) + key_bias[:, None, :], dim=-1)
         mixed = torch.matmul(weights, x)  # [B, heads, D]
         values = torch.matmul(mixed[:, :, None, :], self.values)  # [B, heads, 1, D / heads]
         y = self.out(values.flatten(1) + self.value_bias)
@@ -202,8 +207,8 @@ class DenseHead(nn.Module):
         self.norm = head.layernorm
         self.mlp = Mlp(head.mlp)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = self.attention(x, x, mask)
+    def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        y = self.attention(x, x, key_bias)
         return y + self.mlp(self.norm(y))
 
 
@@ -227,9 +232,9 @@ class DenseGraph(nn.Module):
         self.vision, self.pooling, self.dense = tower, pooling, dense
 
     def forward(self, patches: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, mask = self.vision(patches, spatial_shapes)
-        features = self.pooling(x, mask)
-        return features, F.normalize(features, dim=-1), self.dense(x, mask)
+        x, key_bias = self.vision(patches, spatial_shapes)
+        features = self.pooling(x, key_bias)
+        return features, F.normalize(features, dim=-1), self.dense(x, key_bias)
 
 
 class TextTower(nn.Module):
@@ -254,14 +259,12 @@ class TextTower(nn.Module):
         return torch.stack([F.pad(tables[name], (0, 0, 0, length - len(tables[name]))) for name in WALK_TYPES])
 
     def forward(self, input_ids: Tensor, walk_type: Tensor, attention_mask: Tensor | None) -> Tensor:
-        mask = None
-        if attention_mask is not None:
-            mask = torch.where(attention_mask != 0, 0.0, torch.finfo(torch.float32).min)[:, None, None, :]
+        key_bias = None if attention_mask is None else torch.where(attention_mask != 0, 0.0, HIDDEN)
         positions = torch.index_select(self.positions, 0, walk_type[None])[:, : input_ids.shape[1]]
         x = F.embedding(input_ids, self.tokens) + positions
         for block in self.blocks[:-1]:
-            x = block(x, mask)
-        return self.post_norm(self.blocks[-1](x, mask, last_only=True)[:, 0])
+            x = block(x, key_bias)
+        return self.post_norm(self.blocks[-1](x, key_bias, last_only=True)[:, 0])
 
 
 class TextGraph(nn.Module):

@@ -1,0 +1,87 @@
+"""Attention as one node that onnxruntime runs block by block, and that any other reader can take apart.
+
+The node is ``com.microsoft.MultiHeadAttention``, and every file carries its definition in standard operators as a model
+function of that name. onnxruntime knows the operator and computes it without ever holding the [N, N] scores, as
+FlashAttention does (https://arxiv.org/abs/2205.14135): with them, 16,384 patches would need tens of gigabytes. A reader
+that does not know it falls back on the definition, and ``onnx.inliner`` replaces the node by it.
+
+onnxruntime's blocks take no mask, so a masked caller hides keys with one more channel: it holds one in every query, and
+in every key a number that is zero, or so negative that the key's weight vanishes (:func:`hide_keys`).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnxscript
+import torch
+import torch.nn.functional as F
+from onnxscript import opset20 as op
+from torch import Tensor
+
+_DOMAIN, _NAME = "com.microsoft", "MultiHeadAttention"
+
+#: Added to the scores of a hidden key. Far below any score, and far above the least float, so sums stay finite.
+HIDDEN = -1e9
+
+
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(query · keyᵀ) · value per head; the queries are scaled already.
+
+    Args:
+        query: float [B, Q, heads·c].
+        key: float [B, N, heads·c].
+        value: float [B, N, heads·d].
+        heads: number of heads.
+
+    Returns:
+        float [B, Q, heads·d].
+    """
+    if torch.compiler.is_exporting():
+        shape = (query.shape[0], query.shape[1], value.shape[2])
+        return torch.onnx.ops.symbolic(
+            f"{_DOMAIN}::{_NAME}",
+            (query, key, value),
+            {"num_heads": heads, "scale": 1.0},
+            dtype=value.dtype,
+            shape=shape,
+            version=1,
+        )
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+
+
+def hide_keys(query: Tensor, key: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Queries [B, Q, heads·(c+1)] and keys [B, N, heads·(c+1)] whose scores are those of the given ones plus ``bias``.
+
+    Args:
+        query: float [B, Q, heads·c].
+        key: float [B, N, heads·c].
+        bias: float [B, N], zero for a key to keep and :data:`HIDDEN` for one to hide.
+        heads: number of heads.
+    """
+    ones = torch.ones(query.shape[0], query.shape[1], heads, 1, dtype=query.dtype)
+    biases = bias[:, :, None, None].expand(-1, -1, heads, 1)
+    query = torch.cat([query.unflatten(-1, (heads, -1)), ones], dim=-1)
+    key = torch.cat([key.unflatten(-1, (heads, -1)), biases], dim=-1)
+    return query.flatten(2), key.flatten(2)
+
+
+@onnxscript.script(onnxscript.values.Opset(_DOMAIN, 1), default_opset=op)
+def MultiHeadAttention(query, key, value, num_heads: int, scale: float):  # type: ignore[no-untyped-def] # noqa: N802
+    """The operator in standard ones; onnxscript compiles this function and never runs it."""
+    heads = op.Reshape(op.Constant(value_int=num_heads), op.Constant(value_ints=[1]))
+    split = op.Concat(op.Constant(value_ints=[0, 0]), heads, op.Constant(value_ints=[-1]), axis=0)
+    q = op.Transpose(op.Reshape(query, split), perm=[0, 2, 1, 3])
+    k = op.Transpose(op.Reshape(key, split), perm=[0, 2, 3, 1])
+    v = op.Transpose(op.Reshape(value, split), perm=[0, 2, 1, 3])
+    weights = op.Softmax(op.MatMul(q, k) * op.Constant(value_float=scale), axis=-1)
+    mixed = op.Transpose(op.MatMul(weights, v), perm=[0, 2, 1, 3])
+    return op.Reshape(mixed, op.Constant(value_ints=[0, 0, -1]))
+
+
+def add_definition(model: ir.Model) -> None:
+    """Put the operator's definition into a model that uses it."""
+    if any(node.domain == _DOMAIN for node in model.graph):
+        function = ir.serde.deserialize_function(MultiHeadAttention.to_function_proto())
+        model.functions[function.identifier()] = function
+        model.opset_imports[_DOMAIN] = 1
