@@ -95,7 +95,7 @@ def locate(model: str, revision: str | None = None) -> Checkpoint:
     if spec is not None:
         return _download(spec, revision)
     path = Path(model)
-    if not path.is_dir():
+    if not model or not path.is_dir():
         raise unknown_model(model)
     if (path / "manifest.json").is_file():
         raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
@@ -115,7 +115,7 @@ def _download(spec: ModelSpec, revision: str | None) -> Checkpoint:
         )
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{spec.hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the errors of the HTTP client beneath differ from version to version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{spec.hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint "

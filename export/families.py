@@ -95,9 +95,9 @@ def family_name(checkpoint: Checkpoint) -> str:
         CheckpointError: it is not one of the families.
     """
     model_type = checkpoint.json("config.json").get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(
             f"{checkpoint.path / 'config.json'} is of model_type {model_type!r}, which cannot be exported; "
             f"supported: {', '.join(FAMILIES)}."
         )
-    return str(model_type)
+    return model_type

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import platform
@@ -18,6 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from safetensors import SafetensorError
 
 import fgclip_rt
 from fgclip_rt import parity
@@ -264,20 +264,29 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         _open_permissions(partial)
-        if output.exists():
-            replaced = partial.with_name(f".{output.name}.replaced-{os.getpid()}")
-            output.rename(replaced)
-            partial.rename(output)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(output)
+        _put_in_place(partial, output)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if _no_space(error):
-            raise OutputError(
-                f"the disk of {output.parent} is full; free some space or choose an --output on another disk."
-            ) from None
+        # What reads a checkpoint raises errors of our own, so these two come from writing.
+        if isinstance(error, (OSError, SafetensorError)):
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise OutputError(f"{output} cannot be written ({reason}); choose another --output.") from None
         raise
+
+
+def _put_in_place(folder: Path, output: Path) -> None:
+    """Rename ``folder`` to ``output``, in the place of the bundle there, which is kept when that fails."""
+    if not output.exists():
+        folder.rename(output)
+        return
+    replaced = folder.with_name(f".{output.name}.replaced-{os.getpid()}")
+    output.rename(replaced)
+    try:
+        folder.rename(output)
+    except BaseException:
+        replaced.rename(output)
+        raise
+    shutil.rmtree(replaced)
 
 
 def _open_permissions(folder: Path) -> None:
@@ -286,10 +295,3 @@ def _open_permissions(folder: Path) -> None:
     os.umask(umask)
     for path in folder.iterdir():
         path.chmod(0o666 & ~umask)
-
-
-def _no_space(error: BaseException) -> bool:
-    """Whether a write failed for want of space; safetensors reports that only in its message."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return type(error).__module__.startswith("safetensors") and "No space left" in str(error)

@@ -23,10 +23,11 @@ def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> np.ndarray[Any
         BoxError: a box is not four finite numbers, is empty or reversed, or lies outside the image.
     """
     try:
-        array = np.asarray(boxes, dtype=np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):
+            array = np.asarray(boxes, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
         raise BoxError("boxes are not numbers in rows of four; give each as x1, y1, x2, y2 in pixels.") from None
-    if array.size == 0:
+    if array.shape in ((0,), (0, 4)):
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise BoxError(f"boxes have the shape {list(array.shape)}; give [R, 4], each as x1, y1, x2, y2 in pixels.")

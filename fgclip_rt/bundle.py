@@ -38,7 +38,7 @@ class Bundle:
         """
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
-            raise BundleError(f"{folder} {state}, not a bundle folder; make one with 'fgclip-rt export'.")
+            raise BundleError(f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.")
         path = folder / MANIFEST
         try:
             text = path.read_bytes()

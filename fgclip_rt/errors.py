@@ -59,3 +59,13 @@ class OutputError(FgclipError):
 
 class MissingDependencyError(FgclipError, ImportError):
     """A package of one of the extras is not installed."""
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Make sure that an option is a positive whole number, or None, which leaves the choice to us.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ArgumentError(f"{name} is {value!r}; pass a positive whole number, or None to have it chosen.")

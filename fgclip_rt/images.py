@@ -69,14 +69,13 @@ def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: 
         return _to_rgb(image)
     except ImageError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ArithmeticError) as error:
-        # Pillow's decoders raise all of these on damaged files.
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageError(f"{name} is damaged ({_reason(error)}); restore or remove it.") from None
 
 
@@ -182,6 +181,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        # The same colours, by the way that Pillow wants for such palettes.
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

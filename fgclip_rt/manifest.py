@@ -182,7 +182,7 @@ class Manifest(_Strict, frozen=True):
         return json.dumps(msgspec.to_builtins(self), indent=2, ensure_ascii=False) + "\n"
 
     def to_builtins(self) -> dict[str, Any]:
-        """The same as dictionaries and lists."""
+        """The same as dictionaries, tuples and plain values."""
         result: dict[str, Any] = msgspec.to_builtins(self)
         return result
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from .backends.onnxruntime import OnnxRuntimeBackend
 from .boxes import check_boxes
 from .bundle import Bundle
-from .errors import ArgumentError
+from .errors import ArgumentError, check_positive
 from .images import ImageSource, NaflexPreparation, Patches, as_sources, load_image
 from .manifest import Manifest
 from .text import Tokenizer, as_texts
@@ -266,8 +266,7 @@ class Model:
         batch_size: int | None,
     ) -> Iterator[list[tuple[int, Patches]]]:
         """Prepare images as they come and yield them with their indices, full batches of one bucket first."""
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError(f"batch_size is {batch_size}; pass a positive number, or None to have it chosen.")
+        check_positive("batch_size", batch_size)
         queues: dict[int, list[tuple[int, Patches]]] = {}
         for index, source in enumerate(as_sources(images)):
             patches = self.preparation(load_image(source, name=_image_name(source, index)), max_num_patches)
@@ -287,7 +286,10 @@ class Model:
         return self.backend.run(graph, {"patches": pixels, "spatial_shapes": shapes}, [output])[0]
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
-        array = np.atleast_2d(np.asarray(values, dtype=np.float32))
+        try:
+            array = np.atleast_2d(np.asarray(values, dtype=np.float32))
+        except (TypeError, ValueError):
+            raise ArgumentError(f"vectors are not numbers; pass what the model returned, [n, {self.dim}].") from None
         if array.ndim != 2 or array.shape[1] != self.dim:
             raise ArgumentError(f"vectors have the shape {list(array.shape)}; this model's are [n, {self.dim}].")
         return array

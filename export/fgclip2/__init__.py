@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -246,17 +246,17 @@ def _tokenizer_options(checkpoint: Checkpoint, tokenizer_json: str) -> tuple[int
     pad = document.get("pad_token")
     content = pad.get("content") if isinstance(pad, dict) else pad
     try:
-        parsed = json.loads(tokenizer_json)
-        ids = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])} | parsed["model"]["vocab"]
-    except (ValueError, KeyError, TypeError) as error:
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
         raise CheckpointError(
             f"{checkpoint.path / 'tokenizer.json'} is not a tokenizer ({error}); restore the file."
         ) from None
-    if content not in ids:
+    pad_token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
+    if pad_token_id is None:
         raise CheckpointError(
             f"{checkpoint.path / 'tokenizer_config.json'}: pad_token {content!r} is not in tokenizer.json; "
             "restore the files that came with the weights."
         )
     # Tokenizers of this kind make a mask unless their file says otherwise; SigLIP 2's does.
     names = document.get("model_input_names", ["input_ids", "attention_mask"])
-    return ids[content], "attention_mask" in names
+    return pad_token_id, "attention_mask" in names

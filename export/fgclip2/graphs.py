@@ -48,30 +48,25 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention from some positions to all. The scale of the scores is folded into the query projection."""
 
-    def __init__(self, q: Linear, k: Linear, v: Linear, out: Linear, heads: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], out: nn.Linear, heads: int) -> None:
+        """Take the projections of queries, keys and values, [D, D] and [D] each."""
         super().__init__()
-        self.q, self.k, self.v, self.out = q, k, v, out
+        scale = (len(weights[0]) // heads) ** -0.5
+        self.q = Linear(weights[0] * scale, biases[0] * scale)
+        self.k, self.v = Linear(weights[1], biases[1]), Linear(weights[2], biases[2])
+        self.out = Linear.of(out)
         self.heads = heads
 
     @classmethod
     def of(cls, attention: reference.Attention) -> Attention:
-        weights, biases = zip(
-            *((linear.weight, linear.bias) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)),
-            strict=True,
-        )
-        return cls._of_parts(weights, biases, attention.out_proj, attention.heads)
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+        return cls(weights, biases, attention.out_proj, attention.heads)
 
     @classmethod
     def of_packed(cls, attention: nn.MultiheadAttention) -> Attention:
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        return cls._of_parts(weights, biases, attention.out_proj, attention.num_heads)
-
-    @classmethod
-    def _of_parts(cls, weights: Sequence[Tensor], biases: Sequence[Tensor], out: nn.Linear, heads: int) -> Attention:
-        scale = (len(weights[0]) // heads) ** -0.5
-        q = Linear(weights[0] * scale, biases[0] * scale)
-        k, v = (Linear(weight, bias) for weight, bias in zip(weights[1:], biases[1:], strict=True))
-        return cls(q, k, v, Linear.of(out), heads)
+        return cls(weights, biases, attention.out_proj, attention.num_heads)
 
     def forward(self, queries: Tensor, x: Tensor, key_bias: Tensor | None) -> Tensor:
         q, k = self.q(queries), self.k(x)

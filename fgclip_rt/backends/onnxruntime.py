@@ -12,7 +12,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from ..bundle import Bundle
 from ..doctor import CUDA_REMEDY, nvidia_gpus
-from ..errors import ArgumentError, DeviceError
+from ..errors import ArgumentError, DeviceError, check_positive
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -41,8 +41,7 @@ class OnnxRuntimeBackend:
         """
         if device not in DEVICES:
             raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
-        if threads is not None and threads < 1:
-            raise ArgumentError(f"threads is {threads}; pass a positive number, or None for onnxruntime's choice.")
+        check_positive("threads", threads)
         self._bundle = bundle
         self._precision = precision
         self._threads = threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import signal
@@ -92,6 +93,12 @@ def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except KeyboardInterrupt:
             warn("fgclip-rt: interrupted; nothing was written.")
             raise typer.Exit(130) from None
+        except OSError as error:
+            # A reader of our output that has gone away is the affair of the shell.
+            if error.errno == errno.EPIPE:
+                raise
+            warn(f"fgclip-rt: {error.filename or 'input or output'} failed ({error.strerror or error}); try again.")
+            raise typer.Exit(1) from None
         except MemoryError:
             warn("fgclip-rt: memory ran out; use fewer patches or smaller batches.")
             raise typer.Exit(1) from None

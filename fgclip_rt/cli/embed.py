@@ -33,6 +33,14 @@ from .console import (
 from .inputs import find_images, read_texts, warn_truncated
 
 
+def counted(lines: list[str], begin: Callable[[str, int], Callable[[], None]]) -> Iterator[str]:
+    """The lines, with a progress bar that follows them."""
+    done = begin("texts", len(lines))
+    for line in lines:
+        yield line
+        done()
+
+
 def run(
     bundle: BundleArgument,
     images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
@@ -84,11 +92,9 @@ def run(
             done()
 
     with progress_bars() as begin:
-        image_vectors = model.embed_images(
-            readable(begin("images", len(files))) if files else [], max_num_patches, batch_size, normalize
-        )
-        done = begin("texts", len(lines))
-        text_vectors = model.embed_texts((line for line in lines if not done()), walk_type, normalize)
+        opened = readable(begin("images", len(files))) if files else iter(())
+        image_vectors = model.embed_images(opened, max_num_patches, batch_size, normalize)
+        text_vectors = model.embed_texts(counted(lines, begin) if lines else [], walk_type, normalize)
     if files and not kept:
         raise ImageError(f"none of the {len(files)} images could be read, so {output} was not written.")
 

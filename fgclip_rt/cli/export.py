@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from ..bundle import Bundle
@@ -48,7 +49,10 @@ def run(
         with progress_bars() as begin:
             bundle = exporter.export(source, path, precision, overwrite=overwrite, begin=begin)
     except ParityError as error:
-        say_parity(row for row in error.rows if not row.passed)
+        if json:
+            say_json({"passed": False, "rows": msgspec.to_builtins(error.rows)})
+        else:
+            say_parity(row for row in error.rows if not row.passed)
         raise
     _report(bundle, json)
 

@@ -1,0 +1,62 @@
+"""Fixtures that tests share: the goldens, and the bundles exported from them once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import fgclip_rt
+from fgclip_rt import export
+from fgclip_rt.model import Model
+from helpers import GOLDEN_NAMES, GOLDENS, Golden
+
+# How long an example takes says nothing here, and a run must not depend on luck.
+hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fgclip-rt")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of golden checkpoints and results."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint, exported."""
+    return _export("fgclip2", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def masked_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint whose tokenizer makes an attention mask, exported."""
+    return _export("fgclip2-masked", tmp_path_factory)
+
+
+def _export(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = export.checkpoint_source(str(GOLDENS / name / "checkpoint"))
+    return export.export(source, tmp_path_factory.mktemp(name) / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def model(bundle_path: Path) -> Model:
+    return fgclip_rt.load(bundle_path, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def masked_model(masked_bundle_path: Path) -> Model:
+    return fgclip_rt.load(masked_bundle_path, device="cpu")
+
+
+@pytest.fixture(scope="session", params=GOLDEN_NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each golden checkpoint in turn."""
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden: Golden, request: pytest.FixtureRequest) -> Model:
+    """The model of ``golden``."""
+    return request.getfixturevalue("model" if golden.name == "fgclip2" else "masked_model")

@@ -1,0 +1,300 @@
+"""The model object: order, independence of the batch, laziness, scores and threads."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+
+import fgclip_rt
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError, DeviceError
+from fgclip_rt.manifest import Score
+from fgclip_rt.model import Model
+from helpers import WALK_TYPES, Golden, assert_one_sentence, picture
+
+MAIN = Golden("fgclip2")
+#: Images of four buckets, in no order.
+SIZES = [(100, 100), (300, 420), (150, 200), (330, 300), (480, 640), (20, 300), (256, 240), (90, 120), (17, 31)]
+IMAGES = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+BOXES = [[5, 5, 60, 80], [0, 0, 100, 100], [-20, 30, 40, 200], [50.5, 50.5, 51, 51]]
+
+
+def assert_same(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
+    """Equal but for the rounding of sums in another order."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def assert_unit(vectors: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> np.ndarray[Any, Any]:
+    """Each image's vector from a call of its own."""
+    return np.concatenate([model.embed_images(image) for image in IMAGES])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize("max_num_patches", [None, 64])
+def test_a_vector_does_not_depend_on_the_batch(
+    model: Model, batch_size: int | None, max_num_patches: int | None
+) -> None:
+    expected = np.concatenate([model.embed_images(image, max_num_patches) for image in IMAGES])
+    assert_same(model.embed_images(IMAGES, max_num_patches, batch_size), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_keep_the_order_of_the_images(model: Model, alone: np.ndarray[Any, Any], seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(IMAGES))
+    vectors = model.embed_images((IMAGES[i] for i in order), batch_size=2)
+    assert_same(vectors, alone[order])
+    cosines = vectors @ alone.T
+    assert (cosines.argmax(axis=1) == order).all(), "the images must differ for this to mean anything"
+
+
+def test_padding_to_a_batch_changes_no_dense_feature(model: Model) -> None:
+    for image, dense in zip(IMAGES, model.dense_features(IMAGES, normalize=False), strict=True):
+        [expected] = model.dense_features(image, normalize=False)
+        assert dense.shape == (*model.preparation(Image.fromarray(image)).grid, model.dim)
+        assert_same(dense, expected)
+
+
+def test_images_of_different_kinds_mix(model: Model) -> None:
+    path = MAIN.images[0]
+    vectors = model.embed_images([str(path), path, path.read_bytes(), Image.open(path), np.asarray(Image.open(path))])
+    assert_same(vectors, np.repeat(vectors[:1], 5, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("embed", "size", "count"),
+    [
+        (partial(Model.embed_images, batch_size=2), 2, 7),
+        # Dense features choose their own batches: 2,048 patches.
+        (partial(Model.dense_features, max_num_patches=16), 128, 300),
+    ],
+    ids=["embed_images", "dense_features"],
+)
+def test_images_are_taken_only_as_they_are_needed(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, embed: Callable[..., Any], size: int, count: int
+) -> None:
+    model = fgclip_rt.load(bundle_path, device="cpu")
+    batch_sizes: list[int] = []
+    alive: list[int] = []
+    run = model.backend.run
+
+    def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
+        batch_sizes.append(len(inputs["patches"]))
+        return run(graph, inputs, outputs)
+
+    def images() -> Iterator[np.ndarray[Any, Any]]:
+        given: list[weakref.ref[Any]] = []
+        for index in range(count):
+            assert index - sum(batch_sizes) <= size, "images pile up before the graph runs"
+            image = picture(32, 48, index)
+            given.append(weakref.ref(image))
+            alive.append(sum(ref() is not None for ref in given))
+            yield image
+
+    monkeypatch.setattr(model.backend, "run", counting)
+    assert len(embed(model, images())) == sum(batch_sizes) == count
+    assert max(batch_sizes) == size
+    assert max(alive) <= 2, "images outlive their preparation"
+
+
+@pytest.mark.parametrize("walk_type", WALK_TYPES)
+def test_texts_are_taken_only_as_they_are_needed_and_keep_their_order(
+    model: Model, masked_model: Model, walk_type: str
+) -> None:
+    texts = [f"{word} {i}" for i in range(12) for word in ("a cat", "红色的汽车", "")]
+    for each in (model, masked_model):
+        vectors = each.embed_texts((text for text in texts), walk_type)
+        assert vectors.shape == (len(texts), each.dim)
+        assert_same(vectors, np.concatenate([each.embed_texts(text, walk_type) for text in texts]))
+
+
+def test_one_counts_as_a_list_of_one(model: Model) -> None:
+    np.testing.assert_array_equal(model.embed_images(IMAGES[0]), model.embed_images([IMAGES[0]]))
+    np.testing.assert_array_equal(model.embed_texts("a cat"), model.embed_texts(["a cat"]))
+    np.testing.assert_array_equal(model.dense_features(IMAGES[0]), model.dense_features([IMAGES[0]]))
+    assert model.truncated("cat " * 100) == [0]
+
+
+@pytest.mark.parametrize("nothing", [[], (), iter([])])
+def test_nothing_gives_no_rows(model: Model, nothing: Any) -> None:
+    for vectors in (model.embed_images(nothing), *(model.embed_texts(nothing, walk_type) for walk_type in WALK_TYPES)):
+        assert vectors.shape == (0, model.dim)
+        assert vectors.dtype == np.float32
+    assert model.dense_features(nothing) == []
+    assert model.truncated(nothing) == []
+
+
+def test_normalized_vectors_are_the_features_at_length_one(model: Model) -> None:
+    calls: list[Callable[..., np.ndarray[Any, Any]]] = [
+        partial(model.embed_images, IMAGES[:3]),
+        *(partial(model.embed_texts, MAIN.texts, walk_type) for walk_type in WALK_TYPES),
+        lambda **options: model.dense_features(IMAGES[0], **options)[0],
+        partial(model.embed_regions, IMAGES[0], BOXES),
+    ]
+    for call in calls:
+        features, vectors = call(normalize=False), call()
+        assert features.dtype == vectors.dtype == np.float32
+        assert_unit(vectors)
+        assert np.abs(np.linalg.norm(features, axis=-1) - 1).max() > 0.01
+        assert_same(vectors, features / np.linalg.norm(features, axis=-1, keepdims=True))
+
+
+def test_regions_are_those_of_the_images_dense_features(model: Model) -> None:
+    image = IMAGES[1]
+    [dense] = model.dense_features(image, normalize=False)
+    rows, columns, _ = dense.shape
+    height, width = image.shape[:2]
+    cell = [width / columns, height / rows]
+    boxes = [[j * cell[0], i * cell[1], (j + 1) * cell[0], (i + 1) * cell[1]] for i, j in ((0, 0), (2, 3), (5, 1))]
+    cells = np.stack([dense[i, j] for i, j in ((0, 0), (2, 3), (5, 1))])
+    np.testing.assert_allclose(model.embed_regions(image, boxes, normalize=False), cells, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 200])
+def test_every_call_keeps_to_its_patch_limit(model: Model, limit: int) -> None:
+    grid = model.preparation(Image.fromarray(IMAGES[1]), limit).grid
+    [dense] = model.dense_features(IMAGES[1], max_num_patches=limit)
+    assert dense.shape == (*grid, model.dim)
+    assert grid[0] * grid[1] <= limit
+    assert model.embed_regions(IMAGES[1], BOXES, max_num_patches=limit).shape == (len(BOXES), model.dim)
+
+
+def with_score(model: Model, score: Score) -> Model:
+    return Model(Bundle(model.bundle.path, msgspec.structs.replace(model.manifest, score=score)), device="cpu")
+
+
+def test_logits_are_scaled_cosines_and_probabilities_their_sigmoid(model: Model) -> None:
+    images, texts = model.embed_images(IMAGES, normalize=False), model.embed_texts(MAIN.texts, normalize=False)
+    cosines = (images @ texts.T) / np.linalg.norm(images, axis=-1)[:, None] / np.linalg.norm(texts, axis=-1)
+    expected = np.exp(model.logit_scale) * cosines + model.logit_bias
+    logits, probabilities = model.logits(images, texts), model.probabilities(images, texts)
+    assert logits.dtype == probabilities.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-expected)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(model.logits(images[0], texts[0]), logits[:1, :1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(9.0, 0.0), (9.0, -2e4), (9.0, 2e4), (-20.0, 0.0)])
+def test_extreme_logits_give_probabilities_without_warnings(model: Model, scale: float, bias: float) -> None:
+    extreme = with_score(model, Score("sigmoid", scale, bias))
+    basis = np.eye(model.dim, dtype=np.float32)[:2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probabilities = extreme.probabilities(basis, np.concatenate([basis, -basis, 0 * basis]))
+    logits = np.exp(scale) * np.array([[1, 0, -1, 0, 0, 0], [0, 1, 0, -1, 0, 0]]) + bias
+    np.testing.assert_allclose(probabilities, 0.5 * (1 + np.tanh(logits / 2)), rtol=1e-5, atol=1e-7)
+
+
+def test_softmax_scores_sum_to_one_over_the_texts(model: Model) -> None:
+    basis = np.eye(model.dim, dtype=np.float32)[:3]
+    mild = with_score(model, Score("softmax", 0.0, 0.0)).probabilities(basis, basis)
+    np.testing.assert_allclose(mild, (np.eye(3) * (np.e - 1) + 1) / (np.e + 2), rtol=1e-5)
+    extreme = with_score(model, Score("softmax", 9.0, 0.0)).probabilities(basis, basis)
+    np.testing.assert_allclose(extreme, np.eye(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 95), (2, 97), (95,), (1, 2, 96), ()])
+def test_vectors_of_another_width_are_refused(model: Model, shape: tuple[int, ...]) -> None:
+    good, bad = np.ones((2, 96), np.float32), np.ones(shape, np.float32)
+    for pair in ((good, bad), (bad, good)):
+        for call in (model.logits, model.probabilities):
+            with pytest.raises(ArgumentError, match="96") as info:
+                call(*pair)
+            assert_one_sentence(info.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"precision": "fp16"}, ["'fp16'", "fp32"]),
+        ({"precision": ""}, ["fp32"]),
+        ({"device": "tpu"}, ["'tpu'", "auto, cpu, cuda"]),
+        ({"device": "CPU"}, ["'CPU'", "auto, cpu, cuda"]),
+        ({"threads": 0}, ["threads is 0"]),
+        ({"threads": -2}, ["threads is -2"]),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(bundle_path: Path, options: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ArgumentError) as info:
+        fgclip_rt.load(bundle_path, **options)
+    assert_one_sentence(info.value, *parts)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_sizes_below_one_are_refused(model: Model, batch_size: int) -> None:
+    with pytest.raises(ArgumentError, match=f"batch_size is {batch_size}"):
+        model.embed_images(IMAGES[:1], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("images", [7, None])
+def test_images_that_are_no_list_are_refused(model: Model, images: Any) -> None:
+    with pytest.raises(ArgumentError) as info:
+        model.embed_images(images)
+    assert_one_sentence(info.value, type(images).__name__)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_cuda_without_its_provider_is_refused_with_the_remedy(bundle_path: Path) -> None:
+    with pytest.raises(DeviceError) as info:
+        fgclip_rt.load(bundle_path, device="cuda")
+    assert_one_sentence(info.value, "'cuda'", "pip install", "'cpu'")
+    automatic = fgclip_rt.load(bundle_path, device="auto")
+    assert automatic.backend.device == "cpu"
+    assert "CUDA" in str(automatic.backend)
+
+
+def test_threads_and_hashes_change_no_vector(bundle_path: Path, alone: np.ndarray[Any, Any]) -> None:
+    single = fgclip_rt.load(bundle_path, device="cpu", precision="fp32", threads=1, check_hashes=False)
+    assert_same(single.embed_images(IMAGES), alone)
+
+
+def test_threads_get_what_one_gets(bundle_path: Path) -> None:
+    model = fgclip_rt.load(bundle_path, device="cpu", threads=1)
+    jobs: list[Callable[[], Any]] = [
+        partial(model.embed_images, IMAGES[:4]),
+        partial(model.embed_images, IMAGES[4:], batch_size=2),
+        partial(model.embed_regions, IMAGES[0], BOXES),
+        *(partial(model.embed_texts, MAIN.texts, walk_type) for walk_type in WALK_TYPES),
+    ] * 3
+    with ThreadPoolExecutor(6) as pool:
+        parallel = [future.result() for future in [pool.submit(job) for job in jobs]]
+    for job, actual in zip(jobs, parallel, strict=True):
+        assert_same(actual, job())
+
+
+def test_graphs_are_loaded_when_first_used(bundle_path: Path) -> None:
+    model = fgclip_rt.load(bundle_path, device="cpu")
+    assert not model.backend._sessions
+    model.embed_texts(MAIN.texts)
+    assert set(model.backend._sessions) == {"text"}
+    model.embed_images(IMAGES[0])
+    assert set(model.backend._sessions) == {"text", "vision"}
+    model.embed_regions(IMAGES[0], BOXES)
+    assert set(model.backend._sessions) == {"text", "vision", "dense", "region"}
+
+
+def test_an_unknown_graph_is_refused(model: Model) -> None:
+    with pytest.raises(ArgumentError) as info:
+        model.backend.run("audio", {}, [])
+    assert_one_sentence(info.value, "audio", "vision, dense, text, region")
+
+
+def test_it_says_what_it_is(model: Model) -> None:
+    assert (model.dim, model.precision, model.backend.device) == (96, "fp32", "cpu")
+    assert "fp32" in repr(model)
+    assert "cpu" in repr(model)

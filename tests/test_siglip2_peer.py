@@ -1,0 +1,115 @@
+"""The SigLIP 2 part against transformers, live: towers, pooling, short text and preparation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+import fgclip_rt
+from fgclip_rt import export
+from fgclip_rt.export.fgclip2 import reference
+from fgclip_rt.export.fgclip2.config import Config
+from fgclip_rt.export.fgclip2.random_weights import initialise
+from fgclip_rt.images import NaflexPreparation, target_grid
+from fgclip_rt.manifest import ImageSpec
+from fgclip_rt.model import Model
+from helpers import GOLDENS, assert_parity, picture
+
+transformers = pytest.importorskip("transformers")
+processing = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
+
+TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION, TEXT = TOWER | {"num_patches": 81}, TOWER | {"vocab_size": 775, "max_position_embeddings": 64}
+#: (height, width), one of each bucket and some far from square; a grid one column wide is left out, because
+#: transformers resizes its position table with PyTorch's kernel, which is wrong for it (see ``resize_positions``).
+SIZES = [(150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 900), (500, 40), (1, 1)]
+TEXTS = ["a photo of a cat", "一只黑猫坐在窗台上", "", "naïve 🦊 café", "long " * 100]
+
+PREPARATION = NaflexPreparation(ImageSpec("naflex", 16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+
+
+def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, torch.Tensor]:
+    processor = processing.Siglip2ImageProcessorPil(max_num_patches=max_num_patches)
+    return dict(processor(Image.fromarray(image), return_tensors="pt"))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """A whole random FG-CLIP 2 of sizes other than the goldens', loud enough that vectors differ."""
+    module = reference.Fgclip2(Config.from_json({"vision_config": VISION, "text_config": TEXT}))
+    initialise(module, seed=5)
+    return module.state_dict()
+
+
+@pytest.fixture(scope="module")
+def peer(weights: dict[str, torch.Tensor]) -> Any:
+    module = transformers.Siglip2Model(transformers.Siglip2Config(vision_config=VISION, text_config=TEXT)).eval()
+    module.load_state_dict({name: weights[name] for name in module.state_dict()}, strict=True)
+    return module.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def ours(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("peer")
+    checkpoint = folder / "checkpoint"
+    shutil.copytree(GOLDENS / "fgclip2" / "checkpoint", checkpoint, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(weights, checkpoint / "model.safetensors")
+    config = {"model_type": "fgclip2", "vision_config": VISION, "text_config": TEXT}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (1, 1)))
+        bundle = export.export(export.checkpoint_source(str(checkpoint)), folder / "bundle")
+    return fgclip_rt.load(bundle.path, device="cpu")
+
+
+def test_image_features(ours: Model, peer: Any) -> None:
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    buckets = [PREPARATION.bucket(width, height) for height, width in SIZES]
+    assert set(buckets) == set(PREPARATION.spec.buckets)
+    features = ours.embed_images(images, normalize=False)
+    for image, bucket, feature in zip(images, buckets, features, strict=True):
+        expected = peer.get_image_features(**processed(image, bucket)).pooler_output[0]
+        assert_parity(feature, expected.numpy())
+
+
+def test_image_features_of_one_batch(ours: Model, peer: Any) -> None:
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    inputs = [processed(image, 256) for image in images]
+    batch = {name: torch.cat([entry[name] for entry in inputs]) for name in inputs[0]}
+    expected = peer.get_image_features(**batch).pooler_output.numpy()
+    assert np.ptp(expected, axis=0).max() > 0.5, "the images must differ for this to mean anything"
+    assert_parity(ours.embed_images(images, max_num_patches=256, normalize=False), expected)
+
+
+def test_short_text_features(ours: Model, peer: Any) -> None:
+    ids = torch.tensor(ours.tokenizer(TEXTS, "short").input_ids).long()
+    expected = peer.get_text_features(input_ids=ids).pooler_output.numpy()
+    assert np.ptp(expected, axis=0).max() > 0.5, "the texts must differ for this to mean anything"
+    assert_parity(ours.embed_texts(TEXTS, "short", normalize=False), expected)
+
+
+@settings(max_examples=60)
+@given(height=st.integers(1, 500), width=st.integers(1, 500), limit=st.sampled_from([1, 7, 128, 256, 576]))
+def test_patches_are_the_processors(height: int, width: int, limit: int) -> None:
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    patches, expected = PREPARATION(Image.fromarray(image), limit), processed(image, limit)
+    assert list(patches.grid) == expected["spatial_shapes"][0].tolist()
+    count = int(expected["pixel_attention_mask"].sum())
+    values = expected["pixel_values"][0, :count].numpy()
+    np.testing.assert_allclose((patches.pixels / 255 - 0.5) / 0.5, values, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=500)
+@given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), limit=st.integers(1, 16_384))
+def test_target_grid_is_the_processors(height: int, width: int, limit: int) -> None:
+    expected = processing.get_image_size_for_max_num_patches(height, width, 16, limit)
+    assert tuple(16 * side for side in target_grid(height, width, 16, limit)) == expected
