@@ -26,6 +26,7 @@ demo: install
 	$(BIN)/fgclip-rt verify $(DEMO)/bundle
 	$(BIN)/fgclip-rt score $(DEMO)/bundle $(PHOTO) --text "一只黑猫" --text "a white cat"
 	$(BIN)/fgclip-rt heatmap $(DEMO)/bundle $(PHOTO) --text window --text cat --output $(DEMO)/map.png
+	@echo "This checkpoint is small and untrained: it shows that the arithmetic is right, and means nothing by it."
 
 test: install lint
 	$(BIN)/pytest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,24 +131,19 @@ def _tidy(model: ir.Model, source: GraphSource) -> None:
     """Leave only what a reader or another parser needs: named axes, no trace of this machine's source files."""
     for value, axes in zip(model.graph.outputs, source.outputs.values(), strict=True):
         value.shape = ir.Shape(axes)
-    for node in _nodes(model):
-        node.metadata_props.clear()
-        node.doc_string = None
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+            # The exporter leaves shapes here that its later rewrites have made stale; parsers infer their own.
+            if not output.is_graph_output():
+                output.shape, output.type = None, None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
-    # The exporter leaves shapes of intermediate values that later rewrites have made stale; parsers infer their own.
-    for node in _nodes(model):
-        for output in node.outputs:
-            output.metadata_props.clear()
-            if not output.is_graph_output():
-                output.shape, output.type = None, None
-
-
-def _nodes(model: ir.Model) -> Iterable[ir.Node]:
-    return model.graph.all_nodes()
 
 
 @contextmanager

@@ -47,7 +47,6 @@ PRECISIONS = ("fp32",)
 
 _PROBE, _WEIGHTS = "probe.safetensors", "weights.safetensors"
 
-
 #: Begins a stage, given its name and number of steps, and returns what to call after each step.
 BeginStage: TypeAlias = Callable[[str, int], Callable[[], None]]
 
@@ -199,7 +198,7 @@ def _check(bundle: Bundle, begin: BeginStage) -> tuple[ParityRow, ...]:
     if failed:
         raise ParityError(
             f"parity failed in {len(failed)} of {len(rows)} comparisons, so no bundle was written; "
-            "if the checkpoint's files are intact, report this with the table above.",
+            "if the checkpoint's files are intact, report this with the comparisons that failed.",
             rows,
         )
     return rows

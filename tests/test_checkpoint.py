@@ -303,3 +303,24 @@ def assert_says_how_to_use_local_weights(error: CheckpointError) -> None:
     assert "\n" not in message
     assert message.startswith("qihoo360/fg-clip2-")
     assert "give its path: fgclip-rt export --model path/to/checkpoint." in message
+
+
+def test_a_download_is_exported_with_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Hub's client is the one part that cannot run here; it returns a folder named after the commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "snapshots" / commit
+    shutil.copytree(GOLDENS / "fgclip2-masked/checkpoint", snapshot)
+    asked = {}
+
+    def download(repo: str, **options: object) -> str:
+        asked.update(options, repo=repo)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for name in ("fg-clip2-large", "qihoo360/fg-clip2-large"):
+        source = export.checkpoint_source(name, revision="main")
+        _, info = source.load()
+        assert asked["repo"] == "qihoo360/fg-clip2-large"
+        assert asked["revision"] == "main"
+        assert (source.name, info.name, info.source) == ("fg-clip2-large", "fg-clip2-large", "qihoo360/fg-clip2-large")
+        assert (info.weights, info.revision) == ("released", commit)

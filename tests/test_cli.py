@@ -273,6 +273,11 @@ def test_score_prints_probabilities(bundle_path: Path, model: fgclip_rt.Model, p
     assert f"{expected[0, 1]:.4f}" in run(*arguments).stdout
 
 
+def test_a_text_is_shown_as_it_is_given(bundle_path: Path, photo: Path) -> None:
+    text = "[red]a[/] :cat: \\[b]"
+    assert text in run("score", bundle_path, photo, "--text", text).stdout
+
+
 def test_regions_prints_cosines(bundle_path: Path, model: fgclip_rt.Model, photo: Path) -> None:
     arguments = ["regions", bundle_path, photo, "--box", "10,20,200,180", "--text", "window", "--text", "电脑"]
     document = json.loads(run(*arguments, "--json").stdout)

@@ -31,17 +31,25 @@ _PIPE_WIDTH = 1000
 
 def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=True)
+    # What we print holds texts and paths of others: nothing in them is markup.
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _PIPE_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )
 
 
 def say(text: str) -> None:
     """Print a line of the result."""
-    _console(stderr=False).print(_printable(text), markup=False)
+    _console(stderr=False).print(_printable(text))
 
 
 def warn(text: str) -> None:
     """Print a line about the work to standard error."""
-    _console(stderr=True).print(_printable(text), markup=False)
+    _console(stderr=True).print(_printable(text))
 
 
 def say_json(value: Any) -> None:
@@ -58,7 +66,7 @@ def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]],
         table.add_row(*map(_printable, row))
     console = _console(stderr=False)
     console.soft_wrap = False
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _printable(text: str) -> str:
@@ -110,12 +118,12 @@ def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """Progress bars on a terminal, nothing elsewhere.
 
-    Yields a function that begins a bar, given its label and number of steps, and returns a
-    function that advances it by one.
+    Yields a function that begins a bar, given its label and number of steps, and returns a function that advances it
+    by one.
     """
     console = _console(stderr=True)
     columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
 
         def begin(label: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(label, total=steps)
