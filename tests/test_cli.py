@@ -170,7 +170,7 @@ def test_embed_says_which_row_is_which_input(
     result = run("embed", bundle_path, photos, "--texts", captions, "--output", output)
     assert result.stderr.count("\n") == 1
     assert "damaged.png" in result.stderr
-    assert "1 images skipped" in result.stdout
+    assert "images skipped: 1" in result.stdout
 
     inputs, kinds, vectors = _read(output)
     files = [photos / "b.png", photos / "more/a.PNG"]

@@ -51,11 +51,11 @@ class Fgclip2Model:
 
     @property
     def embedding_size(self) -> int:
-        return self._model.config.vision.hidden_size
+        return self._model.config.vision_config.hidden_size
 
     @property
     def image_spec(self) -> ImageSpec:
-        vision = self._model.config.vision
+        vision = self._model.config.vision_config
         return ImageSpec(
             kind="naflex",
             patch_size=vision.patch_size,
@@ -67,7 +67,7 @@ class Fgclip2Model:
 
     @property
     def text_spec(self) -> TextSpec:
-        text = self._model.config.text
+        text = self._model.config.text_config
         lengths = {
             "short": text.max_position_embeddings,
             "box": text.max_position_embeddings,
@@ -106,7 +106,7 @@ class Fgclip2Model:
         image_outputs = {"image_features": ("batch", width), "image_embeds": ("batch", width)}
 
         text_inputs = {
-            "input_ids": torch.zeros(2, model.config.text.max_position_embeddings, dtype=torch.int32),
+            "input_ids": torch.zeros(2, model.config.text_config.max_position_embeddings, dtype=torch.int32),
             "walk_type": torch.tensor(0, dtype=torch.int32),
         }
         text_axes = {"input_ids": {0: "batch", 1: "tokens"}}
@@ -213,7 +213,7 @@ def _normalisation(checkpoint: Checkpoint, config: Config) -> tuple[list[float],
     document = checkpoint.json(file)
     required = {
         "resample": _BILINEAR,
-        "patch_size": config.vision.patch_size,
+        "patch_size": config.vision_config.patch_size,
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
@@ -229,12 +229,13 @@ def _normalisation(checkpoint: Checkpoint, config: Config) -> tuple[list[float],
             f"{checkpoint.path / file}: rescale_factor is {document['rescale_factor']!r}, and FG-CLIP 2 is prepared "
             "with 1/255; restore the file that came with the weights."
         )
+    channels = config.vision_config.num_channels
     mean, std = document.get("image_mean", [0.5] * 3), document.get("image_std", [0.5] * 3)
     for key, values in (("image_mean", mean), ("image_std", std)):
         numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-        if not numbers or len(values) != config.vision.num_channels or (key == "image_std" and min(values) <= 0):
+        if not numbers or len(values) != channels or (key == "image_std" and min(values) <= 0):
             raise CheckpointError(
-                f"{checkpoint.path / file}: {key} is {values!r}, and must be {config.vision.num_channels} numbers; "
+                f"{checkpoint.path / file}: {key} is {values!r}, and must be {channels} numbers; "
                 "restore the file that came with the weights."
             )
     return mean, std

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Config, TextConfig, VisionConfig
+from .config import Config, TextConfig, TowerConfig, VisionConfig
 
 WalkType = Literal["short", "box", "long"]
 
@@ -64,7 +64,7 @@ class Mlp(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig | TextConfig) -> None:
+    def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = Attention(config.hidden_size, config.num_attention_heads)
@@ -79,7 +79,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, config: VisionConfig | TextConfig) -> None:
+    def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
@@ -195,11 +195,11 @@ class Fgclip2(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.vision_model = VisionModel(config.vision)
-        self.text_model = TextModel(config.text)
-        self.longtext_head = nn.Linear(config.text.hidden_size, config.text.output_size)
-        self.boxtext_head = nn.Linear(config.text.hidden_size, config.text.output_size)
-        self.dense_feature_head = PoolingHead(config.vision)
+        self.vision_model = VisionModel(config.vision_config)
+        self.text_model = TextModel(config.text_config)
+        self.longtext_head = nn.Linear(config.text_config.hidden_size, config.text_config.output_size)
+        self.boxtext_head = nn.Linear(config.text_config.hidden_size, config.text_config.output_size)
+        self.dense_feature_head = PoolingHead(config.vision_config)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
 

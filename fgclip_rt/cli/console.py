@@ -1,4 +1,4 @@
-"""What commands share: where output goes, how errors end a command, progress, and the options of many commands."""
+"""What commands share: where output goes, how errors end a command, and progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from PIL import Image
@@ -58,8 +58,10 @@ def say_json(value: Any) -> None:
 
 
 def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: bool = True) -> None:
-    """Print a table whose first column is on the left, and the others on the right if ``right``."""
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    """Print a table under ``title``, if any; columns after the first stand on the right if ``right``."""
+    if title:
+        say(title)
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if right and index else "left", overflow="fold")
     for row in rows:
@@ -146,23 +148,3 @@ def set_max_image_pixels(limit: int | None) -> None:
         if limit < 1:
             raise ArgumentError(f"--max-image-pixels is {limit}; give a positive number of pixels.")
         Image.MAX_IMAGE_PIXELS = limit
-
-
-BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-PatchesOption = Annotated[
-    int | None,
-    typer.Option("--max-num-patches", help="Patches to resize every image to.  [default: by each image's own size]"),
-]
-PixelsOption = Annotated[
-    int | None,
-    typer.Option("--max-image-pixels", help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"),
-]
-ExifOption = Annotated[
-    bool,
-    typer.Option("--exif-transpose", help="Turn images upright by their EXIF orientation; the reference does not."),
-]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from ..doctor import examine
-from .console import JsonOption, say_json, say_table
+from . import options
+from .console import say_json, say_table
 
 
-def run(json: JsonOption = False) -> None:
+def run(json: options.Json = False) -> None:
     """Show what this machine can run, and why not for the rest."""
     checks = examine()
     if json:

@@ -13,23 +13,8 @@ from PIL import Image
 from ..errors import ArgumentError, ImageError
 from ..images import load_image
 from ..vectors import Rows, check_format, write_rows
-from .console import (
-    BundleArgument,
-    DeviceOption,
-    ExifOption,
-    JsonOption,
-    OverwriteOption,
-    PatchesOption,
-    PixelsOption,
-    PrecisionOption,
-    ThreadsOption,
-    open_model,
-    progress_bars,
-    say,
-    say_json,
-    set_max_image_pixels,
-    warn,
-)
+from . import options
+from .console import open_model, progress_bars, say, say_json, set_max_image_pixels, warn
 from .inputs import find_images, read_texts, warn_truncated
 
 
@@ -42,22 +27,22 @@ def counted(lines: list[str], begin: Callable[[str, int], Callable[[], None]]) -
 
 
 def run(
-    bundle: BundleArgument,
+    bundle: options.Bundle,
     images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
     output: Annotated[Path, typer.Option(help="File to write: .npy, .npz or .parquet.")] = ...,  # type: ignore[assignment]
     texts: Annotated[Path | None, typer.Option(help="File of texts, one a line, UTF-8.")] = None,
     walk_type: Annotated[str, typer.Option(help="Kind of text: short, box or long.")] = "short",
-    max_num_patches: PatchesOption = None,
+    max_num_patches: options.MaxNumPatches = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per run.  [default: by their patches]")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length one.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
-    exif_transpose: ExifOption = False,
-    max_image_pixels: PixelsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
+    exif_transpose: options.ExifTranspose = False,
+    max_image_pixels: options.MaxImagePixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
 ) -> None:
     """Write the vectors of images and texts to a file that also says which row is which input.
 
@@ -116,7 +101,7 @@ def run(
         )
         return
     say(
-        f"{output}: {len(kept)} images and {len(lines)} texts as float32 {list(rows.vectors.shape)}"
-        + (f"; {len(skipped)} images skipped" if skipped else "")
-        + (f"; {len(truncated)} texts truncated" if truncated else "")
+        f"{output}: float32 {list(rows.vectors.shape)}, {len(kept)} of images and {len(lines)} of texts"
+        + (f"; images skipped: {len(skipped)}" if skipped else "")
+        + (f"; texts truncated: {len(truncated)}" if truncated else "")
     )

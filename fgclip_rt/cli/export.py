@@ -11,7 +11,8 @@ import typer
 
 from ..bundle import Bundle
 from ..errors import ArgumentError, MissingDependencyError, ParityError
-from .console import JsonOption, OverwriteOption, progress_bars, say, say_json, say_parity, warn
+from . import options
+from .console import progress_bars, say, say_json, say_parity, warn
 
 
 def run(
@@ -24,8 +25,8 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
 ) -> None:
     """Turn an FG-CLIP checkpoint into a bundle that runs without PyTorch.
 

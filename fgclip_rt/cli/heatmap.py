@@ -11,42 +11,28 @@ import typer
 from ..errors import ArgumentError
 from ..heatmap import draw, similarity_maps
 from ..outputs import check_output, written_whole
-from .console import (
-    BundleArgument,
-    DeviceOption,
-    ExifOption,
-    JsonOption,
-    OverwriteOption,
-    PatchesOption,
-    PixelsOption,
-    PrecisionOption,
-    ThreadsOption,
-    open_model,
-    say,
-    say_json,
-    set_max_image_pixels,
-    warn,
-)
+from . import options
+from .console import open_model, say, say_json, set_max_image_pixels, warn
 from .inputs import check_text_arguments, read_images, warn_truncated
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def run(
-    bundle: BundleArgument,
+    bundle: options.Bundle,
     image: Annotated[Path, typer.Argument(help="Image file.")],
     text: Annotated[list[str], typer.Option(help="A text; repeatable.")],
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")],
     walk_type: Annotated[str, typer.Option(help="Kind of text: short, box or long.")] = "box",
-    max_num_patches: PatchesOption = None,
+    max_num_patches: options.MaxNumPatches = None,
     font: Annotated[Path | None, typer.Option(help="Font file for the labels.  [default: looked for]")] = None,
-    exif_transpose: ExifOption = False,
-    max_image_pixels: PixelsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
+    exif_transpose: options.ExifTranspose = False,
+    max_image_pixels: options.MaxImagePixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
 ) -> None:
     """Draw where in an image each text is found.
 

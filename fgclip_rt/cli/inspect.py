@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
-from .console import BundleArgument, JsonOption, say, say_json, say_table
+from . import options
+from .console import say, say_json, say_table
 
 
-def run(bundle: BundleArgument, json: JsonOption = False) -> None:
+def run(bundle: options.Bundle, json: options.Json = False) -> None:
     """Show what is inside a bundle, once every file has been checked against its digest."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest

@@ -7,35 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .console import (
-    BundleArgument,
-    DeviceOption,
-    ExifOption,
-    JsonOption,
-    PatchesOption,
-    PixelsOption,
-    PrecisionOption,
-    ThreadsOption,
-    open_model,
-    say_json,
-    say_table,
-    set_max_image_pixels,
-)
+from . import options
+from .console import open_model, say_json, say_table, set_max_image_pixels
 from .inputs import check_text_arguments, read_images, warn_truncated
 
 
 def run(
-    bundle: BundleArgument,
+    bundle: options.Bundle,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     text: Annotated[list[str], typer.Option(help="A text; repeatable.")],
     walk_type: Annotated[str, typer.Option(help="Kind of text: short, box or long.")] = "short",
-    max_num_patches: PatchesOption = None,
-    exif_transpose: ExifOption = False,
-    max_image_pixels: PixelsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    json: JsonOption = False,
+    max_num_patches: options.MaxNumPatches = None,
+    exif_transpose: options.ExifTranspose = False,
+    max_image_pixels: options.MaxImagePixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
 ) -> None:
     """Print the probability that each text describes each image."""
     set_max_image_pixels(max_image_pixels)

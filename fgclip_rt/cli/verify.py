@@ -12,29 +12,20 @@ from ..errors import ParityError
 from ..model import Model
 from ..parity import check, count_rows
 from ..probe import Probe
-from .console import (
-    BundleArgument,
-    DeviceOption,
-    JsonOption,
-    PrecisionOption,
-    ThreadsOption,
-    progress_bars,
-    say,
-    say_json,
-    say_parity,
-)
+from . import options
+from .console import progress_bars, say, say_json, say_parity
 from .export import require
 
 
 def run(
-    bundle: BundleArgument,
+    bundle: options.Bundle,
     checkpoint: Annotated[
         str | None, typer.Option(help="Compare with this checkpoint's reference instead of the recorded probe.")
     ] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    json: JsonOption = False,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
 ) -> None:
     """Check that a bundle gives the reference's numbers on this machine.
 

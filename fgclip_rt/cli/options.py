@@ -1,0 +1,27 @@
+"""Arguments and options that several commands take, as annotations for typer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Bundle = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+MaxNumPatches = Annotated[
+    int | None,
+    typer.Option("--max-num-patches", help="Patches to resize every image to.  [default: by each image's own size]"),
+]
+MaxImagePixels = Annotated[
+    int | None,
+    typer.Option("--max-image-pixels", help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"),
+]
+ExifTranspose = Annotated[
+    bool,
+    typer.Option("--exif-transpose", help="Turn images upright by their EXIF orientation; the reference does not."),
+]
