@@ -209,23 +209,27 @@ def test_an_unsupported_model_type_lists_the_supported(checkpoint: Path, model_t
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "fault"),
     [
-        ("resample", 3),
-        ("patch_size", 14),
-        ("do_resize", False),
-        ("do_rescale", False),
-        ("do_normalize", False),
-        ("rescale_factor", 1 / 127.5),
-        ("image_mean", [0.5, 0.5]),
-        ("image_mean", 0.5),
-        ("image_std", [0.5, 0.5, 0.0]),
-        ("image_std", ["a", "b", "c"]),
+        ("resample", 3, "is 3"),
+        ("patch_size", 14, "is 14"),
+        ("do_resize", False, "is False"),
+        ("do_rescale", False, "is False"),
+        ("do_normalize", False, "is False"),
+        ("do_normalize", None, "got `null`"),
+        ("rescale_factor", 1 / 127.5, f"is {1 / 127.5!r}"),
+        ("rescale_factor", "1/255", "got `str`"),
+        ("image_mean", [0.5, 0.5], "has 2 numbers"),
+        ("image_mean", 0.5, "got `float`"),
+        ("image_std", [0.5, 0.5, 0.0], "> 0.0"),
+        ("image_std", ["a", "b", "c"], "got `str`"),
     ],
 )
-def test_preprocessing_that_a_bundle_cannot_express_is_refused(checkpoint: Path, key: str, value: Any) -> None:
+def test_preprocessing_that_a_bundle_cannot_express_is_refused(
+    checkpoint: Path, key: str, value: Any, fault: str
+) -> None:
     edit_json(checkpoint / "preprocessor_config.json", lambda document: document.update({key: value}))
-    refused(checkpoint, "preprocessor_config.json", key, repr(value))
+    refused(checkpoint, "preprocessor_config.json", key, fault)
 
 
 def test_a_mean_and_deviation_of_their_own_are_used(checkpoint: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from fgclip_rt.text import Tokens
 from ..checkpoint import Checkpoint, load_weights
 from ..onnx_writer import GraphSource
 from . import graphs, reference
-from .config import Config
+from .config import Config, PreprocessorConfig
 from .random_weights import byte_tokenizer, initialise
 
 FloatArray = NDArray[np.float32]
@@ -28,7 +28,6 @@ FloatArray = NDArray[np.float32]
 _BUCKETS = (128, 256, 576, 784, 1024)
 #: The largest count that the released model is shown with (dense maps).
 _MAX_NUM_PATCHES = 16_384
-_BILINEAR = 2  # Pillow's number
 
 
 class Fgclip2Model:
@@ -37,14 +36,13 @@ class Fgclip2Model:
     def __init__(
         self,
         model: reference.Fgclip2,
-        mean: Sequence[float],
-        std: Sequence[float],
+        preprocessor: PreprocessorConfig,
         tokenizer_json: str,
         pad_token_id: int,
         masked: bool,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._mean, self._std = tuple(mean), tuple(std)
+        self._mean, self._std = preprocessor.image_mean, preprocessor.image_std
         self._pad_token_id = pad_token_id
         self._masked = masked
         self.tokenizer_json = tokenizer_json
@@ -189,13 +187,13 @@ def load(checkpoint: Checkpoint) -> Fgclip2Model:
             not one that the bundle can express.
     """
     config = Config.from_json(checkpoint.json("config.json"))
-    mean, std = _normalisation(checkpoint, config)
+    preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
     tokenizer_json = checkpoint.file("tokenizer.json").read_text(encoding="utf-8")
     pad_token_id, masked = _tokenizer_options(checkpoint, tokenizer_json)
     with torch.device("meta"):
         model = reference.Fgclip2(config)
     load_weights(model, checkpoint.weight_files(), checkpoint.path)
-    return Fgclip2Model(model, mean, std, tokenizer_json, pad_token_id, masked)
+    return Fgclip2Model(model, preprocessor, tokenizer_json, pad_token_id, masked)
 
 
 def random(config: Mapping[str, Any], seed: int) -> Fgclip2Model:
@@ -204,41 +202,7 @@ def random(config: Mapping[str, Any], seed: int) -> Fgclip2Model:
         model = reference.Fgclip2(Config.from_json(config))
     model.to_empty(device="cpu")
     initialise(model, seed)
-    return Fgclip2Model(model, [0.5] * 3, [0.5] * 3, byte_tokenizer(), pad_token_id=0, masked=False)
-
-
-def _normalisation(checkpoint: Checkpoint, config: Config) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, once the rest of the preprocessing is known to be FG-CLIP 2's."""
-    file = "preprocessor_config.json"
-    document = checkpoint.json(file)
-    required = {
-        "resample": _BILINEAR,
-        "patch_size": config.vision_config.patch_size,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-    }
-    for key, value in required.items():
-        if document.get(key, value) != value:
-            raise CheckpointError(
-                f"{checkpoint.path / file}: {key} is {document[key]!r}, and FG-CLIP 2 is prepared with {value!r}; "
-                "restore the file that came with the weights."
-            )
-    if abs(document.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise CheckpointError(
-            f"{checkpoint.path / file}: rescale_factor is {document['rescale_factor']!r}, and FG-CLIP 2 is prepared "
-            "with 1/255; restore the file that came with the weights."
-        )
-    channels = config.vision_config.num_channels
-    mean, std = document.get("image_mean", [0.5] * 3), document.get("image_std", [0.5] * 3)
-    for key, values in (("image_mean", mean), ("image_std", std)):
-        numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-        if not numbers or len(values) != channels or (key == "image_std" and min(values) <= 0):
-            raise CheckpointError(
-                f"{checkpoint.path / file}: {key} is {values!r}, and must be {channels} numbers; "
-                "restore the file that came with the weights."
-            )
-    return mean, std
+    return Fgclip2Model(model, PreprocessorConfig(), byte_tokenizer(), pad_token_id=0, masked=False)
 
 
 def _tokenizer_options(checkpoint: Checkpoint, tokenizer_json: str) -> tuple[int, bool]:

@@ -1,15 +1,16 @@
-"""The configuration of an FG-CLIP 2 checkpoint, read from its ``config.json``."""
+"""The configuration of an FG-CLIP 2 checkpoint, read from its ``config.json`` and ``preprocessor_config.json``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from fgclip_rt.errors import CheckpointError
 
+_T = TypeVar("_T")
 _Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
@@ -70,10 +71,7 @@ class Config:
             CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
                 are passed over, as transformers does: they steer training, not the forward pass.
         """
-        try:
-            config = msgspec.convert(document, cls)
-        except msgspec.ValidationError as error:
-            raise CheckpointError(f"config.json is not as it must be: {error}; restore the original file.") from None
+        config = _convert(document, cls, "config.json")
         config._check()
         return config
 
@@ -104,3 +102,55 @@ class Config:
                 f"config.json: text_config.keep_len {self.text_config.keep_len} is over longtext_len "
                 f"{self.text_config.longtext_len}; the checkpoint's config is damaged."
             )
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """How images are prepared; the defaults are those of the released processor."""
+
+    patch_size: int = 16
+    resample: int = 2  # Pillow's number of the bilinear filter
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
+        """Read a parsed ``preprocessor_config.json``.
+
+        Raises:
+            CheckpointError: it asks for another preparation than FG-CLIP 2's.
+        """
+        file = "preprocessor_config.json"
+        config = _convert(document, cls, file)
+        expected = {"patch_size": vision.patch_size} | {
+            name: getattr(cls, name) for name in ("resample", "do_resize", "do_rescale", "do_normalize")
+        }
+        for name, value in expected.items():
+            if getattr(config, name) != value:
+                raise CheckpointError(
+                    f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
+                    "restore the original file."
+                )
+        if abs(config.rescale_factor * 255 - 1) > 1e-6:
+            raise CheckpointError(
+                f"{file}: rescale_factor is {config.rescale_factor!r}, and this model is prepared with 1/255; "
+                "restore the original file."
+            )
+        for name in ("image_mean", "image_std"):
+            if len(getattr(config, name)) != vision.num_channels:
+                raise CheckpointError(
+                    f"{file}: {name} has {len(getattr(config, name))} numbers, and images have {vision.num_channels} "
+                    "channels; restore the original file."
+                )
+        return config
+
+
+def _convert(document: Mapping[str, Any], kind: type[_T], file: str) -> _T:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{file} is not as it must be: {error}; restore the original file.") from None
