@@ -219,7 +219,8 @@ def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, pho
     cases: list[tuple[list[object], list[str]]] = [
         ([photos, "--strict"], ["damaged.png"]),
         ([photos / "damaged.png"], ["none of the 1 images"]),
-        ([tmp_path / "absent.jpg"], ["absent.jpg", "does not exist"]),
+        ([tmp_path / "absent.jpg"], ["none of the 1 images"]),
+        ([tmp_path / "absent.jpg", "--strict"], ["absent.jpg", "No such file"]),
         ([], ["nothing to embed"]),
         (["--texts", broken], ["latin1.txt", "line 2", "UTF-8"]),
         (["--texts", empty], ["empty.txt", "is empty"]),
@@ -236,6 +237,15 @@ def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, pho
         lines = run("embed", bundle_path, *arguments, "--output", output, status=1).stderr.splitlines()
         assert all(part in lines[-1] for part in parts), (parts, lines)
         assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_a_file_name_need_not_be_utf8(suffix: str, bundle_path: Path, photo: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shutil.copy(photo, os.fsdecode(name))
+    output = tmp_path / f"out{suffix}"
+    run("embed", bundle_path, os.fsdecode(name), tmp_path / "absent.png", "--output", output)
+    assert _read(output)[0] == [f"{tmp_path}/caf?.png"]
 
 
 def test_outputs_are_checked_before_any_work(bundle_path: Path, photo: Path, tmp_path: Path) -> None:

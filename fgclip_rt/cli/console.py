@@ -44,17 +44,17 @@ def _console(stderr: bool) -> Console:
 
 def say(text: str) -> None:
     """Print a line of the result."""
-    _console(stderr=False).print(_printable(text))
+    _console(stderr=False).print(printable(text))
 
 
 def warn(text: str) -> None:
     """Print a line about the work to standard error."""
-    _console(stderr=True).print(_printable(text))
+    _console(stderr=True).print(printable(text))
 
 
 def say_json(value: Any) -> None:
     """Print the result for a program."""
-    typer.echo(_printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+    typer.echo(printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: bool = True) -> None:
@@ -65,13 +65,13 @@ def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]],
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if right and index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(_printable, row))
+        table.add_row(*map(printable, row))
     console = _console(stderr=False)
     console.soft_wrap = False
     console.print(table)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text with the bytes of a file name that are not UTF-8 replaced."""
     return text.encode("utf-8", "replace").decode()
 

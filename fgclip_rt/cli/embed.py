@@ -14,7 +14,7 @@ from ..errors import ArgumentError, ImageError
 from ..images import load_image
 from ..vectors import Rows, check_format, write_rows
 from . import options
-from .console import open_model, progress_bars, say, say_json, set_max_image_pixels, warn
+from .console import open_model, printable, progress_bars, say, say_json, set_max_image_pixels, warn
 from .inputs import find_images, read_texts, warn_truncated
 
 
@@ -85,7 +85,7 @@ def run(
 
     rows = Rows(
         kinds=["image"] * len(kept) + ["text"] * len(lines),
-        inputs=[str(path) for path in kept] + lines,
+        inputs=[printable(str(path)) for path in kept] + lines,
         vectors=np.concatenate([image_vectors, text_vectors]),
     )
     write_rows(rows, output)

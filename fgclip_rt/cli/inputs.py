@@ -16,10 +16,11 @@ from .console import warn
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Image files: those given, and in the place of a folder all that lie below it, sorted.
 
-    A file that is given by name is kept whatever it is called; in a folder the suffix decides.
+    A file that is given by name is kept, whatever it is and whether it is there: reading it will tell. In a folder the
+    suffix decides.
 
     Raises:
-        ImageError: a path does not exist, or a folder holds no image.
+        ImageError: a folder holds no image.
     """
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
@@ -30,10 +31,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             if not below:
                 raise ImageError(f"{path} holds no image files; give a folder with some, or the files themselves.")
             found += below
-        elif path.exists():
-            found.append(path)
         else:
-            raise ImageError(f"{path} does not exist; check the path.")
+            found.append(path)
     return found
 
 
