@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fgclip_rt.bundle import MANIFEST, sha256
 from fgclip_rt.errors import CheckpointError
 
 from .registry import ModelSpec, find_model, unknown_model
@@ -66,6 +67,29 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no {name}; point at a whole checkpoint folder.")
         return path
 
+    def text(self, name: str) -> str:
+        """Text of one of its files.
+
+        Raises:
+            CheckpointError: it is missing, cannot be read, or is not UTF-8.
+        """
+        path = self.file(name)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+
+    def sha256(self) -> str:
+        """Digest over its weight files, in order.
+
+        Raises:
+            CheckpointError: one is missing or cannot be read.
+        """
+        try:
+            return sha256(*self.weight_files())
+        except OSError as error:
+            raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); restore the file.") from None
+
     def weight_files(self) -> list[Path]:
         """Its safetensors files: one, or the shards that its index names.
 
@@ -82,6 +106,9 @@ class Checkpoint:
         shards = self.json(_INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{self.path / _INDEX} has no weight_map; restore the file.")
+        for name in shards.values():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CheckpointError(f"{self.path / _INDEX} names {name!r}, no file of its folder; restore the file.")
         return [self.file(name) for name in sorted(set(shards.values()))]
 
 
@@ -97,7 +124,7 @@ def locate(model: str, revision: str | None = None) -> Checkpoint:
     path = Path(model)
     if not model or not path.is_dir():
         raise unknown_model(model)
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file() and not (path / "config.json").exists():
         raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
     if revision is not None:
         raise CheckpointError(f"--revision {revision} goes with a model from the Hub; {path} is a local folder.")

@@ -112,6 +112,8 @@ def _large_initializers(model: ir.Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
     return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from safetensors import SafetensorError
 
 import fgclip_rt
 from fgclip_rt import parity
-from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files, sha256
-from fgclip_rt.errors import ArgumentError, OutputError, ParityError
+from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files
+from fgclip_rt.errors import ArgumentError, BundleError, CheckpointError, OutputError, ParityError
 from fgclip_rt.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -32,10 +33,10 @@ from fgclip_rt.manifest import (
     Parity,
     ParityRow,
     TensorSpec,
+    decode_manifest,
 )
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from fgclip_rt.text import Tokenizer
 
 from . import families, probe
 from .checkpoint import locate
@@ -83,7 +84,7 @@ def checkpoint_source(model: str, revision: str | None = None) -> Source:
             source=checkpoint.source,
             revision=checkpoint.revision,
             weights=checkpoint.origin,
-            checkpoint_sha256=sha256(*checkpoint.weight_files()),
+            checkpoint_sha256=checkpoint.sha256(),
         )
         return families.load(checkpoint), info
 
@@ -130,6 +131,8 @@ def export(
         ParityError: a graph does not give the reference's numbers.
         OutputError: ``output`` exists or cannot be written.
     """
+    if not precisions:
+        raise ArgumentError(f"no precision was asked for; choose from {', '.join(PRECISIONS)}.")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ArgumentError(f"precision {precision!r} cannot be exported; choose from {', '.join(PRECISIONS)}.")
@@ -141,20 +144,25 @@ def export(
         # The check loads the graphs as a user would; the reference has said all that is needed of it by now.
         del model
         gc.collect()
-        rows = _check(Bundle(folder, manifest), begin)
+        _write_manifest(manifest, folder)
+        rows = _check(Bundle.open(folder, check_hashes=False), begin)
         _write_manifest(_with_measured(manifest, rows), folder)
     return Bundle.open(output, check_hashes=False)
 
 
 def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
-    """The probe of ``bundle`` computed anew by the reference, from a checkpoint.
+    """The probe of ``bundle`` computed anew from a checkpoint: by its reference, its tokenizer and its preparation.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded.
+        CheckpointError: the checkpoint cannot be loaded, or is of another size.
     """
     model, _ = checkpoint_source(checkpoint).load()
-    text = bundle.manifest.text
-    return probe.record(model, Tokenizer(bundle.file(text.tokenizer), text))
+    if model.embedding_size != bundle.manifest.embedding_size:
+        raise CheckpointError(
+            f"{checkpoint} has vectors of {model.embedding_size} and {bundle.path} of "
+            f"{bundle.manifest.embedding_size}; give the checkpoint that the bundle was exported from."
+        )
+    return probe.record(model)
 
 
 def _write(model: ReferenceModel, info: ModelInfo, folder: Path, begin: BeginStage) -> Manifest:
@@ -173,7 +181,7 @@ def _write(model: ReferenceModel, info: ModelInfo, folder: Path, begin: BeginSta
     text = model.text_spec
     (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
     done = begin("run reference", probe.count_steps(model))
-    probe.record(model, Tokenizer(folder / text.tokenizer, text), done).save(folder / _PROBE)
+    probe.record(model, done).save(folder / _PROBE)
 
     return Manifest(
         format=FORMAT,
@@ -246,15 +254,18 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
     """
-    output = output.absolute()
-    if output.exists() or output.is_symlink():
+    if output.is_symlink() and not output.exists():
+        raise OutputError(f"{output} is a link to nothing; remove it, or choose another --output.")
+    output = output.resolve()
+    if output.exists():
         if not overwrite:
             raise OutputError(f"{output} exists already; choose another --output, or replace it with --overwrite.")
-        if not (output / MANIFEST).is_file():
+        if not _is_only_a_bundle(output):
             raise OutputError(
-                f"{output} exists and is not a bundle, so it will not be replaced; choose another --output."
+                f"{output} is not a bundle or holds other files too, so it will not be replaced; "
+                "choose another --output, or remove it."
             )
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    partial = output.parent / f".{output.name}.partial-{uuid.uuid4().hex}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -266,11 +277,20 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
         _put_in_place(partial, output)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # What reads a checkpoint raises errors of our own, so these two come from writing.
+        # Reading a checkpoint raises CheckpointError, so these two come from writing.
         if isinstance(error, (OSError, SafetensorError)):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise OutputError(f"{output} cannot be written ({reason}); choose another --output.") from None
         raise
+
+
+def _is_only_a_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, whole or not, and holds nothing else that replacing it would lose."""
+    try:
+        manifest = decode_manifest((folder / MANIFEST).read_bytes(), MANIFEST)
+    except (OSError, BundleError):
+        return False
+    return all(name in manifest.files for name in list_files(folder))
 
 
 def _put_in_place(folder: Path, output: Path) -> None:
@@ -278,14 +298,14 @@ def _put_in_place(folder: Path, output: Path) -> None:
     if not output.exists():
         folder.rename(output)
         return
-    replaced = folder.with_name(f".{output.name}.replaced-{os.getpid()}")
+    replaced = folder.with_name(f".{output.name}.replaced-{uuid.uuid4().hex}")
     output.rename(replaced)
     try:
         folder.rename(output)
     except BaseException:
         replaced.rename(output)
         raise
-    shutil.rmtree(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _open_permissions(folder: Path) -> None:

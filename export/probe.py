@@ -35,15 +35,15 @@ TEXTS = (
 )
 
 
-def record(model: ReferenceModel, tokenizer: Tokenizer, progress: Callable[[], None] = lambda: None) -> Probe:
+def record(model: ReferenceModel, progress: Callable[[], None] = lambda: None) -> Probe:
     """Run the reference on the probe's inputs.
 
     Args:
         model: the loaded reference.
-        tokenizer: the bundle's.
         progress: called after each of :func:`count_steps` steps.
     """
     preparation = NaflexPreparation(model.image_spec)
+    tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
     images = []
     for index, (height, width) in enumerate(IMAGE_SIZES):
         rgb = draw_image(height, width, seed=index)

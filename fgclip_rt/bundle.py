@@ -18,10 +18,17 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder of graphs, tokenizer, probe and manifest that has been checked."""
+    """A folder of graphs, tokenizer, probe and manifest that has been checked.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+        manifest_sha256: digest of the manifest's file, by which a replaced bundle is noticed.
+    """
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str
 
     @classmethod
     def open(cls, folder: Path, *, check_hashes: bool = True) -> Bundle:
@@ -50,13 +57,37 @@ class Bundle:
             raise BundleError(
                 f"{folder / MANIFEST} cannot be read ({error.strerror}); check its permissions."
             ) from None
-        bundle = cls(folder, decode_manifest(text, str(folder / MANIFEST)))
+        bundle = cls(folder, decode_manifest(text, str(folder / MANIFEST)), hashlib.sha256(text).hexdigest())
         bundle._check_files(check_hashes)
         return bundle
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
         return self.path / name
+
+    def read_text(self, name: str) -> str:
+        """Text of one of the bundle's files.
+
+        Raises:
+            BundleError: it cannot be read or is not UTF-8.
+        """
+        try:
+            return self.file(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.file(name)} cannot be read ({error}); export the bundle again.") from None
+
+    def check_unchanged(self) -> None:
+        """Make sure that this is still the bundle that was opened: graphs are read when they are first needed.
+
+        Raises:
+            BundleError: the folder was replaced or removed since.
+        """
+        try:
+            unchanged = sha256(self.path / MANIFEST) == self.manifest_sha256
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise BundleError(f"{self.path} was replaced or removed since it was opened; load it again.")
 
     @property
     def size(self) -> int:
@@ -91,7 +122,7 @@ class Bundle:
 
 def list_files(folder: Path) -> list[str]:
     """Names of the files that make up a bundle, relative and with slashes: all but the manifest and the engines."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
     return [name.as_posix() for name in names if name.parts[0] not in (MANIFEST, ENGINES)]
 
 

@@ -7,12 +7,16 @@ import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 #: The two packages install the same module, so the CPU one has to go first.
 CUDA_REMEDY = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+#: What the ``export`` extra installs, by the names they are imported by.
+EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -32,7 +36,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def examine() -> list[Check]:
-    """Look at this machine. Imports nothing heavy and changes nothing."""
+    """Look at this machine, and change nothing."""
     return [
         Check("python", True, f"{platform.python_version()} on {platform.platform()}"),
         _cpu(),
@@ -118,10 +122,14 @@ def _cuda() -> Check:
 
 
 def _export() -> Check:
-    missing = [name for name in ("torch", "onnx", "onnxscript", "huggingface_hub") if not _installed(name)]
-    if missing:
+    if missing := missing_packages(EXPORT_PACKAGES):
         return Check("export", False, f"not installed: {', '.join(missing)}", "pip install 'fgclip-rt[export]'")
     return Check("export", True, f"torch {importlib.metadata.version('torch')}")
+
+
+def missing_packages(packages: Iterable[str]) -> list[str]:
+    """Those of ``packages`` that are not installed; nothing is imported."""
+    return [package for package in packages if not _installed(package)]
 
 
 def _package(name: str, package: str, reason: str, remedy: str) -> Check:

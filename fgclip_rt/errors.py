@@ -38,7 +38,7 @@ class BundleError(FgclipError):
 
 
 class DeviceError(FgclipError):
-    """A device or backend was asked for and this machine does not have it."""
+    """A device was asked for and this machine does not have it, or its memory ran out."""
 
 
 class CheckpointError(FgclipError):

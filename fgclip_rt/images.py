@@ -66,7 +66,7 @@ def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: 
         _check_pixels(image, name)
         if exif_transpose:
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return _to_rgb(image, name)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -177,10 +177,15 @@ def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    # Pillow opens 16-bit PGM files as 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"{name} has 32-bit values (Pillow's mode {image.mode!r}) of unknown range; scale them to 8 bits and "
+            "pass RGB."
+        )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # The same colours, by the way that Pillow wants for such palettes.
         image = image.convert("RGBA")

@@ -7,7 +7,7 @@ in the README.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -15,7 +15,11 @@ from .errors import BundleError
 
 FORMAT: Literal["fgclip-rt-bundle"] = "fgclip-rt-bundle"
 #: The version that this package writes, and the newest that it reads.
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
+
+
+Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
+Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,18 +67,18 @@ class ImageSpec(_Strict, frozen=True):
     """
 
     kind: Literal["naflex"]
-    patch_size: int
-    channels: int
+    patch_size: Positive
+    channels: Positive
     resample: Literal["bilinear"]
-    buckets: tuple[int, ...]
-    max_num_patches: int
+    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
+    max_num_patches: Positive
 
 
 class WalkTypeSpec(_Strict, frozen=True):
     """``index`` is the text graph's ``walk_type`` input; ``length`` the number of tokens, padding included."""
 
-    index: int
-    length: int
+    index: Natural
+    length: Positive
 
 
 class TextSpec(_Strict, frozen=True):
@@ -90,7 +94,7 @@ class TextSpec(_Strict, frozen=True):
 
     tokenizer: str
     lowercase: bool
-    pad_token_id: int
+    pad_token_id: Natural
     attention_mask: bool
     walk_types: dict[str, WalkTypeSpec]
 
@@ -152,7 +156,7 @@ class Parity(_Strict, frozen=True):
 class FileInfo(_Strict, frozen=True):
     """Size in bytes and digest of one file."""
 
-    size: int
+    size: Natural
     sha256: str
 
 
@@ -160,10 +164,10 @@ class Manifest(_Strict, frozen=True):
     """The whole ``manifest.json``."""
 
     format: Literal["fgclip-rt-bundle"]
-    format_version: int
+    format_version: Literal[1]
     model: ModelInfo
     producer: dict[str, str]
-    embedding_size: int
+    embedding_size: Positive
     score: Score
     image: ImageSpec
     text: TextSpec
@@ -198,8 +202,8 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
         BundleError: it is not JSON, from a newer version, or not as specified.
     """
     try:
-        document = json.loads(text)
-    except ValueError as error:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}); export the bundle again.") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
@@ -225,3 +229,6 @@ def _check_references(manifest: Manifest, where: str) -> None:
             raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
     if not manifest.graphs or not manifest.precisions:
         raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
+    for precision in manifest.precisions:
+        if precision not in manifest.parity.limits:
+            raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")

@@ -72,12 +72,12 @@ class Model:
         self.manifest: Manifest = bundle.manifest
         available = self.manifest.precisions
         if precision is not None and precision not in available:
-            raise ArgumentError(f"this bundle has no precision {precision!r}, only {', '.join(available)}.")
+            raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
         self.bundle = bundle
         self.precision = precision or available[0]
         self.backend = OnnxRuntimeBackend(bundle, self.precision, device, threads)
         self.preparation = NaflexPreparation(self.manifest.image)
-        self.tokenizer = Tokenizer(bundle.file(self.manifest.text.tokenizer), self.manifest.text)
+        self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
 
     def __repr__(self) -> str:
         return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}>"
@@ -176,7 +176,7 @@ class Model:
         Args:
             images: as for :meth:`embed_images`.
             max_num_patches: patches to resize to, up to 16,384 for fine maps; None takes the image's bucket.
-                Attention needs memory in proportion to its square.
+                Time grows with the square of their number.
             normalize: to length one; False gives the reference's own features.
 
         Returns:
@@ -251,7 +251,7 @@ class Model:
         logits = self.logits(image_embeds, text_embeds)
         probabilities: FloatArray
         if self.manifest.score.activation == "softmax":
-            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
             probabilities = weights / weights.sum(axis=-1, keepdims=True)
         else:
             # exp of a negative number only, so that neither side of zero overflows.
@@ -277,7 +277,16 @@ class Model:
         yield from queues.values()
 
     def run_vision(self, graph: str, batch: list[Patches], output: str) -> FloatArray:
-        """Run a vision graph on images of any grids, padded to the longest of them."""
+        """Run a vision graph on prepared images of any grids, padded to the longest of them.
+
+        Args:
+            graph: ``vision`` or ``dense``.
+            batch: one image or more.
+            output: name of the output, one of the graph's.
+
+        Returns:
+            float32 [B, D], or [B, N, D] for ``dense_features``; rows past an image's grid mean nothing.
+        """
         length = max(len(patches.pixels) for patches in batch)
         pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
         for row, patches in zip(pixels, batch, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.partial-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield partial
         partial.replace(path)

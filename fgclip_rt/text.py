@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,17 +31,17 @@ class Tokens:
 class Tokenizer:
     """Tokenisation by the specification in a manifest. Safe to use from several threads."""
 
-    def __init__(self, file: Path, spec: TextSpec) -> None:
-        """Load ``file``, a ``tokenizer.json``.
+    def __init__(self, definition: str, spec: TextSpec) -> None:
+        """Take the text of a ``tokenizer.json``.
 
         Raises:
-            BundleError: the file is not a tokenizer.
+            BundleError: it is not a tokenizer.
         """
         self.spec = spec
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{file} is not a tokenizer ({error}); export the bundle again.") from None
+            raise BundleError(f"{spec.tokenizer} is not a tokenizer ({error}); export the bundle again.") from None
         # Length is handled per call, so that one tokenizer serves every walk type and thread.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -97,6 +97,12 @@ def test_engines_may_come_and_go(bundle: Path) -> None:
     assert Bundle.open(bundle).manifest == decode_manifest((bundle / "manifest.json").read_bytes(), "manifest.json")
 
 
+def test_a_linked_folder_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (bundle / "more").symlink_to(tmp_path / "elsewhere")
+    refused(bundle, "more")
+
+
 def assign(*keys: str | int, value: Any) -> Callable[[Json], None]:
     def edit(document: Any) -> None:
         for key in keys[:-1]:
@@ -148,6 +154,12 @@ def delete(*keys: str) -> Callable[[Json], None]:
         (assign("files", "text.onnx", "sha256", value="0" * 64), ["text.onnx"]),
         (assign("files", "text.onnx", "size", value=1), ["text.onnx"]),
         (assign("format_version", value=FORMAT_VERSION + 1), [f"version {FORMAT_VERSION + 1}", "upgrade"]),
+        (assign("format_version", value=-3), ["format_version"]),
+        (assign("image", "buckets", value=[]), ["buckets"]),
+        (assign("image", "patch_size", value=0), ["patch_size"]),
+        (assign("text", "pad_token_id", value=-1), ["pad_token_id"]),
+        (assign("score", "logit_scale", value=float("nan")), ["manifest.json", "not JSON"]),
+        (assign("parity", "limits", value={}), ["limits", "fp32"]),
         (assign("format", value="another-bundle"), ["manifest.json", "not the manifest"]),
         (delete("format"), ["manifest.json", "not the manifest"]),
     ],
@@ -167,7 +179,9 @@ def test_a_file_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
     refused(bundle, repr(name))
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"manifest", b"[]", b"null", b'"fgclip-rt-bundle"'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\xff\xfe", b"manifest", b"[]", b"null", b'"fgclip-rt-bundle"', b"[" * 99999]
+)
 def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, text: bytes) -> None:
     (bundle / "manifest.json").write_bytes(text)
     refused(bundle, "manifest.json")

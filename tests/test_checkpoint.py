@@ -64,7 +64,7 @@ def features(model: ReferenceModel) -> list[np.ndarray[Any, Any]]:
     pixels = picture(1, 12 * 256, seed=3).reshape(12, 768)
     boxes = np.array([[3, 3, 40, 30]], np.float32)
     results = list(model.image(Patches(pixels, (3, 4), (48, 64), 128), boxes))
-    tokenizer = Tokenizer(MASKED / "tokenizer.json", model.text_spec)
+    tokenizer = Tokenizer((MASKED / "tokenizer.json").read_text(encoding="utf-8"), model.text_spec)
     texts = Golden("fgclip2-masked").texts[:3]
     results += [model.text(tokenizer(texts, walk_type), walk_type) for walk_type in model.text_spec.walk_types]
     return [*results, model.logits(results[0][None], results[3])]
@@ -307,6 +307,23 @@ def assert_says_how_to_use_local_weights(error: CheckpointError) -> None:
     assert "\n" not in message
     assert message.startswith("qihoo360/fg-clip2-")
     assert "give its path: fgclip-rt export --model path/to/checkpoint." in message
+
+
+@pytest.mark.parametrize("shards", [None, [], {}, {"logit_scale": 3}, {"logit_scale": ["a"]}, {"logit_scale": "../x"}])
+def test_a_damaged_index_of_shards_is_named(checkpoint: Path, shards: Any) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    refused(checkpoint, "model.safetensors.index.json")
+
+
+def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_bytes(b"\xff\xfe")
+    refused(checkpoint, "tokenizer.json")
+
+
+def test_input_names_that_are_no_list_are_named(checkpoint: Path) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.update(model_input_names=None))
+    refused(checkpoint, "tokenizer_config.json", "model_input_names")
 
 
 def test_a_download_is_exported_with_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -142,6 +142,22 @@ def test_verify_fails_against_another_checkpoint(bundle_path: Path, goldens: Pat
     assert "fails 1 of 40 comparisons" in result.stderr
 
 
+def test_verify_sees_another_tokenizer(masked_bundle_path: Path, goldens: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(goldens / "fgclip2-masked/checkpoint", checkpoint)
+    document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    document["post_processor"] = None
+    (checkpoint / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    result = run("verify", masked_bundle_path, "--checkpoint", checkpoint, status=1)
+    assert sum("tokens" in line and "FAILED" in line for line in result.stdout.splitlines()) == 3
+
+
+def test_verify_refuses_a_checkpoint_of_another_size(bundle_path: Path, goldens: Path) -> None:
+    message = error_of("verify", bundle_path, "--checkpoint", goldens / "fgclip2-masked/checkpoint")
+    assert "vectors of 64" in message
+    assert "of 96" in message
+
+
 def test_inspect_shows_the_manifest(bundle_path: Path) -> None:
     text = run("inspect", bundle_path).stdout
     for part in ("vision.onnx", "spatial_shapes int32 [batch, 2]", "short 64, box 64, long 196", "weights.safetensors"):

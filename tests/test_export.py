@@ -27,7 +27,7 @@ from fgclip_rt.export import families, fgclip2
 from fgclip_rt.export.checkpoint import locate
 from fgclip_rt.export.families import ReferenceModel
 from fgclip_rt.export.fgclip2 import graphs
-from fgclip_rt.export.onnx_writer import GraphSource, write_graphs
+from fgclip_rt.export.onnx_writer import GraphSource, _same, write_graphs
 from fgclip_rt.export.pipeline import new_folder
 from fgclip_rt.images import Patches
 from fgclip_rt.model import Model
@@ -143,20 +143,19 @@ def test_a_graph_with_another_weight_than_the_reference_is_not_written(
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_export_leaves_everything_as_it_was(
-    tmp_path: Path, stage: str, error: type[BaseException], overwrite: bool
+    masked_bundle_path: Path, tmp_path: Path, stage: str, error: type[BaseException], overwrite: bool
 ) -> None:
     def begin(name: str, steps: int) -> Callable[[], None]:  # noqa: ARG001 (a BeginStage)
         if name == stage:
             raise error
         return lambda: None
 
-    manifest = tmp_path / "bundle" / "manifest.json"
     if overwrite:
-        manifest.parent.mkdir()
-        manifest.write_text("{}")
+        shutil.copytree(masked_bundle_path, tmp_path / "bundle")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error):
         export.export(export.checkpoint_source(MASKED), tmp_path / "bundle", overwrite=overwrite, begin=begin)
-    assert list(tmp_path.rglob("*")) == ([manifest.parent, manifest] if overwrite else [])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def unused() -> export.Source:
@@ -169,22 +168,49 @@ def unused() -> export.Source:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("kind", ["file", "empty folder", "other folder", "dangling link"])
-def test_an_output_that_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str, overwrite: bool) -> None:
+@pytest.mark.parametrize(
+    "kind", ["file", "empty folder", "other folder", "another manifest", "bundle with more", "dangling link"]
+)
+def test_an_output_that_is_no_bundle_is_never_replaced(
+    masked_bundle_path: Path, tmp_path: Path, kind: str, overwrite: bool
+) -> None:
     output = tmp_path / "output"
     if kind == "file":
         output.write_text("mine")
     elif kind == "dangling link":
         output.symlink_to(tmp_path / "nowhere")
+    elif kind == "bundle with more":
+        shutil.copytree(masked_bundle_path, output)
+        (output / "notes.txt").write_text("mine")
     else:
         output.mkdir()
         if kind == "other folder":
             (output / "notes.txt").write_text("mine")
+        if kind == "another manifest":
+            (output / "manifest.json").write_text('{"name": "my web app"}')
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OutputError) as info:
         export.export(unused(), output, overwrite=overwrite)
     assert_one_sentence(info.value, str(output), "--output")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_a_bundle_stays_a_link(masked_bundle_path: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(masked_bundle_path, tmp_path / "target"))
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with new_folder(link, overwrite=True) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert sorted(tmp_path.iterdir()) == [link, target]
+    assert link.readlink() == target
+    assert (target / "manifest.json").read_text() == "new"
+
+
+def test_weights_of_one_name_must_be_the_same_to_the_byte() -> None:
+    ones = torch.ones(100)
+    assert _same(ones, torch.ones(100))
+    assert not _same(ones, torch.ones(100, dtype=torch.float16))
+    assert not _same(ones, ones[:50])
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(masked_bundle_path: Path, tmp_path: Path) -> None:
@@ -454,14 +480,13 @@ def small_random(seed: int) -> ReferenceModel:
     return fgclip2.random({"vision_config": tower, "text_config": tower | {"vocab_size": 260}}, seed)
 
 
-def test_random_weights_follow_their_seed(tmp_path: Path) -> None:
+def test_random_weights_follow_their_seed() -> None:
     models = [small_random(seed) for seed in (0, 0, 1)]
     boxes = np.array([[2, 2, 40, 40]], np.float32)
     first, again, other = (np.concatenate([part.ravel() for part in m.image(patches(4, 5), boxes)]) for m in models)
     np.testing.assert_allclose(first, again, rtol=0, atol=1e-5)
     assert np.abs(first - other).max() > 0.1
-    (tmp_path / "tokenizer.json").write_text(models[0].tokenizer_json, encoding="utf-8")
-    tokens = Tokenizer(tmp_path / "tokenizer.json", models[0].text_spec)(["Cat 猫"], "box")
+    tokens = Tokenizer(models[0].tokenizer_json, models[0].text_spec)(["Cat 猫"], "box")
     spelt = [4 + byte for byte in "cat▁猫".encode()]
     assert tokens.input_ids[0, : len(spelt) + 2].tolist() == [*spelt, 1, 0]
 

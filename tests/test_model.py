@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,8 +19,7 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
-from fgclip_rt.bundle import Bundle
-from fgclip_rt.errors import ArgumentError, DeviceError
+from fgclip_rt.errors import ArgumentError, BundleError, DeviceError
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
 from helpers import WALK_TYPES, Golden, assert_one_sentence, picture
@@ -175,7 +176,9 @@ def test_every_call_keeps_to_its_patch_limit(model: Model, limit: int) -> None:
 
 
 def with_score(model: Model, score: Score) -> Model:
-    return Model(Bundle(model.bundle.path, msgspec.structs.replace(model.manifest, score=score)), device="cpu")
+    return Model(
+        dataclasses.replace(model.bundle, manifest=msgspec.structs.replace(model.manifest, score=score)), device="cpu"
+    )
 
 
 def test_logits_are_scaled_cosines_and_probabilities_their_sigmoid(model: Model) -> None:
@@ -298,3 +301,27 @@ def test_it_says_what_it_is(model: Model) -> None:
     assert (model.dim, model.precision, model.backend.device) == (96, "fp32", "cpu")
     assert "fp32" in repr(model)
     assert "cpu" in repr(model)
+
+
+def test_a_bundle_that_was_replaced_since_is_noticed(
+    bundle_path: Path, masked_bundle_path: Path, tmp_path: Path
+) -> None:
+    """Graphs are loaded when they are needed: those of another model must not join those that are loaded already."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_path, folder)
+    model = fgclip_rt.load(folder)
+    expected = model.embed_images([IMAGES[0]])
+    shutil.rmtree(folder)
+    for step in ("removed", "replaced"):
+        if step == "replaced":
+            shutil.copytree(masked_bundle_path, folder)
+        with pytest.raises(BundleError) as info:
+            model.embed_texts(["a cat"])
+        assert_one_sentence(info.value, str(folder), "load it again")
+        np.testing.assert_array_equal(model.embed_images([IMAGES[0]]), expected)
+
+
+def test_no_texts_give_no_probabilities(model: Model) -> None:
+    softmax = with_score(model, Score(activation="softmax", logit_scale=4.0, logit_bias=0.0))
+    for each in (model, softmax):
+        assert each.probabilities(each.embed_images(IMAGES[:2]), each.embed_texts([])).shape == (2, 0)

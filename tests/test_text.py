@@ -128,6 +128,6 @@ def test_texts_that_are_no_list_are_refused(model: Model, texts: Any) -> None:
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(model: Model) -> None:
-    file = GOLDENS / "fgclip2" / "index.json"
+    text = (GOLDENS / "fgclip2" / "index.json").read_text(encoding="utf-8")
     with pytest.raises(BundleError, match="is not a tokenizer"):
-        Tokenizer(file, model.manifest.text)
+        Tokenizer(text, model.manifest.text)

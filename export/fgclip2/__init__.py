@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
@@ -162,8 +162,8 @@ class Fgclip2Model:
     @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         mask = torch.from_numpy(tokens.attention_mask) if self._masked else None
-        kind = next(name for name in graphs.WALK_TYPES if name == walk_type)
-        features: FloatArray = self._model.get_text_features(torch.from_numpy(tokens.input_ids), kind, mask).numpy()
+        input_ids, kind = torch.from_numpy(tokens.input_ids), cast(reference.WalkType, walk_type)
+        features: FloatArray = self._model.get_text_features(input_ids, kind, mask).numpy()
         return features
 
     @torch.inference_mode()
@@ -188,7 +188,7 @@ def load(checkpoint: Checkpoint) -> Fgclip2Model:
     """
     config = Config.from_json(checkpoint.json("config.json"))
     preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
-    tokenizer_json = checkpoint.file("tokenizer.json").read_text(encoding="utf-8")
+    tokenizer_json = checkpoint.text("tokenizer.json")
     pad_token_id, masked = _tokenizer_options(checkpoint, tokenizer_json)
     with torch.device("meta"):
         model = reference.Fgclip2(config)
@@ -224,4 +224,9 @@ def _tokenizer_options(checkpoint: Checkpoint, tokenizer_json: str) -> tuple[int
         )
     # Tokenizers of this kind make a mask unless their file says otherwise; SigLIP 2's does.
     names = document.get("model_input_names", ["input_ids", "attention_mask"])
+    if not isinstance(names, list):
+        raise CheckpointError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: model_input_names is {names!r}, and must be a list; "
+            "restore the file that came with the weights."
+        )
     return pad_token_id, "attention_mask" in names

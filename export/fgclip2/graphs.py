@@ -15,7 +15,7 @@ loop over the batch:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -124,11 +124,7 @@ class VisionTower(nn.Module):
 
     def forward(self, patches: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, Tensor]:
         height, width = spatial_shapes.to(torch.float32)[:, :, None].unbind(1)
-        index = torch.arange(patches.shape[1], dtype=torch.float32)[None]
-        # Indices stay far below 2**24 and a rounded quotient never reaches the next integer, so this is exact.
-        row = torch.floor(index / width)
-        column = index - row * width
-        valid = index < height * width
+        row, column, valid = grid_positions(patches.shape[1], height, width)
         key_bias = torch.where(valid, 0.0, HIDDEN)
 
         x = self.patch_embedding(patches.to(torch.float32)) + self._positions(row, column, height, width)
@@ -142,6 +138,17 @@ class VisionTower(nn.Module):
         columns = triangle_weights(column, width, self.grid)
         weights = (rows[..., :, None] * columns[..., None, :]).flatten(2)
         return torch.matmul(weights, self.positions)
+
+
+def grid_positions(length: int, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of each of ``length`` patches, float [B, N], and whether it lies on the grid, bool [B, N].
+
+    ``height`` and ``width``, float [B, 1], are the grids' sizes.
+    """
+    index = torch.arange(length, dtype=torch.float32)[None]
+    # Indices stay far below 2**24 and a rounded quotient never reaches the next integer, so this is exact.
+    row = torch.floor(index / width)
+    return row, index - row * width, index < height * width
 
 
 def triangle_weights(position: Tensor, size: Tensor, source: int) -> Tensor:
@@ -299,15 +306,13 @@ class RegionGraph(nn.Module):
         grid = torch.index_select(spatial_shapes, 0, box_images).to(torch.float32)
         size = torch.index_select(image_sizes, 0, box_images).to(torch.float32)
         height, width = grid[:, 0:1], grid[:, 1:2]
-        index = torch.arange(length, dtype=torch.float32)[None]
-        row = torch.floor(index / width)
-        column = index - row * width
+        row, column, valid = grid_positions(length, height, width)
 
         # Divide, then multiply, as the reference does: the number of samples is a ceiling and feels a rounding error.
         x1, x2 = (boxes[:, i : i + 1] / size[:, 1:2] * width - 0.5 for i in (0, 2))
         y1, y2 = (boxes[:, i : i + 1] / size[:, 0:1] * height - 0.5 for i in (1, 3))
         weights = roi_weights(row, y1, y2, height) * roi_weights(column, x1, x2, width)
-        weights = weights * (index < height * width)
+        weights = weights * valid
 
         # One product for all images: a box's weights stand in its own image's columns and are zero elsewhere.
         own = box_images[:, None] == torch.arange(batch, dtype=torch.int32)[None]
@@ -341,22 +346,15 @@ def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tens
     def sample(index: Tensor) -> Tensor:
         return start + (index + 0.5) * extent / divisor
 
-    def nearest(position: Tensor) -> Tensor:
-        return torch.round((position - start) / step - 0.5)
-
-    # Samples before a position, counted by testing the nearest one: on the outer borders, where a sample either counts
-    # in full or not at all, a rounded quotient alone would decide wrongly.
-    def before(position: Tensor) -> Tensor:
-        index = nearest(position)
-        return torch.minimum(torch.relu(index + (sample(index) < position).to(torch.float32)), count)
-
-    def up_to(position: Tensor) -> Tensor:
-        index = nearest(position)
-        return torch.minimum(torch.relu(index + (sample(index) <= position).to(torch.float32)), count)
+    # How many samples lie before a position, by testing the nearest one: on the outer borders, where a sample either
+    # counts in full or not at all, a rounded quotient alone would decide wrongly.
+    def samples_before(position: Tensor, compare: Callable[[Tensor, Tensor], Tensor] = torch.lt) -> Tensor:
+        nearest = torch.round((position - start) / step - 0.5)
+        return torch.minimum(torch.relu(nearest + compare(sample(nearest), position).to(torch.float32)), count)
 
     at_border = cell >= size - 1
-    low, middle = before(cell - 1), before(cell)
-    high = torch.where(at_border, up_to(size), before(cell + 1))
+    low, middle = samples_before(cell - 1), samples_before(cell)
+    high = torch.where(at_border, samples_before(size, torch.le), samples_before(cell + 1))
 
     below, above = torch.relu(middle - low), torch.relu(high - middle)
     centre_below = sample((low + middle - 1) * 0.5)

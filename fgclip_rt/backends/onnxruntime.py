@@ -89,7 +89,9 @@ class OnnxRuntimeBackend:
         file = self._bundle.file(graphs[graph][self._precision].file)
         # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
         providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
+        self._bundle.check_unchanged()
         session = ort.InferenceSession(str(file), options, providers=providers)
+        self._bundle.check_unchanged()
         if self.device == "cuda" and _CUDA not in session.get_providers():
             # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
             raise DeviceError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import msgspec
 import typer
 
 from ..bundle import Bundle
+from ..doctor import EXPORT_PACKAGES, missing_packages
 from ..errors import ArgumentError, MissingDependencyError, ParityError
 from . import options
 from .console import progress_bars, say, say_json, say_parity, warn
@@ -32,7 +32,7 @@ def run(
 
     The bundle appears only when every graph has given the reference's numbers on the probe inputs.
     """
-    require("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
+    require_export_packages()
     import fgclip_rt.export as exporter
 
     if random_weights and revision is not None:
@@ -89,14 +89,13 @@ def _report(bundle: Bundle, json: bool) -> None:
         )
 
 
-def require(*packages: str) -> None:
-    """Check for the packages of the ``export`` extra without importing them.
+def require_export_packages() -> None:
+    """Make sure that what :mod:`fgclip_rt.export` needs is there, before its import fails for want of it.
 
     Raises:
-        MissingDependencyError: one is not installed.
+        MissingDependencyError: a package is not installed.
     """
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := missing_packages(EXPORT_PACKAGES):
         raise MissingDependencyError(
             f"this command needs {', '.join(missing)}, which is not installed; run pip install 'fgclip-rt[export]'."
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutputError
 from ..heatmap import draw, similarity_maps
 from ..outputs import check_output, written_whole
 from . import options
@@ -52,7 +52,11 @@ def run(
     )
     picture = draw(photo, maps, text, font)
     with written_whole(output) as path:
-        picture.image.save(path)
+        try:
+            picture.image.save(path)
+        except ValueError as error:
+            size = f"{picture.image.width}×{picture.image.height}"
+            raise OutputError(f"{output} cannot hold a picture of {size} ({error}); write .png instead.") from None
     if picture.unlabelled:
         warn(
             f"fgclip-rt: no font here can write {', '.join(picture.unlabelled)}, so these maps carry numbers; "

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..errors import BoxError
-from ..model import l2_normalize
 from . import options
 from .console import open_model, say_json, say_table, set_max_image_pixels
 from .inputs import check_text_arguments, read_images, warn_truncated
@@ -36,7 +35,7 @@ def run(
     warn_truncated(model, text, walk_type)
     (picture,) = read_images([image], exif_transpose)
     regions = model.embed_regions(picture, boxes, max_num_patches)
-    cosines = regions @ l2_normalize(model.embed_texts(text, walk_type)).T
+    cosines = regions @ model.embed_texts(text, walk_type).T
     if json:
         say_json({"image": str(image), "boxes": boxes, "texts": text, "cosines": cosines.tolist()})
         return

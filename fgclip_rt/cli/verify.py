@@ -14,7 +14,7 @@ from ..parity import check, count_rows
 from ..probe import Probe
 from . import options
 from .console import progress_bars, say, say_json, say_parity
-from .export import require
+from .export import require_export_packages
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
         if checkpoint is None:
             probe = Probe.load(opened.file(opened.manifest.parity.probe))
         else:
-            require("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
+            require_export_packages()
             import fgclip_rt.export as exporter
 
             done = begin("run reference", 1)
