@@ -274,7 +274,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         _open_permissions(partial)
-        _put_in_place(partial, output)
+        _put_in_place(partial, output, overwrite)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         # Reading a checkpoint raises CheckpointError, so these two come from writing.
@@ -293,11 +293,14 @@ def _is_only_a_bundle(folder: Path) -> bool:
     return all(name in manifest.files for name in list_files(folder))
 
 
-def _put_in_place(folder: Path, output: Path) -> None:
+def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
     """Rename ``folder`` to ``output``, in the place of the bundle there, which is kept when that fails."""
     if not output.exists():
         folder.rename(output)
         return
+    # An export takes long enough for somebody else to have made the folder since it was first looked for.
+    if not overwrite or not _is_only_a_bundle(output):
+        raise OutputError(f"{output} was made while the export ran, so it is kept; choose another --output.")
     replaced = folder.with_name(f".{output.name}.replaced-{uuid.uuid4().hex}")
     output.rename(replaced)
     try:

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from .errors import BoxError
 
+#: Samples are counted in float32, which is exact up to here and far beyond any image.
+_FARTHEST = 1_000_000
+
 
 def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Boxes as float32 [R, 4], xyxy in pixels of the original image.
@@ -36,6 +39,8 @@ def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> np.ndarray[Any
         name = f"box {index} ({x1:g},{y1:g},{x2:g},{y2:g})"
         if not np.isfinite([x1, y1, x2, y2]).all():
             raise BoxError(f"{name} has a coordinate that is not a finite number; give x1,y1,x2,y2 in pixels.")
+        if max(map(abs, (x1, y1, x2, y2))) > _FARTHEST:
+            raise BoxError(f"{name} reaches over {_FARTHEST:,} pixels; give x1,y1,x2,y2 in pixels of the image.")
         if x1 > x2 or y1 > y2:
             raise BoxError(f"{name} is reversed; give the upper left corner first: x1,y1,x2,y2.")
         if x1 == x2 or y1 == y2:

@@ -61,11 +61,12 @@ class MissingDependencyError(FgclipError, ImportError):
     """A package of one of the extras is not installed."""
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Make sure that an option is a positive whole number, or None, which leaves the choice to us.
+def check_positive(name: str, value: int | None, most: int = 2**31 - 1) -> None:
+    """Make sure that an option is a whole number from 1 to ``most``, or None, which leaves the choice to us.
 
     Raises:
         ArgumentError: it is not.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ArgumentError(f"{name} is {value!r}; pass a positive whole number, or None to have it chosen.")
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if value is not None and not (whole and 1 <= value <= most):
+        raise ArgumentError(f"{name} is {value!r}; pass a whole number from 1 to {most}, or None to have it chosen.")

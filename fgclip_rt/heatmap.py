@@ -17,6 +17,7 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 # Five colours of viridis (matplotlib, CC0), which the FG-CLIP 2 README uses; those between are interpolated.
 _COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 _TILE, _LEAST_TILE, _GAP, _LABEL, _COLUMNS = 420, 48, 12, 30, 3
+_LONGEST_LABEL = 200  # characters; more fit on no tile
 _INK, _PAPER = "#202020", "#ffffff"
 
 # Fonts with Chinese characters that systems commonly have; Pillow finds them by file name in the system's folders.
@@ -68,10 +69,11 @@ def draw(photo: Image.Image, maps: FloatArray, texts: Sequence[str], font: Path 
     tiles: list[tuple[Image.Image, str]] = [(photo.resize(size, Image.Resampling.LANCZOS), "image")]
     unlabelled = []
     fonts = _fonts(font)
-    for number, (text, values) in enumerate(zip(texts, maps, strict=True), 1):
+    for number, (full_text, values) in enumerate(zip(texts, maps, strict=True), 1):
+        text = full_text[:_LONGEST_LABEL]
         colours = Image.fromarray(_colour(values)).resize(size, Image.Resampling.NEAREST)
         if _writer(fonts, text) is None:
-            unlabelled.append(text)
+            unlabelled.append(full_text)
             text = f"text {number}"
         tiles.append((colours, text))
 

@@ -71,11 +71,13 @@ def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: 
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
         raise ImageError(f"{name} is damaged ({_reason(error)}); restore or remove it.") from None
 
 

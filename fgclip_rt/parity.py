@@ -26,7 +26,7 @@ def compare(actual: Array, expected: Array, limits: Limits, graph: str, case: st
     if actual.shape != expected.shape:
         return ParityRow(graph, case, _NO_NUMBER, -1.0, passed=False)
     a, b = actual.astype(np.float64), expected.astype(np.float64)
-    if not np.isfinite(a).all():
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return ParityRow(graph, case, _NO_NUMBER, -1.0, passed=False)
     error = float(np.abs(a - b).max() / max(np.abs(b).max(), np.finfo(np.float64).tiny))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

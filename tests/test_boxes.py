@@ -96,3 +96,10 @@ def interval(size: int) -> st.SearchStrategy[tuple[float, float]]:
 def test_valid_boxes_pass_unchanged(intervals: list[tuple[tuple[float, float], tuple[float, float]]]) -> None:
     boxes = [(x1, y1, x2, y2) for (x1, x2), (y1, y2) in intervals]
     np.testing.assert_array_equal(check_boxes(boxes, SIZE), np.array(boxes, np.float32).reshape(-1, 4))
+
+
+def test_a_box_that_reaches_too_far_is_refused(model: Model) -> None:
+    for far in (1.1e6, 1e30):
+        with pytest.raises(BoxError) as info:
+            model.embed_regions(picture(*SIZE), [[0, 0, far, 10]])
+        assert_one_sentence(info.value, "box 0", "1,000,000")

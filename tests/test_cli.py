@@ -334,6 +334,21 @@ def test_heatmap_draws_a_tile_for_the_photo_and_each_text(bundle_path: Path, pho
     assert "exists already" in error_of("heatmap", bundle_path, photo, "--text", "a", "--output", output)
 
 
+def test_a_terminal_without_utf8_or_with_closed_output_is_no_fault(bundle_path: Path, photo: Path) -> None:
+    program = Path(sys.executable).with_name("fgclip-rt")
+    command = f"{program} score {bundle_path} {photo} --text 猫"
+    latin = subprocess.run(
+        ["bash", "-c", command],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert latin.returncode == 0, latin.stderr
+    assert b"\\u732b" in latin.stdout
+    for closed in (">&-", "2>&-"):
+        assert subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, check=False).returncode == 0
+
+
 def test_doctor_says_what_is_missing() -> None:
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
     assert checks["bundles on the CPU"]["ok"]

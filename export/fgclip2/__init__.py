@@ -190,6 +190,11 @@ def load(checkpoint: Checkpoint) -> Fgclip2Model:
     preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
     tokenizer_json = checkpoint.text("tokenizer.json")
     pad_token_id, masked = _tokenizer_options(checkpoint, tokenizer_json)
+    if pad_token_id >= config.text_config.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.path / 'tokenizer.json'} has the padding token {pad_token_id}, past the model's "
+            f"{config.text_config.vocab_size} tokens; restore the tokenizer that came with the weights."
+        )
     with torch.device("meta"):
         model = reference.Fgclip2(config)
     load_weights(model, checkpoint.weight_files(), checkpoint.path)

@@ -135,7 +135,7 @@ class PreprocessorConfig:
                     f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
                     "restore the original file."
                 )
-        if abs(config.rescale_factor * 255 - 1) > 1e-6:
+        if not abs(config.rescale_factor * 255 - 1) <= 1e-6:
             raise CheckpointError(
                 f"{file}: rescale_factor is {config.rescale_factor!r}, and this model is prepared with 1/255; "
                 "restore the original file."

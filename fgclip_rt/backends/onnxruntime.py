@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
         """
         if device not in DEVICES:
             raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
-        check_positive("threads", threads)
+        check_positive("threads", threads, most=1024)
         self._bundle = bundle
         self._precision = precision
         self._threads = threads
@@ -85,7 +85,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+            options.intra_op_num_threads = int(self._threads)
         file = self._bundle.file(graphs[graph][self._precision].file)
         # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
         providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,4 +58,10 @@ def main() -> None:
     """Entry point of the ``fgclip-rt`` command."""
     # Images over the limit are refused with a sentence of our own; Pillow's warning before it says nothing more.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (it stays open like any other)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

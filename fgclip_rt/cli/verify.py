@@ -54,7 +54,11 @@ def run(
     if failed:
         raise ParityError(
             f"{bundle} fails {len(failed)} of {len(rows)} comparisons on {model.backend}; "
-            "do not trust its numbers here, and export it again on this machine.",
+            + (
+                "do not trust its numbers here, and export it again on this machine."
+                if checkpoint is None
+                else f"export it again from {checkpoint}, if that is the checkpoint you mean."
+            ),
             rows,
         )
     if not json:
