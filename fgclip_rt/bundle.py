@@ -54,10 +54,8 @@ class Bundle:
                 f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'."
             ) from None
         except OSError as error:
-            raise BundleError(
-                f"{folder / MANIFEST} cannot be read ({error.strerror}); check its permissions."
-            ) from None
-        bundle = cls(folder, decode_manifest(text, str(folder / MANIFEST)), hashlib.sha256(text).hexdigest())
+            raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+        bundle = cls(folder, decode_manifest(text, str(path)), hashlib.sha256(text).hexdigest())
         bundle._check_files(check_hashes)
         return bundle
 

@@ -67,14 +67,12 @@ def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: 
         if exif_transpose:
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image, name)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None

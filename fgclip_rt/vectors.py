@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .doctor import missing_packages
 from .errors import ArgumentError, MissingDependencyError
 from .outputs import check_output, written_whole
 
@@ -51,7 +51,7 @@ def check_format(output: Path, overwrite: bool = False) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(SUFFIXES)}.")
-    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+    if output.suffix == ".parquet" and missing_packages(["pyarrow"]):
         raise MissingDependencyError(
             "writing .parquet needs pyarrow, which is not installed; run pip install 'fgclip-rt[parquet]', "
             "or write .npz."
