@@ -1,0 +1,326 @@
+"""What can be said of a scene, in English and in Chinese, in many ways.
+
+Every function takes a ``phrasing``: a number that decides the wording and nothing else. The same phrasing says two
+things in the same words, so a true and a false caption differ only in what they say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from .looks import COLOURS, SHAPES, SIZES, TEXTURES, Look
+from .scenes import Scene, Thing
+
+Language: TypeAlias = Literal["en", "zh"]
+Relation: TypeAlias = Literal["left", "right", "above", "below"]
+Change: TypeAlias = Literal["size", "texture", "colour", "shape", "relation"]
+
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+CHANGES: tuple[Change, ...] = get_args(Change)
+
+_OPPOSITE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
+#: How much further apart along one axis than along the other two things must be for a relation to be clear.
+_CLEARLY = 1.5
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a short caption says: two things of a scene, and where the first lies from the second if that is clear."""
+
+    first: Look
+    relation: Relation | None
+    second: Look
+
+
+def state(scene: Scene, choice: int) -> Statement:
+    """One of the statements that are true of a scene; ``choice`` decides which."""
+    first, second = random.Random(f"state {choice}").sample(scene.things, 2)
+    return Statement(first.look, relation(first, second), second.look)
+
+
+def relation(first: Thing, second: Thing) -> Relation | None:
+    """Where one thing lies from another, if along one axis clearly."""
+    dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
+    if abs(dx) > _CLEARLY * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) > _CLEARLY * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def falsify(scene: Scene, statement: Statement, choice: int) -> tuple[Statement, Change]:
+    """A statement that differs from a true one in one attribute and is false of the scene, and what was changed."""
+    random_ = random.Random(f"falsify {choice}")
+    shown = {thing.look for thing in scene.things}
+    while True:
+        change = random_.choice(CHANGES)
+        if change == "relation":
+            if statement.relation is not None:
+                return dataclasses.replace(statement, relation=_OPPOSITE[statement.relation]), change
+            continue
+        part = random_.choice(("first", "second"))
+        look: Look = getattr(statement, part)
+        values = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}[change]
+        other = dataclasses.replace(look, **{change: random_.choice(values)})
+        if other not in shown:
+            return dataclasses.replace(statement, **{part: other}), change
+
+
+def short_caption(statement: Statement, language: Language, phrasing: int) -> str:
+    """A statement as one sentence or phrase."""
+    random_ = random.Random(f"short {phrasing}")
+    first = name(statement.first, language, random_.getrandbits(32))
+    second = name(statement.second, language, random_.getrandbits(32))
+    templates = _PAIRS[language] if statement.relation is None else _RELATIONS[language][statement.relation]
+    frame = random_.choice(_FRAMES[language])
+    return frame.format(random_.choice(templates).format(first, second))
+
+
+def box_caption(look: Look, language: Language, phrasing: int) -> str:
+    """The name of one thing, as a caption of its box."""
+    return name(look, language, phrasing)
+
+
+def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
+    """Everything in a scene: the background, each thing with its place, and how neighbours in the list lie."""
+    random_ = random.Random(f"long {phrasing}")
+    things = list(scene.things)
+    random_.shuffle(things)
+    opening = random_.choice(_OPENINGS[language]).format(
+        count=_COUNTS[language][len(things)],
+        tint=_TINTS[language][scene.tint],
+        backdrop=_BACKDROPS[language][scene.backdrop],
+    )
+    sentences = [opening]
+    for thing in things:
+        place = _PLACES[language][_third(thing.centre[1], scene.height)][_third(thing.centre[0], scene.width)]
+        template = random_.choice(_PLACED[language])
+        sentences.append(template.format(place=place, thing=name(thing.look, language, random_.getrandbits(32))))
+    for first, second in zip(things, things[1:], strict=False):
+        how = relation(first, second)
+        if how is not None:
+            template = random_.choice(_ABOUT[language][how])
+            sentences.append(template.format(*(_brief(thing.look, language) for thing in (first, second))))
+    sentences.append(random_.choice(_CLOSINGS[language]))
+    return _JOIN[language].join(sentences)
+
+
+def name(look: Look, language: Language, phrasing: int) -> str:
+    """A noun phrase with every attribute of a look."""
+    random_ = random.Random(f"name {phrasing}")
+    template = random_.choice(_NAMES[language])
+    return template.format(
+        size=random_.choice(_SIZES[language][look.size]),
+        texture=random_.choice(_TEXTURES[language][look.texture]),
+        covered=random_.choice(_COVERED[language][look.texture]),
+        colour=random_.choice(_COLOURS[language][look.colour]),
+        shape=random_.choice(_SHAPES[language][look.shape]),
+    )
+
+
+def _brief(look: Look, language: Language) -> str:
+    return _BRIEF[language].format(colour=_COLOURS[language][look.colour][0], shape=_SHAPES[language][look.shape][0])
+
+
+def _third(value: float, extent: int) -> int:
+    return min(int(3 * value / extent), 2)
+
+
+_SIZES = {
+    "en": {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")},
+    "zh": {"small": ("小", "小小的", "很小的"), "large": ("大", "大大的", "很大的")},
+}
+_TEXTURES = {
+    "en": {
+        "plain": ("plain", "solid"),
+        "striped": ("striped", "stripy"),
+        "dotted": ("dotted", "spotted"),
+        "checkered": ("checkered", "checked"),
+    },
+    "zh": {
+        "plain": ("纯色", "单色"),
+        "striped": ("条纹", "斜纹"),
+        "dotted": ("圆点", "波点"),
+        "checkered": ("格子", "方格"),
+    },
+}
+_COVERED = {
+    "en": {
+        "plain": ("with no pattern", "without any pattern"),
+        "striped": ("with stripes", "covered in stripes"),
+        "dotted": ("with dots", "covered in dots"),
+        "checkered": ("with checks", "covered in checks"),
+    },
+    "zh": {
+        "plain": ("没有花纹的", "不带花纹的"),
+        "striped": ("带条纹的", "有条纹的"),
+        "dotted": ("带圆点的", "有圆点的"),
+        "checkered": ("带格子的", "有格子的"),
+    },
+}
+_COLOURS = {
+    "en": {
+        "red": ("red",),
+        "orange": ("orange",),
+        "yellow": ("yellow",),
+        "green": ("green",),
+        "blue": ("blue",),
+        "purple": ("purple", "violet"),
+        "pink": ("pink",),
+        "brown": ("brown",),
+        "black": ("black",),
+        "white": ("white",),
+    },
+    "zh": {
+        "red": ("红色",),
+        "orange": ("橙色", "橘色"),
+        "yellow": ("黄色",),
+        "green": ("绿色",),
+        "blue": ("蓝色",),
+        "purple": ("紫色",),
+        "pink": ("粉色", "粉红色"),
+        "brown": ("棕色", "褐色"),
+        "black": ("黑色",),
+        "white": ("白色",),
+    },
+}
+_SHAPES = {
+    "en": {
+        "circle": ("circle", "disc"),
+        "square": ("square",),
+        "triangle": ("triangle",),
+        "diamond": ("diamond", "rhombus"),
+        "star": ("star", "five-pointed star"),
+        "cross": ("cross", "plus sign"),
+        "heart": ("heart",),
+        "moon": ("moon", "crescent"),
+    },
+    "zh": {
+        "circle": ("圆形", "圆"),
+        "square": ("正方形", "方块"),
+        "triangle": ("三角形",),
+        "diamond": ("菱形",),
+        "star": ("五角星", "星星"),
+        "cross": ("十字", "十字形"),
+        "heart": ("爱心", "心形"),
+        "moon": ("月牙", "弯月"),
+    },
+}
+_NAMES = {
+    "en": (
+        "a {size} {texture} {colour} {shape}",
+        "the {size} {texture} {colour} {shape}",
+        "a {size} {colour} {texture} {shape}",
+        "a {size} {colour} {shape} {covered}",
+        "the {size} {colour} {shape} {covered}",
+    ),
+    "zh": (
+        "一个{size}{texture}{colour}{shape}",
+        "一个{size}{colour}{texture}{shape}",
+        "一个{covered}{size}{colour}{shape}",
+        "{size}{colour}{texture}{shape}",
+        "{covered}{size}{colour}{shape}",
+    ),
+}
+_BRIEF = {"en": "the {colour} {shape}", "zh": "{colour}的{shape}"}
+_FRAMES = {
+    "en": ("{}", "{}", "a picture of {}", "an image: {}", "here we see {}"),
+    "zh": ("{}", "{}", "图片里是{}", "画面：{}", "可以看到{}"),
+}
+_PAIRS = {
+    "en": ("{0} and {1}", "{1} and {0}", "{0} together with {1}", "{1} near {0}"),
+    "zh": ("{0}和{1}", "{1}和{0}", "{0}以及{1}", "{1}与{0}"),
+}
+_RELATIONS: dict[Language, dict[Relation, tuple[str, ...]]] = {
+    "en": {
+        "left": ("{0} left of {1}", "{0} to the left of {1}", "{1} to the right of {0}", "{1} right of {0}"),
+        "right": ("{0} right of {1}", "{0} to the right of {1}", "{1} to the left of {0}", "{1} left of {0}"),
+        "above": ("{0} above {1}", "{0} over {1}", "{1} below {0}", "{1} under {0}"),
+        "below": ("{0} below {1}", "{0} under {1}", "{1} above {0}", "{1} over {0}"),
+    },
+    "zh": {
+        "left": ("{0}在{1}的左边", "{0}位于{1}左侧", "{1}在{0}的右边", "{1}位于{0}右侧"),
+        "right": ("{0}在{1}的右边", "{0}位于{1}右侧", "{1}在{0}的左边", "{1}位于{0}左侧"),
+        "above": ("{0}在{1}的上面", "{0}位于{1}上方", "{1}在{0}的下面", "{1}位于{0}下方"),
+        "below": ("{0}在{1}的下面", "{0}位于{1}下方", "{1}在{0}的上面", "{1}位于{0}上方"),
+    },
+}
+_COUNTS = {"en": {3: "three", 4: "four"}, "zh": {3: "三", 4: "四"}}
+_TINTS = {
+    "en": {"sand": "sand-coloured", "mint": "mint green", "sky": "sky blue", "lavender": "lavender", "grey": "grey"},
+    "zh": {"sand": "沙色", "mint": "薄荷绿色", "sky": "天蓝色", "lavender": "淡紫色", "grey": "灰色"},
+}
+_BACKDROPS = {
+    "en": {
+        "plain": "even and smooth",
+        "graded": "fading from light to dark",
+        "speckled": "covered with fine speckles",
+        "lined": "crossed by thin parallel lines",
+    },
+    "zh": {
+        "plain": "均匀而平整",
+        "graded": "由浅到深渐变",
+        "speckled": "布满细小的斑点",
+        "lined": "画着平行的细线",
+    },
+}
+_OPENINGS = {
+    "en": (
+        "This picture shows {count} shapes on a {tint} background that is {backdrop}.",
+        "There are {count} shapes here, and the {tint} background behind them is {backdrop}.",
+        "On a {tint} background, {backdrop}, somebody has drawn {count} different shapes.",
+    ),
+    "zh": (
+        "这幅画的背景是{tint}的，{backdrop}，上面一共画了{count}个不同的图形。",
+        "图片中一共有{count}个图形，它们后面的背景是{tint}的，而且{backdrop}。",
+        "在{tint}的背景上，{backdrop}，可以看到{count}个形状各不相同的图形。",
+    ),
+}
+_PLACES = {
+    "en": (
+        ("upper left", "upper middle", "upper right"),
+        ("middle left", "very middle", "middle right"),
+        ("lower left", "lower middle", "lower right"),
+    ),
+    "zh": (("左上方", "正上方", "右上方"), ("左侧", "正中央", "右侧"), ("左下方", "正下方", "右下方")),
+}
+_PLACED = {
+    "en": (
+        "In the {place} of the picture there is {thing}.",
+        "In the {place} we can see {thing}.",
+        "Somewhere in the {place} of the scene lies {thing}.",
+    ),
+    "zh": (
+        "在画面的{place}，有{thing}。",
+        "画面{place}的位置上可以看到{thing}。",
+        "在整个画面的{place}画着{thing}。",
+    ),
+}
+_ABOUT: dict[Language, dict[Relation, tuple[str, ...]]] = {
+    "en": {
+        "left": ("Here {0} is to the left of {1}.", "To the right of {0} we find {1}."),
+        "right": ("Here {0} is to the right of {1}.", "To the left of {0} we find {1}."),
+        "above": ("Here {0} is above {1}.", "Further down than {0} we find {1}."),
+        "below": ("Here {0} is below {1}.", "Further up than {0} we find {1}."),
+    },
+    "zh": {
+        "left": ("其中{0}在{1}的左边。", "往{0}的右边看，就是{1}。"),
+        "right": ("其中{0}在{1}的右边。", "往{0}的左边看，就是{1}。"),
+        "above": ("其中{0}在{1}的上面。", "往{0}的下面看，就是{1}。"),
+        "below": ("其中{0}在{1}的下面。", "往{0}的上面看，就是{1}。"),
+    },
+}
+_CLOSINGS = {
+    "en": (
+        "None of these shapes touches another, and each of them differs from the rest.",
+        "The shapes keep some distance from one another, and nothing else is drawn in this picture.",
+    ),
+    "zh": (
+        "这些图形互相之间都没有接触，每一个都与其他的不同，整个画面看起来简单而清楚。",
+        "各个图形之间都保持着一定的距离，谁也不碰到谁，除此之外画面上没有别的东西。",
+    ),
+}
+_JOIN = {"en": " ", "zh": ""}
