@@ -7,7 +7,7 @@ PHOTO := $(GOLDEN)/images/1_chelsea_451x300.png
 
 # The editable install links files one by one (so that mypy sees export/ as fgclip_rt.export), hence a new or removed
 # file, which touches its folder, installs again.
-PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli export export/fgclip2
+PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli fgclip_rt/models/fg-clip2-pocket export export/fgclip2 tools/pocket
 
 .PHONY: install demo test test-slow lint clean
 

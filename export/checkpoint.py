@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fgclip_rt.bundle import MANIFEST, sha256
 from fgclip_rt.errors import CheckpointError
 
-from .registry import ModelSpec, find_model, unknown_model
+from .registry import find_model, unknown_model
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Names of tensors listed in one message before it says how many more there are.
@@ -30,14 +30,14 @@ class Checkpoint:
         name: registry name, or the folder's.
         source: Hub id or folder name.
         revision: commit on the Hub, if it came from there.
-        origin: ``released`` from the Hub or ``local``.
+        origin: ``released`` from the Hub, ``shipped`` with this package, or ``local``.
     """
 
     path: Path
     name: str
     source: str
     revision: str | None
-    origin: Literal["released", "local"]
+    origin: Literal["released", "shipped", "local"]
 
     def json(self, file: str) -> dict[str, Any]:
         """One of its JSON files.
@@ -113,43 +113,46 @@ class Checkpoint:
 
 
 def locate(model: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint called ``model``: a registry name or Hub id, downloaded, or a folder.
+    """The checkpoint called ``model``: a registry name or Hub id, downloaded unless it is shipped, or a folder.
 
     Raises:
         CheckpointError: the name is unknown, or the download failed.
     """
     spec = find_model(model)
+    if spec is not None and isinstance(spec.origin, str):
+        return _download(spec.name, spec.origin, revision)
+    if revision is not None and (spec is not None or Path(model).is_dir()):
+        where = "is a local folder" if spec is None else "comes with fgclip-rt"
+        raise CheckpointError(f"--revision {revision} goes with a model from the Hub, and {model} {where}.")
     if spec is not None:
-        return _download(spec, revision)
+        return Checkpoint(Path(spec.origin), name=spec.name, source=spec.name, revision=None, origin="shipped")
     path = Path(model)
     if not model or not path.is_dir():
         raise unknown_model(model)
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
         raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
-    if revision is not None:
-        raise CheckpointError(f"--revision {revision} goes with a model from the Hub; {path} is a local folder.")
     name = path.resolve().name
     return Checkpoint(path, name=name, source=name, revision=None, origin="local")
 
 
-def _download(spec: ModelSpec, revision: str | None) -> Checkpoint:
+def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         folder = huggingface_hub.snapshot_download(
-            spec.hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]
+            hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]
         )
     except errors.RevisionNotFoundError:
-        raise CheckpointError(f"{spec.hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
+        raise CheckpointError(f"{hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
     except Exception as error:  # the errors of the HTTP client beneath differ from version to version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{spec.hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint "
+            f"{hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint "
             "folder here and give its path: fgclip-rt export --model path/to/checkpoint."
         ) from None
     path = Path(folder)
-    return Checkpoint(path, name=spec.name, source=spec.hub_id, revision=path.name, origin="released")
+    return Checkpoint(path, name=name, source=hub_id, revision=path.name, origin="released")
 
 
 def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:

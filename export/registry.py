@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import fgclip_rt
 from fgclip_rt.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One released model.
+    """One model.
 
     Attributes:
         name: what users call it.
-        hub_id: its repository on the Hugging Face Hub.
         family: ``model_type`` of its ``config.json``, a key of :data:`fgclip_rt.export.families.FAMILIES`.
         config: its sizes as a ``config.json`` states them, for random weights; a checkpoint's own file always wins.
+        origin: its repository on the Hugging Face Hub, or the folder that comes with this package.
     """
 
     name: str
-    hub_id: str
     family: str
     config: Mapping[str, Any]
+    origin: str | Path
 
 
 def _fgclip2(name: str, width: int, layers: int, heads: int, mlp: int) -> ModelSpec:
@@ -35,7 +37,25 @@ def _fgclip2(name: str, width: int, layers: int, heads: int, mlp: int) -> ModelS
         "intermediate_size": mlp,
     }
     config = {"vision_config": sizes, "text_config": {**sizes, "vocab_size": 256_000}}
-    return ModelSpec(name=name, hub_id=f"qihoo360/{name}", family="fgclip2", config=MappingProxyType(config))
+    return ModelSpec(name, "fgclip2", MappingProxyType(config), origin=f"qihoo360/{name}")
+
+
+def _pocket() -> ModelSpec:
+    """A toy with the whole architecture, trained on drawn scenes (``tools/pocket``)."""
+    name = "fg-clip2-pocket"
+    vision = {"hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 6, "num_attention_heads": 5}
+    text = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_size": 160,
+        "vocab_size": 1024,
+    }
+    config = {"vision_config": vision, "text_config": text}
+    return ModelSpec(
+        name, "fgclip2", MappingProxyType(config), origin=Path(fgclip_rt.__file__).parent / "models" / name
+    )
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -44,13 +64,14 @@ MODELS: dict[str, ModelSpec] = {
         _fgclip2("fg-clip2-base", width=768, layers=12, heads=12, mlp=3072),
         _fgclip2("fg-clip2-large", width=1024, layers=24, heads=16, mlp=4096),
         _fgclip2("fg-clip2-so400m", width=1152, layers=27, heads=16, mlp=4304),
+        _pocket(),
     )
 }
 
 
 def find_model(name: str) -> ModelSpec | None:
     """The model with this name or Hub id, or None."""
-    return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.hub_id == name), None)
+    return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.origin == name), None)
 
 
 def unknown_model(name: str) -> CheckpointError:

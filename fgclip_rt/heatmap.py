@@ -53,6 +53,13 @@ def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:
     return np.ascontiguousarray(np.moveaxis(dense @ text_embeds.T, -1, 0))
 
 
+def largest_at(values: FloatArray, size: tuple[int, int]) -> tuple[float, float]:
+    """Where a map [h, w] is largest: x, y of that patch's centre, in pixels of an image of ``size`` (width, height)."""
+    rows, columns = values.shape
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    return (float(column) + 0.5) / columns * size[0], (float(row) + 0.5) / rows * size[1]
+
+
 def draw(photo: Image.Image, maps: FloatArray, texts: Sequence[str], font: Path | None = None) -> Picture:
     """Draw ``photo`` and one map per text, each coloured from its own least to its own largest cosine.
 

@@ -32,9 +32,10 @@ class ModelInfo(_Strict, frozen=True):
     Attributes:
         name: registry name, or the checkpoint folder's.
         family: architecture.
-        source: Hub id or folder name that the weights came from; None for random weights.
+        source: Hub id, model or folder name that the weights came from; None for random weights.
         revision: Hub revision (a commit), if any.
-        weights: ``released`` from the Hub, ``local`` from a folder, ``random`` for benchmarks only.
+        weights: ``released`` from the Hub, ``shipped`` with fgclip-rt, ``local`` from a folder, ``random`` for
+            benchmarks only.
         checkpoint_sha256: digest over the checkpoint's weight files, in their order; None for random weights.
     """
 
@@ -42,7 +43,7 @@ class ModelInfo(_Strict, frozen=True):
     family: str
     source: str | None
     revision: str | None
-    weights: Literal["released", "local", "random"]
+    weights: Literal["released", "shipped", "local", "random"]
     checkpoint_sha256: str | None
 
 

@@ -35,6 +35,18 @@ def masked_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _export("fgclip2-masked", tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def pocket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that comes with the package, exported."""
+    return export.export(export.checkpoint_source("fg-clip2-pocket"), tmp_path_factory.mktemp("pocket") / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def pocket(pocket_path: Path) -> Model:
+    """The one model here whose answers mean something."""
+    return fgclip_rt.load(pocket_path, device="cpu")
+
+
 def _export(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = export.checkpoint_source(str(GOLDENS / name / "checkpoint"))
     return export.export(source, tmp_path_factory.mktemp(name) / "bundle").path

@@ -18,7 +18,7 @@ PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` folder of a new environment with the package installed from a copy of its sources."""
     folder = tmp_path_factory.mktemp("clean")
-    for name in ("fgclip_rt", "export"):
+    for name in ("fgclip_rt", "export", "tools"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / "source")
@@ -55,6 +55,8 @@ def test_every_command_but_export_runs(clean: Path, bundle_path: Path, tmp_path:
         ["score", bundle_path, PHOTO, "--text", "a cat"],
         ["regions", bundle_path, PHOTO, "--box", "0,0,99,99", "--text", "a cat"],
         ["heatmap", bundle_path, PHOTO, "--text", "a cat", "--output", tmp_path / "map.png"],
+        ["evaluate", bundle_path, "--scenes", "100"],
+        ["scene", tmp_path / "scene.png"],
         ["doctor"],
     ):
         assert run(clean, *arguments).stdout

@@ -64,7 +64,18 @@ def photos(goldens: Path, tmp_path: Path) -> Path:
 def test_version_and_help_list_every_command() -> None:
     assert run("--version").stdout.strip() == f"fgclip-rt {fgclip_rt.__version__}"
     text = run("--help").stdout
-    for command in ("export", "verify", "inspect", "embed", "score", "regions", "heatmap", "doctor"):
+    for command in (
+        "export",
+        "verify",
+        "inspect",
+        "embed",
+        "score",
+        "regions",
+        "heatmap",
+        "evaluate",
+        "scene",
+        "doctor",
+    ):
         assert f"\n  {command} " in text
 
 
@@ -363,3 +374,51 @@ def test_random_weights_are_said_loudly(bundle_path: Path, photo: Path, tmp_path
     (bundle / "manifest.json").write_text(manifest.replace('"weights": "local"', '"weights": "random"'))
     assert "RANDOM WEIGHTS" in run("score", bundle, photo, "--text", "a").stderr
     assert "RANDOM" in run("inspect", bundle).stdout
+
+
+def test_evaluate_counts_right_choices(pocket_path: Path) -> None:
+    report = json.loads(run("evaluate", pocket_path, "--scenes", 100, "--seed", 3, "--json").stdout)
+    assert (report["scenes"], report["seed"], report["precision"]) == (100, 3, "fp32")
+    figures = {(figure["measure"], figure["language"]): figure for figure in report["figures"]}
+    assert len(figures) == 14
+    for figure in figures.values():
+        assert figure["share"] == figure["right"] / figure["total"]
+    changes = report["true_before_false_by_change"].values()
+    assert sum(change["total"] for change in changes) == 200
+    assert sum(change["right"] for change in changes) == sum(
+        figures["true before false caption", language]["right"] for language in ("en", "zh")
+    )
+    table = run("evaluate", pocket_path, "--scenes", 100, "--seed", 3).stdout
+    assert f"{figures['short text to image', 'zh']['share']:.1%}" in table
+    assert "by chance" in table
+
+
+def test_evaluate_refuses_what_makes_no_hundreds(pocket_path: Path) -> None:
+    assert "multiple of it" in error_of("evaluate", pocket_path, "--scenes", 150)
+
+
+def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "scene.png"
+    described = json.loads(run("scene", picture, "--seed", 11, "--json").stdout)
+    with Image.open(picture) as image:
+        assert list(image.size) == described["size"]
+    english = described["captions"]["en"]
+    arguments = ["score", pocket_path, picture, "--text", english["short"], "--text", english["false"], "--json"]
+    true, false = json.loads(run(*arguments).stdout)["probabilities"][0]
+    assert true > false
+    assert english["long"] in run("scene", tmp_path / "again.png", "--seed", 11).stdout
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+
+
+def test_scene_says_what_it_cannot_write(tmp_path: Path) -> None:
+    assert ".png" in error_of("scene", tmp_path / "scene.gif")
+    (tmp_path / "scene.png").touch()
+    assert "--overwrite" in error_of("scene", tmp_path / "scene.png")
+    assert "not a folder" in error_of("scene", tmp_path / "none/scene.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_the_pocket_checkpoint_exports_by_name(tmp_path: Path) -> None:
+    report = json.loads(run("export", "--model", "fg-clip2-pocket", "--json", cwd=tmp_path).stdout)
+    assert (report["bundle"], report["weights"]) == ("fg-clip2-pocket", "shipped")
+    assert "local folder" in error_of("export", "--model", "fg-clip2-pocket", "--revision", "main", cwd=tmp_path)

@@ -43,11 +43,11 @@ print(images.shape, texts.shape, regions.shape, model.probabilities(images, text
 
 EVERYTHING = """
 import importlib, pkgutil
-import fgclip_rt, fgclip_rt.backends, fgclip_rt.cli
+import fgclip_rt, fgclip_rt.backends, fgclip_rt.cli, fgclip_rt.pocket
 count = 0
-for package in (fgclip_rt, fgclip_rt.backends, fgclip_rt.cli):
+for package in (fgclip_rt, fgclip_rt.backends, fgclip_rt.cli, fgclip_rt.pocket):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if module.name not in ("fgclip_rt.export", "fgclip_rt.engines"):
+        if module.name not in ("fgclip_rt.export", "fgclip_rt.engines", "fgclip_rt.pocket.train"):
             importlib.import_module(module.name)
             count += 1
 print(count)

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from .. import __version__
-from . import doctor, embed, export, heatmap, inspect, regions, score, verify
+from . import doctor, embed, evaluate, export, heatmap, inspect, regions, scene, score, verify
 from .console import command
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ for _name, _module in (
     ("score", score),
     ("regions", regions),
     ("heatmap", heatmap),
+    ("evaluate", evaluate),
+    ("scene", scene),
     ("doctor", doctor),
 ):
     app.command(_name)(command(_module.run))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from ..errors import ArgumentError, OutputError
-from ..heatmap import draw, similarity_maps
+from ..heatmap import draw, largest_at, similarity_maps
 from ..outputs import check_output, written_whole
 from . import options
 from .console import open_model, say, say_json, set_max_image_pixels, warn
@@ -65,9 +64,7 @@ def run(
 
     found: list[dict[str, Any]] = []
     for name, values in zip(text, maps, strict=True):
-        row, column = np.unravel_index(int(values.argmax()), values.shape)
-        # The centre of the patch, in pixels of the original image.
-        at = [(column + 0.5) / values.shape[1] * photo.width, (row + 0.5) / values.shape[0] * photo.height]
+        at = list(largest_at(values, photo.size))
         found.append({"text": name, "largest": float(values.max()), "least": float(values.min()), "at": at})
     if json:
         say_json({"output": str(output), "image": str(image), "grid": list(maps.shape[1:]), "texts": found})

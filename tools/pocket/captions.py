@@ -6,12 +6,12 @@ things in the same words, so a true and a false caption differ only in what they
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
-from .looks import COLOURS, SHAPES, SIZES, TEXTURES, Look
+from .looks import ATTRIBUTES, Look
 from .scenes import Scene, Thing
 
 Language: TypeAlias = Literal["en", "zh"]
@@ -59,14 +59,13 @@ def falsify(scene: Scene, statement: Statement, choice: int) -> tuple[Statement,
         change = random_.choice(CHANGES)
         if change == "relation":
             if statement.relation is not None:
-                return dataclasses.replace(statement, relation=_OPPOSITE[statement.relation]), change
+                return replace(statement, relation=_OPPOSITE[statement.relation]), change
             continue
-        part = random_.choice(("first", "second"))
-        look: Look = getattr(statement, part)
-        values = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}[change]
-        other = dataclasses.replace(look, **{change: random_.choice(values)})
+        of_first = random_.choice((True, False))
+        look = statement.first if of_first else statement.second
+        other = look.with_(change, random_.choice(ATTRIBUTES[change]))
         if other not in shown:
-            return dataclasses.replace(statement, **{part: other}), change
+            return replace(statement, first=other) if of_first else replace(statement, second=other), change
 
 
 def short_caption(statement: Statement, language: Language, phrasing: int) -> str:
@@ -99,7 +98,7 @@ def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
         place = _PLACES[language][_third(thing.centre[1], scene.height)][_third(thing.centre[0], scene.width)]
         template = random_.choice(_PLACED[language])
         sentences.append(template.format(place=place, thing=name(thing.look, language, random_.getrandbits(32))))
-    for first, second in zip(things, things[1:], strict=False):
+    for first, second in pairwise(things):
         how = relation(first, second)
         if how is not None:
             template = random_.choice(_ABOUT[language][how])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 Colour: TypeAlias = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"]
 Shape: TypeAlias = Literal["circle", "square", "triangle", "diamond", "star", "cross", "heart", "moon"]
@@ -28,34 +29,37 @@ class Look:
 
     @property
     def kind(self) -> tuple[Colour, Shape, Texture]:
-        """What the splits divide: everything but the size."""
+        """Everything but the size."""
         return self.colour, self.shape, self.texture
 
-
-def split_of(look: Look) -> Split:
-    """The split whose scenes may show a look.
-
-    One kind in ten is for validation and one in ten for testing, spread so that training sees every pair of a colour
-    and a shape, of a colour and a texture, and of a shape and a texture, but never all three of a held-out kind.
-    """
-    residue = (COLOURS.index(look.colour) + 3 * SHAPES.index(look.shape) + 7 * TEXTURES.index(look.texture)) % 10
-    if residue == 0:
-        return "test"
-    return "validation" if residue == 5 else "train"
+    def with_(self, attribute: str, value: str) -> Look:
+        """The same with another value of one attribute."""
+        values: dict[str, Any] = {attribute: value}
+        return replace(self, **values)
 
 
-#: Every look, by split.
-LOOKS: dict[Split, tuple[Look, ...]] = {
-    split: tuple(
-        look
-        for look in (
-            Look(size, texture, colour, shape)
-            for size in SIZES
-            for texture in TEXTURES
-            for colour in COLOURS
-            for shape in SHAPES
-        )
-        if split_of(look) == split
-    )
-    for split in get_args(Split)
-}
+#: The values of each attribute.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+
+
+def _split() -> dict[Split, tuple[Look, ...]]:
+    looks = [
+        Look(size, texture, colour, shape)
+        for size in SIZES
+        for texture in TEXTURES
+        for colour in COLOURS
+        for shape in SHAPES
+    ]
+    # By digest: the same on every machine and with every version of Python.
+    looks.sort(key=lambda look: hashlib.sha256(repr(look).encode()).digest())
+    held_out = len(looks) // 10
+    return {
+        "test": tuple(looks[:held_out]),
+        "validation": tuple(looks[held_out : 2 * held_out]),
+        "train": tuple(looks[2 * held_out :]),
+    }
+
+
+#: The looks whose things the scenes of a split show. One in ten is for validation and one in ten for testing: training
+#: sees every pair of attributes, but never all four of a held-out look together.
+LOOKS: dict[Split, tuple[Look, ...]] = _split()

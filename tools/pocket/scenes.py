@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .looks import LOOKS, Colour, Look, Shape, Size, Split, Texture
+from .looks import LOOKS, Colour, Look, Shape, Size, Split
 
 Backdrop: TypeAlias = Literal["plain", "graded", "speckled", "lined"]
 Tint: TypeAlias = Literal["sand", "mint", "sky", "lavender", "grey"]
@@ -268,7 +268,9 @@ def _turn(points: tuple[Point, ...], angle: float) -> tuple[Point, ...]:
 def _ring(count: int, radii: tuple[float, ...] = (1.0,), start: float = -math.pi / 2) -> tuple[Point, ...]:
     """``count`` points around the origin, at the radii in turn."""
     angles = [start + math.tau * i / count for i in range(count)]
-    return tuple((radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles))
+    return tuple(
+        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)
+    )
 
 
 def _heart() -> tuple[Point, ...]:

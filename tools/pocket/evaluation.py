@@ -1,0 +1,186 @@
+"""How often a bundle chooses rightly on scenes that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from fgclip_rt.errors import ArgumentError, check_positive
+from fgclip_rt.heatmap import largest_at, similarity_maps
+from fgclip_rt.model import Model
+
+from .captions import (
+    CHANGES,
+    LANGUAGES,
+    Change,
+    Language,
+    box_caption,
+    falsify,
+    long_caption,
+    short_caption,
+    state,
+)
+from .looks import Look, Split
+from .scenes import Scene, draw, make_scene
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+Measure: TypeAlias = Literal[
+    "short text to image",
+    "image to short text",
+    "long text to image",
+    "image to long text",
+    "region to box caption",
+    "true before false caption",
+    "dense map inside its box",
+]
+
+#: Scenes that a caption is searched among.
+GALLERY = 100
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One share of right choices.
+
+    Attributes:
+        measure: what was chosen.
+        language: of the captions.
+        right: number of right choices.
+        total: number of choices.
+        chance: the share that guessing would get.
+    """
+
+    measure: Measure
+    language: Language
+    right: int
+    total: int
+    chance: float
+
+    @property
+    def share(self) -> float:
+        """Right choices, from 0 to 1."""
+        return self.right / self.total
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        scenes: number of scenes.
+        seed: of the first one.
+        figures: one per measure and language.
+        by_change: ``true before false caption`` by what the false caption changes, as (right, total), both languages.
+    """
+
+    scenes: int
+    seed: int
+    figures: tuple[Figure, ...]
+    by_change: dict[Change, tuple[int, int]]
+
+
+def evaluate(
+    model: Model, scenes: int = 500, seed: int = 0, split: Split = "test", done: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Draw scenes and count right choices.
+
+    - Short and long captions are searched in both directions among the scenes of their own hundred (R@1).
+    - Each thing's box is named by the nearest of the distinct box captions of all scenes.
+    - Each short caption stands against a false one in the same words, with one attribute changed.
+    - For one thing of each scene, the patch that is nearest to its box caption must have its centre in its box.
+
+    Args:
+        model: any model with the walk types ``short``, ``long`` and ``box``.
+        scenes: number of scenes, a multiple of 100.
+        seed: of the first scene; the same seeds give the same scenes and captions.
+        split: whose scenes; training looks at those of ``validation``, so that those of ``test`` stay unseen.
+        done: called after each scene.
+
+    Raises:
+        ArgumentError: the number of scenes is not a multiple of 100, or the model lacks a walk type.
+    """
+    check_positive("scenes", scenes)
+    if scenes % GALLERY:
+        raise ArgumentError(f"scenes is {scenes}; captions are searched among {GALLERY}, so pass a multiple of it.")
+    for walk_type in ("short", "long", "box"):
+        model.tokenizer.walk_type(walk_type)
+
+    drawn = [make_scene(seed + i, split) for i in range(scenes)]
+    looks = list(dict.fromkeys(thing.look for scene in drawn for thing in scene.things))
+    names = {language: _box_texts(model, looks, language, seed) for language in LANGUAGES}
+
+    image_embeds: list[FloatArray] = []
+    named = dict.fromkeys(LANGUAGES, 0)
+    found = dict.fromkeys(LANGUAGES, 0)
+    boxed = 0.0  # share of the picture that the named things' boxes cover
+    for scene in drawn:
+        picture = draw(scene)
+        image_embeds.append(model.embed_images(picture)[0])
+        regions = model.embed_regions(picture, [thing.box for thing in scene.things])
+        dense = model.dense_features(picture)[0]
+        target = scene.things[0]
+        for language, texts in names.items():
+            chosen = (regions @ texts.T).argmax(axis=1)
+            named[language] += sum(looks[i] == thing.look for i, thing in zip(chosen, scene.things, strict=True))
+            (values,) = similarity_maps(dense, texts[[looks.index(target.look)]])
+            found[language] += _holds(target.box, largest_at(values, picture.size))
+        left, top, right, bottom = target.box
+        boxed += (right - left) * (bottom - top) / (scene.width * scene.height)
+        done()
+
+    images = np.stack(image_embeds)
+    things = sum(len(scene.things) for scene in drawn)
+    figures: list[Figure] = []
+    by_change = dict.fromkeys(CHANGES, (0, 0))
+    for language in LANGUAGES:
+        true, false, changes = _short_texts(model, drawn, language, seed)
+        long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
+        preferred = (images * true).sum(axis=1) > (images * false).sum(axis=1)
+        for change, right in zip(changes, preferred.tolist(), strict=True):
+            by_change[change] = (by_change[change][0] + right, by_change[change][1] + 1)
+        counted: tuple[tuple[Measure, int, int, float], ...] = (
+            ("short text to image", _retrieved(true, images), scenes, 1 / GALLERY),
+            ("image to short text", _retrieved(images, true), scenes, 1 / GALLERY),
+            ("long text to image", _retrieved(long, images), scenes, 1 / GALLERY),
+            ("image to long text", _retrieved(images, long), scenes, 1 / GALLERY),
+            ("region to box caption", named[language], things, 1 / len(looks)),
+            ("true before false caption", int(preferred.sum()), scenes, 0.5),
+            ("dense map inside its box", found[language], scenes, boxed / scenes),
+        )
+        figures += [Figure(measure, language, right, total, chance) for measure, right, total, chance in counted]
+    return Evaluation(scenes, seed, tuple(figures), by_change)
+
+
+def _box_texts(model: Model, looks: Sequence[Look], language: Language, seed: int) -> FloatArray:
+    return model.embed_texts((box_caption(look, language, seed + i) for i, look in enumerate(looks)), "box")
+
+
+def _short_texts(
+    model: Model, scenes: Sequence[Scene], language: Language, seed: int
+) -> tuple[FloatArray, FloatArray, list[Change]]:
+    """Vectors of a true and a false caption of each scene, and what the false one changes."""
+    true, false, changes = [], [], []
+    for choice, scene in enumerate(scenes, seed):
+        statement = state(scene, choice)
+        wrong, change = falsify(scene, statement, choice)
+        true.append(short_caption(statement, language, choice))
+        false.append(short_caption(wrong, language, choice))
+        changes.append(change)
+    return model.embed_texts(true), model.embed_texts(false), changes
+
+
+def _retrieved(queries: FloatArray, candidates: FloatArray) -> int:
+    """How many queries are nearest to the candidate of their own row, among those of their hundred."""
+    right = 0
+    for start in range(0, len(queries), GALLERY):
+        rows = slice(start, start + GALLERY)
+        right += int((np.argmax(queries[rows] @ candidates[rows].T, axis=1) == np.arange(GALLERY)).sum())
+    return right
+
+
+def _holds(box: tuple[float, float, float, float], point: tuple[float, float]) -> bool:
+    left, top, right, bottom = box
+    return left <= point[0] <= right and top <= point[1] <= bottom
