@@ -2,12 +2,10 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
-GOLDEN := tests/goldens/fgclip2
-PHOTO := $(GOLDEN)/images/1_chelsea_451x300.png
 
 # The editable install links files one by one (so that mypy sees export/ as fgclip_rt.export), hence a new or removed
 # file, which touches its folder, installs again.
-PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli fgclip_rt/models/fg-clip2-pocket export export/fgclip2 tools/pocket
+PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) export export/fgclip2 tools/pocket tools/pocket/training
 
 .PHONY: install demo test test-slow lint clean
 
@@ -18,15 +16,21 @@ $(VENV)/installed: pyproject.toml $(PACKAGES)
 	$(BIN)/pip install --quiet --editable '.[dev]' --config-settings editable_mode=strict
 	touch $@
 
-# Export a small checkpoint, prove its numbers, and use it on a photo.
+# Draw a scene, export the model that comes with the package, prove its numbers, and ask it what it sees.
 demo: install
 	rm -rf $(DEMO)
 	mkdir $(DEMO)
-	$(BIN)/fgclip-rt export --model $(GOLDEN)/checkpoint --output $(DEMO)/bundle
-	$(BIN)/fgclip-rt verify $(DEMO)/bundle
-	$(BIN)/fgclip-rt score $(DEMO)/bundle $(PHOTO) --text "一只黑猫" --text "a white cat"
-	$(BIN)/fgclip-rt heatmap $(DEMO)/bundle $(PHOTO) --text window --text cat --output $(DEMO)/map.png
-	@echo "This checkpoint is small and untrained: it shows that the arithmetic is right, and means nothing by it."
+	$(BIN)/fgclip-rt scene --seed 21 --output $(DEMO)/scene.png
+	$(BIN)/fgclip-rt export --model fg-clip2-pocket --output $(DEMO)/pocket
+	$(BIN)/fgclip-rt verify $(DEMO)/pocket
+	$(BIN)/fgclip-rt score $(DEMO)/pocket $(DEMO)/scene.png \
+		--text "a big spotted yellow star below a large pink circle with dots" \
+		--text "a big striped yellow star below a large pink circle with dots" \
+		--text "大大的圆点黄色五角星在一个带圆点的很大的粉色圆形的下面" \
+		--text "大大的条纹黄色五角星在一个带圆点的很大的粉色圆形的下面"
+	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/map.png \
+		--text "a big spotted yellow star" --text "the huge plain black heart" --text "小小的棕色格子月牙"
+	@echo "Look at $(DEMO)/scene.png and $(DEMO)/map.png. In each language one text says dots and one says stripes."
 
 test: install lint
 	$(BIN)/pytest

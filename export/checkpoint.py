@@ -119,20 +119,27 @@ def locate(model: str, revision: str | None = None) -> Checkpoint:
         CheckpointError: the name is unknown, or the download failed.
     """
     spec = find_model(model)
-    if spec is not None and isinstance(spec.origin, str):
-        return _download(spec.name, spec.origin, revision)
-    if revision is not None and (spec is not None or Path(model).is_dir()):
-        where = "is a local folder" if spec is None else "comes with fgclip-rt"
-        raise CheckpointError(f"--revision {revision} goes with a model from the Hub, and {model} {where}.")
-    if spec is not None:
-        return Checkpoint(Path(spec.origin), name=spec.name, source=spec.name, revision=None, origin="shipped")
+    if spec is not None and spec.hub_id is not None:
+        return _download(spec.name, spec.hub_id, revision)
+    if spec is not None and spec.folder is not None:
+        return _shipped(spec.name, spec.folder, revision)
     path = Path(model)
     if not model or not path.is_dir():
         raise unknown_model(model)
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
         raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
+    if revision is not None:
+        raise CheckpointError(f"{path} is a local folder and has no revision {revision!r}; leave out --revision.")
     name = path.resolve().name
     return Checkpoint(path, name=name, source=name, revision=None, origin="local")
+
+
+def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
+    if revision is not None:
+        raise CheckpointError(f"{name} comes with fgclip-rt and has no revision {revision!r}; leave out --revision.")
+    if not folder.is_dir():
+        raise CheckpointError(f"{name} is missing from this installation ({folder}); install fgclip-rt again.")
+    return Checkpoint(folder, name=name, source=name, revision=None, origin="shipped")
 
 
 def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:

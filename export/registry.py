@@ -20,13 +20,15 @@ class ModelSpec:
         name: what users call it.
         family: ``model_type`` of its ``config.json``, a key of :data:`fgclip_rt.export.families.FAMILIES`.
         config: its sizes as a ``config.json`` states them, for random weights; a checkpoint's own file always wins.
-        origin: its repository on the Hugging Face Hub, or the folder that comes with this package.
+        hub_id: its repository on the Hugging Face Hub; None for a model that comes with this package.
+        folder: where that one lies.
     """
 
     name: str
     family: str
     config: Mapping[str, Any]
-    origin: str | Path
+    hub_id: str | None = None
+    folder: Path | None = None
 
 
 def _fgclip2(name: str, width: int, layers: int, heads: int, mlp: int) -> ModelSpec:
@@ -37,7 +39,7 @@ def _fgclip2(name: str, width: int, layers: int, heads: int, mlp: int) -> ModelS
         "intermediate_size": mlp,
     }
     config = {"vision_config": sizes, "text_config": {**sizes, "vocab_size": 256_000}}
-    return ModelSpec(name, "fgclip2", MappingProxyType(config), origin=f"qihoo360/{name}")
+    return ModelSpec(name, "fgclip2", MappingProxyType(config), hub_id=f"qihoo360/{name}")
 
 
 def _pocket() -> ModelSpec:
@@ -54,7 +56,7 @@ def _pocket() -> ModelSpec:
     }
     config = {"vision_config": vision, "text_config": text}
     return ModelSpec(
-        name, "fgclip2", MappingProxyType(config), origin=Path(fgclip_rt.__file__).parent / "models" / name
+        name, "fgclip2", MappingProxyType(config), folder=Path(fgclip_rt.__file__).parent / "models" / name
     )
 
 
@@ -71,7 +73,7 @@ MODELS: dict[str, ModelSpec] = {
 
 def find_model(name: str) -> ModelSpec | None:
     """The model with this name or Hub id, or None."""
-    return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.origin == name), None)
+    return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.hub_id == name), None)
 
 
 def unknown_model(name: str) -> CheckpointError:

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from .errors import OutputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
@@ -27,6 +31,31 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise OutputError(f"{path} cannot be written because {folder} is not a folder; make it, or choose another.")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path} cannot be written because {folder} is not writable; choose another --output.")
+
+
+def check_picture_output(path: Path, overwrite: bool = False) -> None:
+    """As :func:`check_output`, for a picture in a format of :data:`PICTURE_SUFFIXES`.
+
+    Raises:
+        OutputError: as there, or the name ends in none of them.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise OutputError(f"{path} has no known format; end its name in {', '.join(PICTURE_SUFFIXES)}.")
+    check_output(path, overwrite)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises:
+        OutputError: the format cannot hold a picture of this size, or writing failed.
+    """
+    with written_whole(path) as partial:
+        try:
+            picture.save(partial)
+        except ValueError as error:
+            size = f"{picture.width}×{picture.height}"
+            raise OutputError(f"{path} cannot hold a picture of {size} ({error}); write .png instead.") from None
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_every_command_but_export_runs(clean: Path, bundle_path: Path, tmp_path:
         ["regions", bundle_path, PHOTO, "--box", "0,0,99,99", "--text", "a cat"],
         ["heatmap", bundle_path, PHOTO, "--text", "a cat", "--output", tmp_path / "map.png"],
         ["evaluate", bundle_path, "--scenes", "100"],
-        ["scene", tmp_path / "scene.png"],
+        ["scene", "--output", tmp_path / "scene.png"],
         ["doctor"],
     ):
         assert run(clean, *arguments).stdout

@@ -394,31 +394,38 @@ def test_evaluate_counts_right_choices(pocket_path: Path) -> None:
 
 
 def test_evaluate_refuses_what_makes_no_hundreds(pocket_path: Path) -> None:
-    assert "multiple of it" in error_of("evaluate", pocket_path, "--scenes", 150)
+    assert "pass 100, 200 and so on" in error_of("evaluate", pocket_path, "--scenes", 150)
 
 
 def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "scene.png"
-    described = json.loads(run("scene", picture, "--seed", 11, "--json").stdout)
-    with Image.open(picture) as image:
-        assert list(image.size) == described["size"]
-    english = described["captions"]["en"]
-    arguments = ["score", pocket_path, picture, "--text", english["short"], "--text", english["false"], "--json"]
-    true, false = json.loads(run(*arguments).stdout)["probabilities"][0]
-    assert true > false
-    assert english["long"] in run("scene", tmp_path / "again.png", "--seed", 11).stdout
+    """Of a few scenes, for one may be hard."""
+    preferred = 0
+    for seed in range(5):
+        picture = tmp_path / f"{seed}.png"
+        described = json.loads(run("scene", "--output", picture, "--seed", seed, "--json").stdout)
+        with Image.open(picture) as image:
+            assert list(image.size) == described["size"]
+        english = described["captions"]["en"]
+        assert len(described["boxes"]) == len(english["names"]) >= 3
+        arguments = ["score", pocket_path, picture, "--text", english["short"], "--text", english["false"], "--json"]
+        true, false = json.loads(run(*arguments).stdout)["probabilities"][0]
+        preferred += true > false
+    assert preferred >= 4
+    assert english["long"] in run("scene", "--output", tmp_path / "again.png", "--seed", seed).stdout
     assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
 
 
 def test_scene_says_what_it_cannot_write(tmp_path: Path) -> None:
-    assert ".png" in error_of("scene", tmp_path / "scene.gif")
+    assert ".png" in error_of("scene", "--output", tmp_path / "scene.gif")
     (tmp_path / "scene.png").touch()
-    assert "--overwrite" in error_of("scene", tmp_path / "scene.png")
-    assert "not a folder" in error_of("scene", tmp_path / "none/scene.png")
+    assert "--overwrite" in error_of("scene", "--output", tmp_path / "scene.png")
+    assert "not a folder" in error_of("scene", "--output", tmp_path / "none/scene.png")
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
 def test_the_pocket_checkpoint_exports_by_name(tmp_path: Path) -> None:
     report = json.loads(run("export", "--model", "fg-clip2-pocket", "--json", cwd=tmp_path).stdout)
     assert (report["bundle"], report["weights"]) == ("fg-clip2-pocket", "shipped")
-    assert "local folder" in error_of("export", "--model", "fg-clip2-pocket", "--revision", "main", cwd=tmp_path)
+    assert "leave out --revision" in error_of(
+        "export", "--model", "fg-clip2-pocket", "--revision", "main", cwd=tmp_path
+    )

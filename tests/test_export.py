@@ -494,8 +494,8 @@ def test_random_weights_follow_their_seed() -> None:
 def test_random_sources_are_the_registered_models() -> None:
     for name, spec in export.MODELS.items():
         assert export.random_source(name).name == name
-        if isinstance(spec.origin, str):
-            assert export.random_source(spec.origin).name == name
+        if spec.hub_id is not None:
+            assert export.random_source(spec.hub_id).name == name
 
 
 def test_the_weights_of_random_models_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from ..pocket.captions import LANGUAGES
-from ..pocket.evaluation import Evaluation
+from ..pocket.evaluation import MEASURES, Evaluation, check_scenes
 from ..pocket.evaluation import evaluate as evaluate_model
 from . import options
-from .console import open_model, progress_bars, say, say_json, say_table
+from .console import open_model, progress_bars, say, say_json, say_table, warn
 
 
 def run(
@@ -27,20 +27,29 @@ def run(
     Retrieval of short and long captions among 100 scenes, names of regions, true captions against false ones, and
     dense maps, in English and Chinese. It measures bundles of fg-clip2-pocket; other models never saw such scenes.
     """
+    check_scenes(scenes)
     model = open_model(bundle, device, precision, threads)
+    if model.manifest.model.weights != "shipped":
+        warn(
+            "fgclip-rt: only fg-clip2-pocket was made for these scenes; other models can do little better than chance."
+        )
     with progress_bars() as begin:
         result = evaluate_model(model, scenes, seed, done=begin("evaluate", scenes))
     if json:
         say_json(_document(str(bundle), str(model.backend), model.precision, result))
         return
-    by_measure: dict[str, list[str]] = {}
-    for figure in result.figures:
-        row = by_measure.setdefault(figure.measure, [f"{figure.chance:.1%}"])
-        row.insert(len(row) - 1, f"{figure.share:.1%}")
+    figures = {(figure.measure, figure.language): figure for figure in result.figures}
     say_table(
         f"right choices on {scenes} scenes ({model.precision}, {model.backend})",
         ("measure", *LANGUAGES, "by chance"),
-        ((measure, *row) for measure, row in by_measure.items()),
+        (
+            (
+                measure,
+                *(f"{figures[measure, language].share:.1%}" for language in LANGUAGES),
+                f"{figures[measure, LANGUAGES[0]].chance:.1%}",
+            )
+            for measure in MEASURES
+        ),
     )
     changes = ", ".join(f"{change} {right}/{total}" for change, (right, total) in result.by_change.items())
     say(f"true before false caption, by what was changed: {changes}")

@@ -7,14 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ArgumentError, OutputError
 from ..heatmap import draw, largest_at, similarity_maps
-from ..outputs import check_output, written_whole
+from ..outputs import check_picture_output, save_picture
 from . import options
 from .console import open_model, say, say_json, set_max_image_pixels, warn
 from .inputs import check_text_arguments, read_images, warn_truncated
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def run(
@@ -37,9 +34,7 @@ def run(
 
     One map per text, from its least to its largest cosine with the dense features; more patches give finer maps.
     """
-    if output.suffix.lower() not in _SUFFIXES:
-        raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(_SUFFIXES)}.")
-    check_output(output, overwrite)
+    check_picture_output(output, overwrite)
     set_max_image_pixels(max_image_pixels)
     check_text_arguments(text)
     model = open_model(bundle, device, precision, threads)
@@ -50,12 +45,7 @@ def run(
         model.embed_texts(text, walk_type),
     )
     picture = draw(photo, maps, text, font)
-    with written_whole(output) as path:
-        try:
-            picture.image.save(path)
-        except ValueError as error:
-            size = f"{picture.image.width}×{picture.image.height}"
-            raise OutputError(f"{output} cannot hold a picture of {size} ({error}); write .png instead.") from None
+    save_picture(picture.image, output)
     if picture.unlabelled:
         warn(
             f"fgclip-rt: no font here can write {', '.join(picture.unlabelled)}, so these maps carry numbers; "

@@ -41,6 +41,7 @@ def _facts(bundle: Bundle) -> dict[str, str]:
     revision = f" at {model.revision}" if model.revision else ""
     weights = {
         "random": "RANDOM: for benchmarks only, its numbers mean nothing",
+        "shipped": "shipped with fgclip-rt",
         "local": f"from the local folder {model.source}",
         "released": f"released, {model.source}{revision}",
     }[model.weights]

@@ -7,36 +7,27 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ArgumentError, OutputError
-from ..outputs import check_output, written_whole
+from ..outputs import check_picture_output, save_picture
 from ..pocket.captions import LANGUAGES, box_caption, falsify, long_caption, short_caption, state
 from ..pocket.scenes import draw, make_scene
 from . import options
 from .console import say, say_json
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 def run(
-    output: Annotated[Path, typer.Argument(help="Picture to write: .png, .jpg or .webp.")],
+    output: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")],
     seed: Annotated[int, typer.Option(help="Which scene; the same seed draws the same one.")] = 0,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Draw a scene that fg-clip2-pocket understands but was not trained on, and print captions of it.
 
-    In English and Chinese: a true short caption, a false one that differs in one attribute, a long one, and each
-    thing's box with its name.
+    In English and Chinese: a true short caption, a false one that differs in one attribute, a long one, and the box and
+    the name of each thing.
     """
-    if output.suffix.lower() not in _SUFFIXES:
-        raise ArgumentError(f"{output} has no known format; end it in {', '.join(_SUFFIXES)}.")
-    check_output(output, overwrite)
+    check_picture_output(output, overwrite)
     scene = make_scene(seed)
-    with written_whole(output) as path:
-        try:
-            draw(scene).save(path)
-        except ValueError as error:
-            raise OutputError(f"{output} cannot be written ({error}); write .png instead.") from None
+    save_picture(draw(scene), output)
 
     statement = state(scene, seed)
     wrong, change = falsify(scene, statement, seed)
@@ -45,7 +36,7 @@ def run(
             "short": short_caption(statement, language, seed),
             "false": short_caption(wrong, language, seed),
             "long": long_caption(scene, language, seed),
-            "boxes": [box_caption(thing.look, language, seed) for thing in scene.things],
+            "names": [box_caption(thing.look, language, seed) for thing in scene.things],
         }
         for language in LANGUAGES
     }
@@ -64,9 +55,9 @@ def run(
         return
     say(f"{output}: {scene.width}×{scene.height}, {len(scene.things)} things")
     for language, entries in captions.items():
-        say(f"{language}")
+        say(language)
         say(f"  true:  {entries['short']}")
         say(f"  false: {entries['false']} (another {change})")
         say(f"  long:  {entries['long']}")
-        for box, name in zip(boxes, entries["boxes"], strict=True):
+        for box, name in zip(boxes, entries["names"], strict=True):
             say(f"  {','.join(f'{value:g}' for value in box)}: {name}")

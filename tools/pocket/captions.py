@@ -7,15 +7,18 @@ things in the same words, so a true and a false caption differ only in what they
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
-from .looks import ATTRIBUTES, Look
+from .looks import ALL_LOOKS, ATTRIBUTES, Look
 from .scenes import Scene, Thing
 
+_T = TypeVar("_T")
 Language: TypeAlias = Literal["en", "zh"]
 Relation: TypeAlias = Literal["left", "right", "above", "below"]
+Place: TypeAlias = tuple[int, int]
 Change: TypeAlias = Literal["size", "texture", "colour", "shape", "relation"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -51,36 +54,54 @@ def relation(first: Thing, second: Thing) -> Relation | None:
     return None
 
 
-def falsify(scene: Scene, statement: Statement, choice: int) -> tuple[Statement, Change]:
-    """A statement that differs from a true one in one attribute and is false of the scene, and what was changed."""
+def falsify(
+    scene: Scene, statement: Statement, choice: int, looks: Collection[Look] = ALL_LOOKS
+) -> tuple[Statement, Change]:
+    """A statement that differs from a true one in one attribute and is false of the scene, and what was changed.
+
+    Args:
+        scene: the scene.
+        statement: what is true of it.
+        choice: decides what is changed and into what.
+        looks: the looks that the false statement may name.
+    """
     random_ = random.Random(f"falsify {choice}")
     shown = {thing.look for thing in scene.things}
     while True:
-        change = random_.choice(CHANGES)
+        change = _pick(random_, CHANGES)
         if change == "relation":
             if statement.relation is not None:
                 return replace(statement, relation=_OPPOSITE[statement.relation]), change
             continue
-        of_first = random_.choice((True, False))
+        of_first = _pick(random_, (True, False))
         look = statement.first if of_first else statement.second
-        other = look.with_(change, random_.choice(ATTRIBUTES[change]))
-        if other not in shown:
+        other = look.with_(change, _pick(random_, ATTRIBUTES[change]))
+        if other not in shown and other in looks:
             return replace(statement, first=other) if of_first else replace(statement, second=other), change
 
 
 def short_caption(statement: Statement, language: Language, phrasing: int) -> str:
     """A statement as one sentence or phrase."""
     random_ = random.Random(f"short {phrasing}")
-    first = name(statement.first, language, random_.getrandbits(32))
-    second = name(statement.second, language, random_.getrandbits(32))
+    first = box_caption(statement.first, language, random_.getrandbits(32))
+    second = box_caption(statement.second, language, random_.getrandbits(32))
     templates = _PAIRS[language] if statement.relation is None else _RELATIONS[language][statement.relation]
-    frame = random_.choice(_FRAMES[language])
-    return frame.format(random_.choice(templates).format(first, second))
+    frame = _pick(random_, _FRAMES[language])
+    return frame.format(_pick(random_, templates).format(first, second))
 
 
-def box_caption(look: Look, language: Language, phrasing: int) -> str:
-    """The name of one thing, as a caption of its box."""
-    return name(look, language, phrasing)
+def placed_caption(look: Look, place: Place, language: Language, phrasing: int) -> str:
+    """A thing and the ninth of the picture that it lies in."""
+    random_ = random.Random(f"placed {phrasing}")
+    row, column = place
+    template = _pick(random_, _PLACED_SHORT[language])
+    return template.format(box_caption(look, language, random_.getrandbits(32)), _PLACES[language][row][column])
+
+
+def place_of(thing: Thing, scene: Scene) -> Place:
+    """The ninth of a scene, by row and column of three, that the centre of a thing lies in."""
+    x, y = thing.centre
+    return min(int(3 * y / scene.height), 2), min(int(3 * x / scene.width), 2)
 
 
 def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
@@ -88,51 +109,57 @@ def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
     random_ = random.Random(f"long {phrasing}")
     things = list(scene.things)
     random_.shuffle(things)
-    opening = random_.choice(_OPENINGS[language]).format(
+    opening = _pick(random_, _OPENINGS[language]).format(
         count=_COUNTS[language][len(things)],
         tint=_TINTS[language][scene.tint],
         backdrop=_BACKDROPS[language][scene.backdrop],
     )
     sentences = [opening]
     for thing in things:
-        place = _PLACES[language][_third(thing.centre[1], scene.height)][_third(thing.centre[0], scene.width)]
-        template = random_.choice(_PLACED[language])
-        sentences.append(template.format(place=place, thing=name(thing.look, language, random_.getrandbits(32))))
+        row, column = place_of(thing, scene)
+        place = _PLACES[language][row][column]
+        template = _pick(random_, _PLACED[language])
+        sentences.append(template.format(place=place, thing=box_caption(thing.look, language, random_.getrandbits(32))))
     for first, second in pairwise(things):
         how = relation(first, second)
-        if how is not None:
-            template = random_.choice(_ABOUT[language][how])
-            sentences.append(template.format(*(_brief(thing.look, language) for thing in (first, second))))
-    sentences.append(random_.choice(_CLOSINGS[language]))
+        names = [_brief(thing.look, language) for thing in (first, second)]
+        # Without their texture two things may go by one name.
+        if how is not None and names[0] != names[1]:
+            sentences.append(_pick(random_, _ABOUT[language][how]).format(*names))
+    sentences.append(_pick(random_, _CLOSINGS[language]))
     return _JOIN[language].join(sentences)
 
 
-def name(look: Look, language: Language, phrasing: int) -> str:
-    """A noun phrase with every attribute of a look."""
+def box_caption(look: Look, language: Language, phrasing: int) -> str:
+    """The name of one thing, with every attribute of its look, as a caption of its box."""
     random_ = random.Random(f"name {phrasing}")
-    template = random_.choice(_NAMES[language])
+    template = _pick(random_, _NAMES[language])
     return template.format(
-        size=random_.choice(_SIZES[language][look.size]),
-        texture=random_.choice(_TEXTURES[language][look.texture]),
-        covered=random_.choice(_COVERED[language][look.texture]),
-        colour=random_.choice(_COLOURS[language][look.colour]),
-        shape=random_.choice(_SHAPES[language][look.shape]),
+        size=_pick(random_, _SIZES[language][look.size]),
+        texture=_pick(random_, _TEXTURES[language][look.texture]),
+        covered=_pick(random_, _COVERED[language][look.texture]),
+        colour=_pick(random_, _COLOURS[language][look.colour]),
+        shape=_pick(random_, _SHAPES[language][look.shape]),
     )
+
+
+def _pick(random_: random.Random, options: Sequence[_T]) -> _T:
+    """One of the options, by exactly one draw: how many there are must not shift the choices that follow."""
+    return options[int(random_.random() * len(options))]
 
 
 def _brief(look: Look, language: Language) -> str:
     return _BRIEF[language].format(colour=_COLOURS[language][look.colour][0], shape=_SHAPES[language][look.shape][0])
 
 
-def _third(value: float, extent: int) -> int:
-    return min(int(3 * value / extent), 2)
+#: Words by what they mean.
+_Words: TypeAlias = dict[Language, dict[str, tuple[str, ...]]]
 
-
-_SIZES = {
+_SIZES: _Words = {
     "en": {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")},
-    "zh": {"small": ("小", "小小的", "很小的"), "large": ("大", "大大的", "很大的")},
+    "zh": {"small": ("小小的", "很小的"), "large": ("大大的", "很大的")},
 }
-_TEXTURES = {
+_TEXTURES: _Words = {
     "en": {
         "plain": ("plain", "solid"),
         "striped": ("striped", "stripy"),
@@ -146,7 +173,7 @@ _TEXTURES = {
         "checkered": ("格子", "方格"),
     },
 }
-_COVERED = {
+_COVERED: _Words = {
     "en": {
         "plain": ("with no pattern", "without any pattern"),
         "striped": ("with stripes", "covered in stripes"),
@@ -160,7 +187,7 @@ _COVERED = {
         "checkered": ("带格子的", "有格子的"),
     },
 }
-_COLOURS = {
+_COLOURS: _Words = {
     "en": {
         "red": ("red",),
         "orange": ("orange",),
@@ -186,7 +213,7 @@ _COLOURS = {
         "white": ("白色",),
     },
 }
-_SHAPES = {
+_SHAPES: _Words = {
     "en": {
         "circle": ("circle", "disc"),
         "square": ("square",),
@@ -227,10 +254,10 @@ _NAMES = {
 _BRIEF = {"en": "the {colour} {shape}", "zh": "{colour}的{shape}"}
 _FRAMES = {
     "en": ("{}", "{}", "a picture of {}", "an image: {}", "here we see {}"),
-    "zh": ("{}", "{}", "图片里是{}", "画面：{}", "可以看到{}"),
+    "zh": ("{}", "{}", "图片里，{}", "画面：{}", "可以看到{}"),
 }
 _PAIRS = {
-    "en": ("{0} and {1}", "{1} and {0}", "{0} together with {1}", "{1} near {0}"),
+    "en": ("{0} and {1}", "{1} and {0}", "{0} together with {1}", "both {1} and {0}"),
     "zh": ("{0}和{1}", "{1}和{0}", "{0}以及{1}", "{1}与{0}"),
 }
 _RELATIONS: dict[Language, dict[Relation, tuple[str, ...]]] = {
@@ -275,7 +302,7 @@ _OPENINGS = {
     "zh": (
         "这幅画的背景是{tint}的，{backdrop}，上面一共画了{count}个不同的图形。",
         "图片中一共有{count}个图形，它们后面的背景是{tint}的，而且{backdrop}。",
-        "在{tint}的背景上，{backdrop}，可以看到{count}个形状各不相同的图形。",
+        "在{tint}的背景上，{backdrop}，可以看到{count}个各不相同的图形。",
     ),
 }
 _PLACES = {
@@ -284,7 +311,11 @@ _PLACES = {
         ("middle left", "very middle", "middle right"),
         ("lower left", "lower middle", "lower right"),
     ),
-    "zh": (("左上方", "正上方", "右上方"), ("左侧", "正中央", "右侧"), ("左下方", "正下方", "右下方")),
+    "zh": (
+        ("左上方", "上方中央", "右上方"),
+        ("左侧", "正中央", "右侧"),
+        ("左下方", "下方中央", "右下方"),
+    ),
 }
 _PLACED = {
     "en": (
@@ -297,6 +328,10 @@ _PLACED = {
         "画面{place}的位置上可以看到{thing}。",
         "在整个画面的{place}画着{thing}。",
     ),
+}
+_PLACED_SHORT = {
+    "en": ("{0} in the {1}", "{0} in the {1} of the picture", "in the {1}, {0}", "a picture with {0} in the {1}"),
+    "zh": ("{1}有{0}", "{0}在{1}", "画面的{1}有{0}", "{0}位于画面{1}"),
 }
 _ABOUT: dict[Language, dict[Relation, tuple[str, ...]]] = {
     "en": {

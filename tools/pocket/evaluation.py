@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from fgclip_rt.errors import ArgumentError, check_positive
+from fgclip_rt.errors import ArgumentError
 from fgclip_rt.heatmap import largest_at, similarity_maps
 from fgclip_rt.model import Model
 
@@ -17,6 +17,7 @@ from .captions import (
     LANGUAGES,
     Change,
     Language,
+    Statement,
     box_caption,
     falsify,
     long_caption,
@@ -37,6 +38,7 @@ Measure: TypeAlias = Literal[
     "dense map inside its box",
 ]
 
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 #: Scenes that a caption is searched among.
 GALLERY = 100
 
@@ -87,7 +89,8 @@ def evaluate(
 ) -> Evaluation:
     """Draw scenes and count right choices.
 
-    - Short and long captions are searched in both directions among the scenes of their own hundred (R@1).
+    - Short and long captions are searched in both directions among the scenes of their own hundred (R@1). A short one
+      names two things that no other of these scenes shows together, so that it is true of its own only.
     - Each thing's box is named by the nearest of the distinct box captions of all scenes.
     - Each short caption stands against a false one in the same words, with one attribute changed.
     - For one thing of each scene, the patch that is nearest to its box caption must have its centre in its box.
@@ -102,9 +105,7 @@ def evaluate(
     Raises:
         ArgumentError: the number of scenes is not a multiple of 100, or the model lacks a walk type.
     """
-    check_positive("scenes", scenes)
-    if scenes % GALLERY:
-        raise ArgumentError(f"scenes is {scenes}; captions are searched among {GALLERY}, so pass a multiple of it.")
+    check_scenes(scenes)
     for walk_type in ("short", "long", "box"):
         model.tokenizer.walk_type(walk_type)
 
@@ -154,6 +155,19 @@ def evaluate(
     return Evaluation(scenes, seed, tuple(figures), by_change)
 
 
+def check_scenes(count: int) -> None:
+    """Make sure that a number of scenes is a number of hundreds.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    whole = hasattr(count, "__index__") and not isinstance(count, bool)
+    if not whole or count < 1 or count % GALLERY:
+        raise ArgumentError(
+            f"scenes is {count!r}; captions are searched among {GALLERY}, so pass {GALLERY}, {2 * GALLERY} and so on."
+        )
+
+
 def _box_texts(model: Model, looks: Sequence[Look], language: Language, seed: int) -> FloatArray:
     return model.embed_texts((box_caption(look, language, seed + i) for i, look in enumerate(looks)), "box")
 
@@ -163,13 +177,21 @@ def _short_texts(
 ) -> tuple[FloatArray, FloatArray, list[Change]]:
     """Vectors of a true and a false caption of each scene, and what the false one changes."""
     true, false, changes = [], [], []
-    for choice, scene in enumerate(scenes, seed):
-        statement = state(scene, choice)
+    for index, scene in enumerate(scenes):
+        choice = seed + index
+        statement = _telling(scene, scenes[index - index % GALLERY :][:GALLERY], choice)
         wrong, change = falsify(scene, statement, choice)
         true.append(short_caption(statement, language, choice))
         false.append(short_caption(wrong, language, choice))
         changes.append(change)
     return model.embed_texts(true), model.embed_texts(false), changes
+
+
+def _telling(scene: Scene, gallery: Sequence[Scene], choice: int) -> Statement:
+    """A statement about two things that no other scene of the gallery shows together, if there are such."""
+    others = [{thing.look for thing in other.things} for other in gallery if other is not scene]
+    statements = [state(scene, choice + attempt) for attempt in range(20)]
+    return next((s for s in statements if not any({s.first, s.second} <= looks for looks in others)), statements[0])
 
 
 def _retrieved(queries: FloatArray, candidates: FloatArray) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal, TypeAlias, get_args
 
 Colour: TypeAlias = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"]
@@ -42,24 +43,19 @@ class Look:
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 
 
-def _split() -> dict[Split, tuple[Look, ...]]:
-    looks = [
-        Look(size, texture, colour, shape)
-        for size in SIZES
-        for texture in TEXTURES
-        for colour in COLOURS
-        for shape in SHAPES
-    ]
-    # By digest: the same on every machine and with every version of Python.
-    looks.sort(key=lambda look: hashlib.sha256(repr(look).encode()).digest())
-    held_out = len(looks) // 10
-    return {
-        "test": tuple(looks[:held_out]),
-        "validation": tuple(looks[held_out : 2 * held_out]),
-        "train": tuple(looks[2 * held_out :]),
-    }
+#: Every look. The order is by digest: arbitrary, and the same on every machine and with every version of Python.
+ALL_LOOKS: tuple[Look, ...] = tuple(
+    sorted(
+        (Look(*values) for values in product(SIZES, TEXTURES, COLOURS, SHAPES)),
+        key=lambda look: hashlib.sha256(repr(look).encode()).digest(),
+    )
+)
+_HELD_OUT = len(ALL_LOOKS) // 10
 
-
-#: The looks whose things the scenes of a split show. One in ten is for validation and one in ten for testing: training
-#: sees every pair of attributes, but never all four of a held-out look together.
-LOOKS: dict[Split, tuple[Look, ...]] = _split()
+#: The looks whose things the scenes of a split show. One in ten is for testing and one in ten for validation: training
+#: sees every pair of attributes, but no picture or caption of it holds all four of a held-out look.
+LOOKS: dict[Split, tuple[Look, ...]] = {
+    "test": ALL_LOOKS[:_HELD_OUT],
+    "validation": ALL_LOOKS[_HELD_OUT : 2 * _HELD_OUT],
+    "train": ALL_LOOKS[2 * _HELD_OUT :],
+}

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fgclip_rt.errors import ArgumentError
+
 from .looks import LOOKS, Colour, Look, Shape, Size, Split
 
 Backdrop: TypeAlias = Literal["plain", "graded", "speckled", "lined"]
@@ -55,8 +57,11 @@ _PATCHES: tuple[tuple[int, int, float], ...] = (
     (785, 1100, 0.07),
 )
 _LONGEST_SIDE = 3.0  # times the shorter one; the largest thing still fits
+_SHORTEST_SIDE = 48  # pixels
 _PATCH = 16
 _SUPERSAMPLING = 3
+_REPEATS = 1.8  # of a texture, per radius
+_ARM, _REACH = 0.32, 0.95  # half the width and half the length of the cross's bars, per radius
 _ATTEMPTS = 60
 
 
@@ -115,7 +120,15 @@ def make_scene(seed: int, split: Split = "test", size: tuple[int, int] | None = 
         seed: the same seed gives the same scene.
         split: whose kinds of things it shows.
         size: width and height in pixels; by default the seed decides, so that every bucket of patches occurs.
+
+    Raises:
+        ArgumentError: the size is too small or too narrow for the things to be seen.
     """
+    if size is not None and (min(size) < _SHORTEST_SIDE or max(size) > _LONGEST_SIDE * min(size)):
+        raise ArgumentError(
+            f"a scene of {size[0]}×{size[1]} is too small or too narrow; give at least {_SHORTEST_SIDE} pixels a side "
+            f"and at most {_LONGEST_SIDE:g} times as many on the other."
+        )
     random_ = random.Random(f"{split} {seed}")
     width, height = size or _random_size(random_)
     while True:
@@ -171,7 +184,7 @@ def _place(random_: random.Random, split: Split, width: int, height: int, count:
             looks.append(look)
     placed: list[Thing] = []
     # The large ones first, while there is room.
-    for look in sorted(looks, key=lambda look: look.size):
+    for look in sorted(looks, key=lambda look: look.size != "large"):
         for _ in range(_ATTEMPTS):
             radius = random_.uniform(*_RADIUS[look.size]) * scale
             centre = (
@@ -297,9 +310,6 @@ def _moon() -> tuple[Point, ...]:
     )
 
 
-_ARM, _REACH = 0.32, 0.95  # of the cross
-_REPEATS = 1.8  # of a texture, per radius
-
 #: Outlines inside the unit circle, y downwards.
 _POLYGONS: dict[Shape, tuple[Point, ...]] = {
     "circle": tuple((0.92 * x, 0.92 * y) for x, y in _ring(48)),
@@ -307,22 +317,19 @@ _POLYGONS: dict[Shape, tuple[Point, ...]] = {
     "triangle": _ring(3),
     "diamond": ((0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)),
     "star": _ring(10, (1.0, 0.45)),
-    "cross": tuple(
-        (x, y)
-        for x, y in (
-            (-_ARM, -_REACH),
-            (_ARM, -_REACH),
-            (_ARM, -_ARM),
-            (_REACH, -_ARM),
-            (_REACH, _ARM),
-            (_ARM, _ARM),
-            (_ARM, _REACH),
-            (-_ARM, _REACH),
-            (-_ARM, _ARM),
-            (-_REACH, _ARM),
-            (-_REACH, -_ARM),
-            (-_ARM, -_ARM),
-        )
+    "cross": (
+        (-_ARM, -_REACH),
+        (_ARM, -_REACH),
+        (_ARM, -_ARM),
+        (_REACH, -_ARM),
+        (_REACH, _ARM),
+        (_ARM, _ARM),
+        (_ARM, _REACH),
+        (-_ARM, _REACH),
+        (-_ARM, _ARM),
+        (-_REACH, _ARM),
+        (-_REACH, -_ARM),
+        (-_ARM, -_ARM),
     ),
     "heart": _heart(),
     "moon": _moon(),

@@ -10,14 +10,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
-PAD, EOS, *_ = SPECIAL_TOKENS
-VOCABULARY_SIZE = 1024
+PAD, EOS, BOS, UNK = SPECIAL_TOKENS
 _SPACE = "▁"
 _LONGEST_TOKEN = 10  # characters: words, never phrases
 
 
-def train_tokenizer(captions: Iterable[str]) -> str:
-    """The ``tokenizer.json`` trained on ``captions``, lower-cased.
+def train_tokenizer(captions: Iterable[str], size: int) -> str:
+    """The ``tokenizer.json`` of ``size`` tokens trained on ``captions``, lower-cased.
 
     Printable ASCII and Latin-1 and common full-width punctuation are tokens of their own whether or not they occur;
     whatever else does not occur is spelt in bytes, so that any text has tokens.
@@ -25,13 +24,13 @@ def train_tokenizer(captions: Iterable[str]) -> str:
     alphabet = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100)) if not chr(code).isupper()]
     alphabet += [_SPACE, *"，。！？：；、（）《》“”‘’…—·"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - 256,
+        vocab_size=size - 256,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=alphabet,
         max_token_length=_LONGEST_TOKEN,
         show_progress=False,
     )
-    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    trained = tokenizers.Tokenizer(models.BPE(unk_token=UNK, fuse_unk=True, byte_fallback=True))
     trained.normalizer = normalizers.Replace(" ", _SPACE)
     # While training, words stay apart; afterwards no token crosses them, so the split is not needed.
     trained.pre_tokenizer = pre_tokenizers.Sequence(
