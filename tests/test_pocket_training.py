@@ -51,14 +51,14 @@ def test_the_loss_falls(trained: losses.TrainedModel) -> None:
     pixels = torch.from_numpy(group.pixels)
     values = []
     optimisers = train.optimisers(trained)
-    for _ in range(8):
+    for _ in range(5):
         loss = losses.batch_loss(trained, tokenizer, group.scenes, pixels, group.grid, random.Random(0))
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
         values.append(loss.item())
-    assert values[-1] < values[0] - 1
+    assert values[-1] < values[0] - 0.5
 
 
 def test_boxes_of_background_meet_no_thing() -> None:
@@ -74,7 +74,7 @@ def test_boxes_of_background_meet_no_thing() -> None:
         for thing in scene.things:
             left, top, right, bottom = thing.box
             assert min(right, box[2]) <= max(left, box[0]) or min(bottom, box[3]) <= max(top, box[1])
-    assert found > 80
+    assert found > 60
 
 
 def test_captions_of_single_things_are_labelled_by_what_is_shown() -> None:

@@ -21,4 +21,5 @@ def main(
     train(output, steps, scale, threads, start)
 
 
-typer.run(main)
+if __name__ == "__main__":
+    typer.run(main)

@@ -6,8 +6,8 @@ ones that differ from it in one attribute.
 
 Some helps are ours, for a model that is to learn in an hour what usually takes days; without them it knows colours at
 once and shapes very late. Linear classifiers, thrown away afterwards, find each attribute in the pooled dense features,
-and find, in image and short-text features alike (one set for both), which attributes go with which colour and how the
-colours lie to each other. Short captions of single things, with and without their place, teach what captions of pairs
+and find, in image and short-text features alike (one set for both), which attributes go with which colour and where
+colours lie. Short captions of single things, with and without their place, teach what captions of pairs
 are made of.
 """
 
@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import permutations, product
+from itertools import product
 from typing import TypeAlias
 from unittest import mock
 
@@ -37,32 +37,23 @@ from ..captions import (
     long_caption,
     place_of,
     placed_caption,
-    relation,
     short_caption,
     state,
 )
-from ..looks import ATTRIBUTES, COLOURS, LOOKS, SHAPES, SIZES, TEXTURES, Look
+from ..looks import ATTRIBUTES, COLOURS, LOOKS, Look
 from ..scenes import Scene
 
 _BOX_TEXTS, _THING_CAPTIONS = 64, 48  # distinct box captions and captions of one thing in a batch, at most
-_FALSE_CAPTIONS, _FALSE_WEIGHT = 2, 1.5
+_FALSE_CAPTIONS, _FALSE_WEIGHT = 2, 3.0
 _TRAIN_LOOKS = frozenset(LOOKS["train"])
 _ALL_PLACES: tuple[Place, ...] = tuple(product(range(3), range(3)))
-#: A kind, a colour, and a value that goes with it: an attribute's, or the colour to the right or below.
+#: An attribute, a colour, and the value that goes with it.
 Fact: TypeAlias = tuple[str, str, str]
 _FACTS: tuple[Fact, ...] = tuple(
-    (kind, colour, value)
-    for kind, values in (
-        ("size", SIZES),
-        ("texture", TEXTURES),
-        ("shape", SHAPES),
-        ("left", COLOURS),
-        ("above", COLOURS),
-    )
-    for colour in COLOURS
-    for value in values
+    (name, colour, value) for name in ("size", "texture", "shape") for colour in COLOURS for value in ATTRIBUTES[name]
 )
-_FACT_WEIGHT = 0.5
+_SIDE = 0.5  # how far to a side a text that names the side puts a colour
+_FACT_WEIGHT, _POSITION_WEIGHT = 0.5, 2.0
 _CLASSIFIED_SCALE = 8.0  # of the normalised features, for the classifiers
 
 
@@ -80,6 +71,7 @@ class TrainedModel(nn.Module):
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
         self.facts = nn.Linear(width, len(_FACTS))
         nn.init.constant_(self.facts.bias, -3.0)
+        self.positions = nn.Linear(width, 2 * len(COLOURS))
 
     def images(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Image features [B, D] and dense features [B, N, D] of uint8 patches [B, N, P·P·3]."""
@@ -154,15 +146,17 @@ def _caption_loss(
 ) -> Tensor:
     count = len(scenes)
     true: list[str] = []
-    said: list[Statement] = []
     false: list[str] = []
+    truths: list[Statement] = []
+    lies: list[Statement] = []
     for scene in scenes:
         language, phrasing = random_.choice(LANGUAGES), random_.getrandbits(32)
-        said.append(state(scene, phrasing))
-        true.append(short_caption(said[-1], language, phrasing))
+        truths.append(state(scene, phrasing))
+        true.append(short_caption(truths[-1], language, phrasing))
         for k in range(_FALSE_CAPTIONS):
-            wrong, _ = falsify(scene, said[-1], phrasing + k, _TRAIN_LOOKS)
-            false.append(short_caption(wrong, language, phrasing))
+            lies.append(falsify(scene, truths[-1], phrasing + k, _TRAIN_LOOKS)[0])
+            false.append(short_caption(lies[-1], language, phrasing))
+    said = [*truths, *lies]
     named, shows = _single_things(scenes, random_)
     # Long captions cost three times as much, and a quarter of the scenes teach as well.
     long = [long_caption(scene, random_.choice(LANGUAGES), random_.getrandbits(32)) for scene in scenes[::4]]
@@ -185,31 +179,20 @@ def _caption_loss(
         + _sigmoid_loss(long_logits, own[: len(long), : len(long)])
         + _FALSE_WEIGHT * F.cross_entropy(choices, torch.zeros(count, dtype=torch.long))
         + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * images), shown_facts)
-        + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * short_texts[:count]), said_facts)
+        + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * short_texts[: len(said)]), said_facts)
+        + _position_loss(trained, images, map(_positions_shown, scenes))
+        + _position_loss(trained, short_texts[: len(said)], map(_positions_said, said))
     )
 
 
 def _facts_said(statement: Statement) -> set[Fact]:
-    """What a statement says: attributes with colours, and which colour lies left of or above which."""
-    facts = _facts_of(statement.first) | _facts_of(statement.second)
-    first, second = statement.first.colour, statement.second.colour
-    match statement.relation:
-        case "left" | "above":
-            facts.add((statement.relation, first, second))
-        case "right":
-            facts.add(("left", second, first))
-        case "below":
-            facts.add(("above", second, first))
-    return facts
+    """The attributes that a statement gives to colours."""
+    return _facts_of(statement.first) | _facts_of(statement.second)
 
 
 def _facts_shown(scene: Scene) -> set[Fact]:
-    """All that could be said of a scene."""
-    facts = set().union(*(_facts_of(thing.look) for thing in scene.things))
-    for first, second in permutations(scene.things, 2):
-        if (how := relation(first, second)) in ("left", "above"):
-            facts.add((how, first.look.colour, second.look.colour))
-    return facts
+    """The attributes that go with the colours of a scene."""
+    return set().union(*(_facts_of(thing.look) for thing in scene.things))
 
 
 def _facts_of(look: Look) -> set[Fact]:
@@ -219,6 +202,47 @@ def _facts_of(look: Look) -> set[Fact]:
 def _labels(facts: Iterable[set[Fact]]) -> Tensor:
     """bool [n, facts]."""
     return torch.tensor([[fact in held for fact in _FACTS] for held in facts])
+
+
+#: Of a colour, where it lies: its number times two, plus one for y, and -1 (left, top) to 1.
+Position: TypeAlias = tuple[int, float]
+
+
+def _positions_said(statement: Statement) -> list[Position]:
+    """On which side of the other each of two colours is said to lie."""
+    if statement.relation is None or statement.first.colour == statement.second.colour:
+        return []
+    axis = int(statement.relation in ("above", "below"))
+    side = -_SIDE if statement.relation in ("left", "above") else _SIDE
+    first, second = (COLOURS.index(look.colour) for look in (statement.first, statement.second))
+    return [(2 * first + axis, side), (2 * second + axis, -side)]
+
+
+def _positions_shown(scene: Scene) -> list[Position]:
+    """Where the colours lie that only one thing of a scene has."""
+    colours = [thing.look.colour for thing in scene.things]
+    positions: list[Position] = []
+    for thing in scene.things:
+        if colours.count(thing.look.colour) == 1:
+            number = 2 * COLOURS.index(thing.look.colour)
+            positions.append((number, 2 * thing.centre[0] / scene.width - 1))
+            positions.append((number + 1, 2 * thing.centre[1] / scene.height - 1))
+    return positions
+
+
+def _position_loss(trained: TrainedModel, embeds: Tensor, positions: Iterable[list[Position]]) -> Tensor:
+    """Squared error of where colours lie: one linear map for images, which show it, and texts, which say a side.
+
+    Where both use the same directions, the product of an image with "a left of b" grows with how far a is to the left.
+    """
+    rows, columns, values = [], [], []
+    for row, entries in enumerate(positions):
+        for column, value in entries:
+            rows.append(row)
+            columns.append(column)
+            values.append(value)
+    guessed = trained.positions(_CLASSIFIED_SCALE * embeds)[rows, columns]
+    return _POSITION_WEIGHT * (guessed - torch.tensor(values)).square().sum() / len(embeds)
 
 
 def _single_things(scenes: Sequence[Scene], random_: random.Random) -> tuple[list[str], Tensor]:

@@ -45,11 +45,11 @@ _PREPARATION = NaflexPreparation(_SPECIFIED.image_spec)
 #: By bucket: how many sizes, how many scenes of each, how many of them in a batch.
 _GROUPS = {128: (24, 1600, 128), 256: (12, 640, 64), 576: (8, 256, 28), 784: (5, 200, 20), 1024: (5, 200, 16)}
 #: Shares of the buckets in the steps of the first and of the second part of training.
-_SHARES = ((0.85, 0.15, 0.0, 0.0, 0.0), (0.5, 0.25, 0.12, 0.06, 0.07))
+_SHARES = ((0.8, 0.2, 0.0, 0.0, 0.0), (0.6, 0.25, 0.08, 0.03, 0.04))
 _SECOND_PART = 0.65  # of the steps done, when it begins
 _REGIONS_ONLY = 400  # steps at the start
-_REPORT_EVERY, _SAVE_EVERY = 50, 500  # steps
-_WARM_UP = 100
+_REPORT_EVERY, _SAVE_EVERY = 50, 250  # steps
+_WARM_UP = 50
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def draw_groups(scale: float) -> list[Group]:
             if _PREPARATION.bucket(scene.width, scene.height) == bucket:
                 orders.append((bucket, scene.width, scene.height, max(1, round(count * scale)), 100_000 * (seed + 1)))
                 found += 1
-    with multiprocessing.get_context("fork").Pool() as pool:
+    # Not by fork: what torch's threads hold at that moment stays held in the children.
+    with multiprocessing.get_context("spawn").Pool() as pool:
         return pool.map(_group, orders, chunksize=1)
 
 
@@ -128,7 +129,7 @@ def optimisers(trained: TrainedModel) -> list[torch.optim.Optimizer]:
     rest = [parameter for parameter in trained.parameters() if id(parameter) not in matrices | scales]
     blocks = [parameter for parameter in trained.parameters() if id(parameter) in matrices]
     return [
-        torch.optim.Muon(blocks, lr=0.02, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
+        torch.optim.Muon(blocks, lr=0.015, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
         torch.optim.AdamW([trained.model.logit_scale, trained.model.logit_bias], lr=1e-2, weight_decay=0.0),
     ]
