@@ -46,6 +46,11 @@ def evaluation(pocket: Model) -> Evaluation:
     return evaluate(pocket)
 
 
+@pytest.fixture(scope="module")
+def hundred(pocket: Model) -> Evaluation:
+    return evaluate(pocket, scenes=100)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("measure", LEAST)
 def test_it_means_something(evaluation: Evaluation, measure: Measure, language: Language) -> None:
@@ -64,14 +69,14 @@ def test_the_model_card_gives_these_figures(evaluation: Evaluation) -> None:
         assert stated == pytest.approx(100 * figure.share, abs=0.65), figure
 
 
-def test_a_wrong_preparation_shows(pocket: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_preparation_shows(pocket: Model, hundred: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the figures are for: a mistake in the pixels shows in the answers."""
     prepare = pocket.preparation
 
     def swapped(image: Image.Image, max_num_patches: int | None = None) -> Patches:
         return prepare(Image.fromarray(np.asarray(image)[..., ::-1].copy()), max_num_patches)
 
-    right = {(f.measure, f.language): f.share for f in evaluate(pocket, scenes=100).figures}
+    right = {(f.measure, f.language): f.share for f in hundred.figures}
     monkeypatch.setattr(pocket, "preparation", swapped)
     wrong = {(f.measure, f.language): f.share for f in evaluate(pocket, scenes=100).figures}
     for measure in ("short text to image", "image to short text", "region to box caption"):
@@ -79,8 +84,8 @@ def test_a_wrong_preparation_shows(pocket: Model, monkeypatch: pytest.MonkeyPatc
             assert wrong[measure, language] < right[measure, language] - 0.2
 
 
-def test_an_evaluation_repeats(pocket: Model) -> None:
-    assert evaluate(pocket, scenes=100, seed=7) == evaluate(pocket, scenes=100, seed=7)
+def test_an_evaluation_repeats(pocket: Model, hundred: Evaluation) -> None:
+    assert evaluate(pocket, scenes=100) == hundred
 
 
 @pytest.mark.parametrize("scenes", [0, 50, 101, -100, 2.5, True, None])

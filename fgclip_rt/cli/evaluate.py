@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -62,17 +63,7 @@ def _document(bundle: str, backend: str, precision: str, result: Evaluation) -> 
         "precision": precision,
         "scenes": result.scenes,
         "seed": result.seed,
-        "figures": [
-            {
-                "measure": figure.measure,
-                "language": figure.language,
-                "share": figure.share,
-                "right": figure.right,
-                "total": figure.total,
-                "chance": figure.chance,
-            }
-            for figure in result.figures
-        ],
+        "figures": [{**asdict(figure), "share": figure.share} for figure in result.figures],
         "true_before_false_by_change": {
             change: {"right": right, "total": total} for change, (right, total) in result.by_change.items()
         },

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.heatmap import largest_at, similarity_maps
-from fgclip_rt.model import Model
+from fgclip_rt.model import FloatArray, Model
 
 from .captions import (
     CHANGES,
@@ -27,7 +27,6 @@ from .captions import (
 from .looks import Look, Split
 from .scenes import Scene, draw, make_scene
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 Measure: TypeAlias = Literal[
     "short text to image",
     "image to short text",
@@ -135,12 +134,16 @@ def evaluate(
     images = np.stack(image_embeds)
     things = sum(len(scene.things) for scene in drawn)
     figures: list[Figure] = []
+    statements = _statements(drawn, seed)
     by_change = dict.fromkeys(CHANGES, (0, 0))
     for language in LANGUAGES:
-        true, false, changes = _short_texts(model, drawn, language, seed)
+        true, false = (
+            model.embed_texts(short_caption(said, language, seed + i) for i, said in enumerate(column))
+            for column in ([entry[0] for entry in statements], [entry[1] for entry in statements])
+        )
         long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
         preferred = (images * true).sum(axis=1) > (images * false).sum(axis=1)
-        for change, right in zip(changes, preferred.tolist(), strict=True):
+        for (_, _, change), right in zip(statements, preferred.tolist(), strict=True):
             by_change[change] = (by_change[change][0] + right, by_change[change][1] + 1)
         counted: tuple[tuple[Measure, int, int, float], ...] = (
             ("short text to image", _retrieved(true, images), scenes, 1 / GALLERY),
@@ -172,19 +175,14 @@ def _box_texts(model: Model, looks: Sequence[Look], language: Language, seed: in
     return model.embed_texts((box_caption(look, language, seed + i) for i, look in enumerate(looks)), "box")
 
 
-def _short_texts(
-    model: Model, scenes: Sequence[Scene], language: Language, seed: int
-) -> tuple[FloatArray, FloatArray, list[Change]]:
-    """Vectors of a true and a false caption of each scene, and what the false one changes."""
-    true, false, changes = [], [], []
+def _statements(scenes: Sequence[Scene], seed: int) -> list[tuple[Statement, Statement, Change]]:
+    """For each scene a true statement, a false one, and what the false one changes."""
+    statements = []
     for index, scene in enumerate(scenes):
         choice = seed + index
         statement = _telling(scene, scenes[index - index % GALLERY :][:GALLERY], choice)
-        wrong, change = falsify(scene, statement, choice)
-        true.append(short_caption(statement, language, choice))
-        false.append(short_caption(wrong, language, choice))
-        changes.append(change)
-    return model.embed_texts(true), model.embed_texts(false), changes
+        statements.append((statement, *falsify(scene, statement, choice)))
+    return statements
 
 
 def _telling(scene: Scene, gallery: Sequence[Scene], choice: int) -> Statement:
