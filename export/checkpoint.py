@@ -50,7 +50,7 @@ class Checkpoint:
             document = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise CheckpointError(f"{self.path} has no {file}; point at a whole checkpoint folder.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
         if not isinstance(document, dict):
             raise CheckpointError(f"{path} is not a JSON object; restore the file.")
@@ -166,13 +166,14 @@ def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
     """Fill ``module``, built on the meta device, with float32 copies of the checkpoint's tensors.
 
     Raises:
-        CheckpointError: a file is damaged, or tensors are missing, unexpected, duplicated or misshaped; one message
-            names them all.
+        CheckpointError: a file is damaged, or tensors are missing, unexpected, duplicated, misshaped or not finite; one
+            message names them all.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found: dict[str, Tensor] = {}
     misshaped: list[str] = []
     unexpected: list[str] = []
+    infinite: list[str] = []
     for path in files:
         for name, tensor in _read(path):
             if name not in expected or name in found:
@@ -183,13 +184,12 @@ def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
                 misshaped.append(f"{name} is {tensor.dtype} instead of a float")
             else:
                 found[name] = tensor.to(torch.float32)
+                if not found[name].isfinite().all():
+                    infinite.append(name)
     refused = {entry.split(" ", 1)[0] for entry in misshaped}
     missing = [name for name in expected if name not in found and name not in refused]
-    problems = [
-        f"{len(names)} {kind} ({_some(names)})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped))
-        if names
-    ]
+    faults = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "not finite": infinite}
+    problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names]
     if problems:
         raise CheckpointError(
             f"{folder} does not hold the model that its config.json describes: tensors {', '.join(problems)}; "

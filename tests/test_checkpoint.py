@@ -97,6 +97,15 @@ def test_a_tensor_of_whole_numbers_is_refused(checkpoint: Path) -> None:
     refused(checkpoint, "boxtext_head.bias is torch.int8")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_named(checkpoint: Path, value: float) -> None:
+    def edit(tensors: Tensors) -> None:
+        tensors["longtext_head.weight"][3] = value
+
+    edit_weights(checkpoint, edit)
+    refused(checkpoint, "1 not finite (longtext_head.weight)")
+
+
 def test_one_message_names_all_that_is_wrong_with_the_tensors(checkpoint: Path) -> None:
     def edit(tensors: Tensors) -> None:
         del tensors["longtext_head.bias"]
@@ -123,7 +132,7 @@ def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_damaged_json_file_is_named(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / name).write_text(text)
     refused(checkpoint, str(checkpoint / name))
@@ -177,6 +186,9 @@ def test_half_precision_weights_are_computed_in_float32(checkpoint: Path, tmp_pa
         ("vision_config", {"num_patches": 200}, ["num_patches 200", "square"]),
         ("vision_config", {"hidden_size": "64"}, ["vision_config.hidden_size", "`int`"]),
         ("vision_config", {"patch_size": 0}, ["vision_config.patch_size", ">= 1"]),
+        ("vision_config", {"num_channels": 4}, ["vision_config.num_channels is 4", "RGB"]),
+        ("text_config", {"max_position_embeddings": 1}, ["text_config.max_position_embeddings", ">= 2"]),
+        ("text_config", {"longtext_len": 1}, ["text_config.longtext_len", ">= 2"]),
         ("text_config", {"num_hidden_layers": 1.5}, ["text_config.num_hidden_layers", "`int`"]),
         ("text_config", {"vocab_size": True}, ["text_config.vocab_size", "`int`"]),
         ("text_config", {"layer_norm_eps": -1e-6}, ["text_config.layer_norm_eps"]),

@@ -12,6 +12,8 @@ from fgclip_rt.errors import CheckpointError
 
 _T = TypeVar("_T")
 _Positive = Annotated[int, msgspec.Meta(gt=0)]
+#: A text of one token would be its end alone.
+_Length = Annotated[int, msgspec.Meta(gt=1)]
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class TextConfig(TowerConfig):
     """The text tower; long text is FG-CLIP 2's addition."""
 
     vocab_size: _Positive = 32000
-    max_position_embeddings: _Positive = 64
-    longtext_len: _Positive = 196
+    max_position_embeddings: _Length = 64
+    longtext_len: _Length = 196
     keep_len: _Positive = 20
     projection_size: _Positive | None = None
 
@@ -87,6 +89,11 @@ class Config:
                     f"config.json: {name}.hidden_act is {tower.hidden_act!r}, but FG-CLIP 2 is built with "
                     "'gelu_pytorch_tanh' only; export a checkpoint that uses it."
                 )
+        if self.vision_config.num_channels != 3:
+            raise CheckpointError(
+                f"config.json: vision_config.num_channels is {self.vision_config.num_channels}, and images are RGB; "
+                "the checkpoint's config is damaged."
+            )
         if self.vision_config.position_grid**2 != self.vision_config.num_patches:
             raise CheckpointError(
                 f"config.json: vision_config.num_patches {self.vision_config.num_patches} is not a square, "
