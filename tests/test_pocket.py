@@ -28,15 +28,14 @@ from fgclip_rt.pocket.scenes import covers, draw, make_scene
 from helpers import assert_one_sentence
 
 FOLDER = Path(fgclip_rt.__file__).parent / "models/fg-clip2-pocket"
-#: What the checkpoint reaches on unseen scenes. The first training fell short of two aims, as the model card says: 0.80
-#: for short captions and 0.85 for true before false captions.
+#: The least that the checkpoint must reach on unseen scenes.
 LEAST: dict[Measure, float] = {
-    "short text to image": 0.70,
-    "image to short text": 0.70,
+    "short text to image": 0.80,
+    "image to short text": 0.80,
     "long text to image": 0.90,
     "image to long text": 0.90,
     "region to box caption": 0.80,
-    "true before false caption": 0.80,
+    "true before false caption": 0.85,
     "dense map inside its box": 0.80,
 }
 
@@ -57,7 +56,7 @@ def test_it_means_something(evaluation: Evaluation, measure: Measure, language: 
     (figure,) = (f for f in evaluation.figures if (f.measure, f.language) == (measure, language))
     assert figure.total >= 500
     assert figure.share >= LEAST[measure]
-    assert figure.chance < LEAST[measure] - 0.25
+    assert figure.chance < LEAST[measure] - 0.3
 
 
 def test_the_model_card_gives_these_figures(evaluation: Evaluation) -> None:

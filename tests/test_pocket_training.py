@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_rt import export
-from fgclip_rt.pocket.captions import LANGUAGES, box_caption, long_caption
+from fgclip_rt.pocket.captions import LANGUAGES, as_worded, box_caption, long_caption, state
 from fgclip_rt.pocket.scenes import make_scene
 from fgclip_rt.pocket.training import losses, train
 from fgclip_rt.pocket.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -46,7 +46,7 @@ def test_a_batch_of_one_grid_is_what_the_reference_computes(
 
 
 def test_the_loss_falls(trained: losses.TrainedModel) -> None:
-    tokenizer = Tokenizer(train_tokenizer(CORPUS, 1024), train._SPECIFIED.text_spec)
+    tokenizer = Tokenizer(train_tokenizer(CORPUS, 1024), train._TEXT_SPEC)
     group = train._group((128, 120, 100, 6, 0))
     pixels = torch.from_numpy(group.pixels)
     values = []
@@ -59,6 +59,35 @@ def test_the_loss_falls(trained: losses.TrainedModel) -> None:
             optimiser.zero_grad()
         values.append(loss.item())
     assert values[-1] < values[0] - 0.5
+
+
+def test_tables_of_positions_tell_places_apart_from_the_start() -> None:
+    table = train._sinusoids(64, 128)
+    assert table.std().item() == pytest.approx(0.5, abs=0.05)
+    distances = torch.cdist(table, table)
+    assert (distances + 9 * torch.eye(64)).min() > 1.0
+    # What is near has nearly the same, so that a table of any other size can be resized from it.
+    assert (distances[0, 1:] > distances[0, 1]).sum() >= 61
+    model = train.new_model()
+    text, vision = model.text_model.embeddings, model.vision_model.embeddings
+    for embedding in (text.position_embedding, text.position_embedding_ori, text.position_embedding_res):
+        assert torch.equal(embedding.weight, train._sinusoids(*embedding.weight.shape))
+    grid = vision.position_embedding.weight.view(vision.grid, vision.grid, 2, -1)
+    along = train._sinusoids(vision.grid, grid.shape[-1])
+    assert torch.equal(grid[:, :, 0], along[:, None].expand(-1, vision.grid, -1))
+    assert torch.equal(grid[:, :, 1], along[None].expand(vision.grid, -1, -1))
+
+
+def test_the_wording_loss_reads_the_first_colour_and_the_worded_relation() -> None:
+    trained = losses.TrainedModel(train.new_model())
+    statement = state(make_scene(3, "train"), 3)
+    sides = [as_worded(statement, 0), as_worded(statement, 1)]
+    assert sides[0] == statement != sides[1]
+    with torch.no_grad():
+        trained.first_colour.bias.zero_()[losses.COLOURS.index(statement.first.colour)] = 20.0
+        trained.relation.bias.zero_()[losses._WORDED_RELATIONS.index(statement.relation)] = 20.0
+        assert losses._wording_loss(trained, torch.zeros(1, 160), sides[:1]) < 1e-3
+        assert losses._wording_loss(trained, torch.zeros(2, 160), sides) > 1.0
 
 
 def test_boxes_of_background_meet_no_thing() -> None:

@@ -18,10 +18,12 @@ from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import NaflexPreparation
 from fgclip_rt.manifest import ImageSpec
 from fgclip_rt.pocket import captions
+from fgclip_rt.pocket import scenes as scenes_module
 from fgclip_rt.pocket.captions import (
     CHANGES,
     LANGUAGES,
     Language,
+    as_worded,
     box_caption,
     falsify,
     long_caption,
@@ -37,7 +39,7 @@ from helpers import assert_one_sentence
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SCENES = "92cdef110df1b86a7cd7267407a1f173c1960d6d92b05b198ebb9ece5dd7812b"
-CAPTIONS = "479291c849f2b4a8bbc7cdb40f37ef82e883d36cb95ffb3efa319cca102a6ae5"
+CAPTIONS = "27a9dc770a728b4144a34ffe93f42b72e6d6106d402a7db7ca49a363949aa708"
 BUCKETS = (128, 256, 576, 784, 1024)
 
 seeds = st.integers(0, 2**32)
@@ -237,6 +239,34 @@ def test_true_and_false_captions_share_their_wording(scene: Scene, language: Lan
     assert true != false
     if change != "relation":
         assert without(true, change, language) == without(false, change, language)
+
+
+@given(scenes, seeds, seeds)
+def test_a_statement_is_worded_from_either_side(scene: Scene, choice: int, phrasing: int) -> None:
+    said = state(scene, choice)
+    worded = as_worded(said, phrasing)
+    if worded != said:
+        things = {thing.look: thing for thing in scene.things}
+        assert (worded.first, worded.second) == (said.second, said.first)
+        assert worded.relation == relation(things[worded.first], things[worded.second])
+    # The caption names its first thing first.
+    caption = short_caption(said, "en", phrasing)
+    colours = [look.colour for look in (worded.first, worded.second)]
+    words = re.findall(r"\b(" + "|".join(COLOURS) + r")\b", caption.replace("violet", "purple"))
+    assert words == colours
+    if worded.relation is not None:
+        assert any(template.split("{}")[1] in caption for template in captions._RELATIONS["en"][worded.relation])
+
+
+def test_both_sides_are_worded() -> None:
+    said = state(make_scene(0), 0)
+    assert 80 < sum(as_worded(said, phrasing) == said for phrasing in range(200)) < 120
+
+
+def test_every_colour_is_clearly_dark_or_light() -> None:
+    """This decides whether a pattern is lighter or darker, so the noise in a colour must not change it."""
+    for red, green, blue in scenes_module._RGB.values():
+        assert abs(0.3 * red + 0.59 * green + 0.11 * blue - scenes_module._DARK) > 20
 
 
 @given(scenes, seeds)

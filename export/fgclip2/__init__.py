@@ -53,33 +53,11 @@ class Fgclip2Model:
 
     @property
     def image_spec(self) -> ImageSpec:
-        vision = self._model.config.vision_config
-        return ImageSpec(
-            kind="naflex",
-            patch_size=vision.patch_size,
-            channels=vision.num_channels,
-            resample="bilinear",
-            buckets=_BUCKETS,
-            max_num_patches=_MAX_NUM_PATCHES,
-        )
+        return image_spec(self._model.config)
 
     @property
     def text_spec(self) -> TextSpec:
-        text = self._model.config.text_config
-        lengths = {
-            "short": text.max_position_embeddings,
-            "box": text.max_position_embeddings,
-            "long": text.longtext_len,
-        }
-        return TextSpec(
-            tokenizer="tokenizer.json",
-            lowercase=True,
-            pad_token_id=self._pad_token_id,
-            attention_mask=self._masked,
-            walk_types={
-                name: WalkTypeSpec(index=index, length=lengths[name]) for index, name in enumerate(graphs.WALK_TYPES)
-            },
-        )
+        return text_spec(self._model.config, self._pad_token_id, self._masked)
 
     @property
     def score(self) -> Score:
@@ -177,6 +155,34 @@ class Fgclip2Model:
         """Rescale and normalise as the released processor does, before the projection."""
         channels = torch.tensor(pixels).view(len(pixels), -1, len(self._mean)).to(torch.float32)
         return ((channels / 255 - torch.tensor(self._mean)) / torch.tensor(self._std)).flatten(1)
+
+
+def image_spec(config: Config) -> ImageSpec:
+    """How images become patches for a model of these sizes."""
+    vision = config.vision_config
+    return ImageSpec(
+        kind="naflex",
+        patch_size=vision.patch_size,
+        channels=vision.num_channels,
+        resample="bilinear",
+        buckets=_BUCKETS,
+        max_num_patches=_MAX_NUM_PATCHES,
+    )
+
+
+def text_spec(config: Config, pad_token_id: int, masked: bool) -> TextSpec:
+    """How texts become tokens for a model of these sizes, with an attention mask or without."""
+    text = config.text_config
+    lengths = {"short": text.max_position_embeddings, "box": text.max_position_embeddings, "long": text.longtext_len}
+    return TextSpec(
+        tokenizer="tokenizer.json",
+        lowercase=True,
+        pad_token_id=pad_token_id,
+        attention_mask=masked,
+        walk_types={
+            name: WalkTypeSpec(index=index, length=lengths[name]) for index, name in enumerate(graphs.WALK_TYPES)
+        },
+    )
 
 
 def load(checkpoint: Checkpoint) -> Fgclip2Model:

@@ -75,17 +75,27 @@ def falsify(
             continue
         of_first = _pick(random_, (True, False))
         look = statement.first if of_first else statement.second
-        other = look.with_(change, _pick(random_, ATTRIBUTES[change]))
+        values = [value for value in ATTRIBUTES[change] if value != getattr(look, change)]
+        other = look.with_(change, _pick(random_, values))
         if other not in shown and other in looks:
             return replace(statement, first=other) if of_first else replace(statement, second=other), change
+
+
+def as_worded(statement: Statement, phrasing: int) -> Statement:
+    """A statement as a short caption words it: as it is, or from its second thing, "b right of a" for "a left of b"."""
+    if random.Random(f"side {phrasing}").random() < 0.5:
+        return statement
+    opposite = None if statement.relation is None else _OPPOSITE[statement.relation]
+    return Statement(statement.second, opposite, statement.first)
 
 
 def short_caption(statement: Statement, language: Language, phrasing: int) -> str:
     """A statement as one sentence or phrase."""
     random_ = random.Random(f"short {phrasing}")
-    first = box_caption(statement.first, language, random_.getrandbits(32))
-    second = box_caption(statement.second, language, random_.getrandbits(32))
-    templates = _PAIRS[language] if statement.relation is None else _RELATIONS[language][statement.relation]
+    worded = as_worded(statement, phrasing)
+    first = box_caption(worded.first, language, random_.getrandbits(32))
+    second = box_caption(worded.second, language, random_.getrandbits(32))
+    templates = _PAIRS[language] if worded.relation is None else _RELATIONS[language][worded.relation]
     frame = _pick(random_, _FRAMES[language])
     return frame.format(_pick(random_, templates).format(first, second))
 
@@ -257,21 +267,21 @@ _FRAMES = {
     "zh": ("{}", "{}", "图片里，{}", "画面：{}", "可以看到{}"),
 }
 _PAIRS = {
-    "en": ("{0} and {1}", "{1} and {0}", "{0} together with {1}", "both {1} and {0}"),
-    "zh": ("{0}和{1}", "{1}和{0}", "{0}以及{1}", "{1}与{0}"),
+    "en": ("{} and {}", "{} together with {}", "both {} and {}", "{} as well as {}"),
+    "zh": ("{}和{}", "{}与{}", "{}以及{}", "{}，还有{}"),
 }
 _RELATIONS: dict[Language, dict[Relation, tuple[str, ...]]] = {
     "en": {
-        "left": ("{0} left of {1}", "{0} to the left of {1}", "{1} to the right of {0}", "{1} right of {0}"),
-        "right": ("{0} right of {1}", "{0} to the right of {1}", "{1} to the left of {0}", "{1} left of {0}"),
-        "above": ("{0} above {1}", "{0} over {1}", "{1} below {0}", "{1} under {0}"),
-        "below": ("{0} below {1}", "{0} under {1}", "{1} above {0}", "{1} over {0}"),
+        "left": ("{} left of {}", "{} to the left of {}"),
+        "right": ("{} right of {}", "{} to the right of {}"),
+        "above": ("{} above {}", "{} over {}"),
+        "below": ("{} below {}", "{} under {}"),
     },
     "zh": {
-        "left": ("{0}在{1}的左边", "{0}位于{1}左侧", "{1}在{0}的右边", "{1}位于{0}右侧"),
-        "right": ("{0}在{1}的右边", "{0}位于{1}右侧", "{1}在{0}的左边", "{1}位于{0}左侧"),
-        "above": ("{0}在{1}的上面", "{0}位于{1}上方", "{1}在{0}的下面", "{1}位于{0}下方"),
-        "below": ("{0}在{1}的下面", "{0}位于{1}下方", "{1}在{0}的上面", "{1}位于{0}上方"),
+        "left": ("{}在{}的左边", "{}位于{}左侧"),
+        "right": ("{}在{}的右边", "{}位于{}右侧"),
+        "above": ("{}在{}的上面", "{}位于{}上方"),
+        "below": ("{}在{}的下面", "{}位于{}下方"),
     },
 }
 _COUNTS = {"en": {3: "three", 4: "four"}, "zh": {3: "三", 4: "四"}}

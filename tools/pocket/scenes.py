@@ -63,6 +63,7 @@ _SUPERSAMPLING = 3
 _REPEATS = 1.8  # of a texture, per radius
 _ARM, _REACH = 0.32, 0.95  # half the width and half the length of the cross's bars, per radius
 _ATTEMPTS = 60
+_DARK = 130  # luma; far enough from every colour that a shade of it is never on the other side
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def _jitter(colour: tuple[int, int, int], noise: np.random.Generator) -> tuple[i
 def _second_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """A lighter shade of a dark colour and a darker shade of a light one."""
     luma = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    target, share = (255, 0.62) if luma < 150 else (0, 0.5)
+    target, share = (255, 0.62) if luma < _DARK else (0, 0.5)
     red, green, blue = (round(value + (target - value) * share) for value in colour)
     return red, green, blue
 

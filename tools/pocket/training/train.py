@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgclip_rt.export import checkpoint_source, export, fgclip2
 from fgclip_rt.export.checkpoint import load_weights
@@ -35,12 +35,11 @@ from ..evaluation import evaluate
 from ..scenes import Scene, draw, make_scene
 from .losses import TrainedModel, batch_loss
 from .save import save
-from .tokenizer import train_tokenizer
+from .tokenizer import PAD, SPECIAL_TOKENS, train_tokenizer
 
 CONFIG = Config.from_json(MODELS["fg-clip2-pocket"].config)
-# The family's own preparation of images and texts; its random weights are not used.
-_SPECIFIED = fgclip2.random(MODELS["fg-clip2-pocket"].config, seed=0)
-_PREPARATION = NaflexPreparation(_SPECIFIED.image_spec)
+_PREPARATION = NaflexPreparation(fgclip2.image_spec(CONFIG))
+_TEXT_SPEC = fgclip2.text_spec(CONFIG, pad_token_id=SPECIAL_TOKENS.index(PAD), masked=False)
 
 #: By bucket: how many sizes, how many scenes of each, how many of them in a batch.
 _GROUPS = {128: (24, 1600, 128), 256: (12, 640, 64), 576: (8, 256, 28), 784: (5, 200, 20), 1024: (5, 200, 16)}
@@ -50,6 +49,7 @@ _SECOND_PART = 0.65  # of the steps done, when it begins
 _REGIONS_ONLY = 400  # steps at the start
 _REPORT_EVERY, _SAVE_EVERY = 50, 250  # steps
 _WARM_UP = 50
+_TOKENS_STD = 0.3  # at the start
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,35 @@ def _captions(count: int) -> Iterator[str]:
         for language in LANGUAGES:
             yield short_caption(state(scene, seed), language, seed)
             yield long_caption(scene, language, seed)
-            for thing in scene.things:
-                yield box_caption(thing.look, language, seed + len(thing.look.shape))
+            for index, thing in enumerate(scene.things):
+                yield box_caption(thing.look, language, seed + index)
 
 
 def new_model() -> reference.Fgclip2:
-    """The model before training."""
-    with torch.device("meta"):
-        model = reference.Fgclip2(CONFIG)
-    model.to_empty(device="cpu")
+    """The model before training: random weights, and tables of positions that tell where things are from the start.
+
+    With small random tables an hour of training did not teach what is left of what, and what goes with what came later.
+    """
+    model = reference.Fgclip2(CONFIG)
     initialise(model, seed=0)
+    vision, text = model.vision_model.embeddings, model.text_model.embeddings
     with torch.no_grad():
-        for embedding in (model.text_model.embeddings, model.vision_model.embeddings):
-            for module in embedding.modules():
-                if isinstance(module, nn.Embedding):
-                    module.weight.mul_(0.1 if module is embedding.get_submodule("position_embedding") else 0.3)
+        text.token_embedding.weight.mul_(_TOKENS_STD)
+        for table in (text.position_embedding, text.position_embedding_ori, text.position_embedding_res):
+            table.weight.copy_(_sinusoids(*table.weight.shape))
+        along = _sinusoids(vision.grid, CONFIG.vision_config.hidden_size // 2)
+        grid = [along[:, None].expand(-1, vision.grid, -1), along[None].expand(vision.grid, -1, -1)]
+        vision.position_embedding.weight.copy_(torch.cat(grid, dim=-1).flatten(0, 1))
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-6.0)
     return model
+
+
+def _sinusoids(length: int, width: int) -> Tensor:
+    """[length, width]: sines and cosines, from half a turn in all to a quarter turn a place (std 0.5)."""
+    turns = torch.logspace(math.log10(0.5), math.log10(length / 4), width // 2)
+    angles = math.tau * turns * torch.arange(length)[:, None] / length
+    return torch.cat([angles.sin(), angles.cos()], dim=1) / math.sqrt(2)
 
 
 def optimisers(trained: TrainedModel) -> list[torch.optim.Optimizer]:
@@ -129,8 +140,8 @@ def optimisers(trained: TrainedModel) -> list[torch.optim.Optimizer]:
     rest = [parameter for parameter in trained.parameters() if id(parameter) not in matrices | scales]
     blocks = [parameter for parameter in trained.parameters() if id(parameter) in matrices]
     return [
-        torch.optim.Muon(blocks, lr=0.015, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(blocks, lr=0.03, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
         torch.optim.AdamW([trained.model.logit_scale, trained.model.logit_bias], lr=1e-2, weight_decay=0.0),
     ]
 
@@ -144,7 +155,7 @@ def train(output: Path, steps: int, scale: float, threads: int, start: Path | No
         if start is None
         else (start / "tokenizer.json").read_text("utf-8")
     )
-    tokenizer = Tokenizer(tokenizer_json, _SPECIFIED.text_spec)
+    tokenizer = Tokenizer(tokenizer_json, _TEXT_SPEC)
     groups = draw_groups(scale)
     torch.set_num_threads(threads)
     print(f"{sum(len(group.scenes) for group in groups)} scenes of {len(groups)} sizes", flush=True)
