@@ -398,9 +398,9 @@ def test_evaluate_refuses_what_makes_no_hundreds(pocket_path: Path) -> None:
 
 
 def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path) -> None:
-    """Of a few scenes, for one may be hard."""
+    """Of some scenes, for one may be hard."""
     preferred = 0
-    for seed in range(5):
+    for seed in range(10):
         picture = tmp_path / f"{seed}.png"
         described = json.loads(run("scene", "--output", picture, "--seed", seed, "--json").stdout)
         with Image.open(picture) as image:
@@ -410,7 +410,7 @@ def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path)
         arguments = ["score", pocket_path, picture, "--text", english["short"], "--text", english["false"], "--json"]
         true, false = json.loads(run(*arguments).stdout)["probabilities"][0]
         preferred += true > false
-    assert preferred >= 4
+    assert preferred >= 8
     assert english["long"] in run("scene", "--output", tmp_path / "again.png", "--seed", seed).stdout
     assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
 
