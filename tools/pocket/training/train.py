@@ -105,7 +105,7 @@ def _captions(count: int) -> Iterator[str]:
 def new_model() -> reference.Fgclip2:
     """The model before training: random weights, and tables of positions that tell where things are from the start.
 
-    With small random tables an hour of training did not teach what is left of what, and what goes with what came later.
+    With small random tables image features told nothing of where things lie, even after an hour of training.
     """
     model = reference.Fgclip2(CONFIG)
     initialise(model, seed=0)
