@@ -173,7 +173,7 @@ def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
     found: dict[str, Tensor] = {}
     misshaped: list[str] = []
     unexpected: list[str] = []
-    infinite: list[str] = []
+    not_finite: list[str] = []
     for path in files:
         for name, tensor in _read(path):
             if name not in expected or name in found:
@@ -185,10 +185,10 @@ def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
             else:
                 found[name] = tensor.to(torch.float32)
                 if not found[name].isfinite().all():
-                    infinite.append(name)
+                    not_finite.append(name)
     refused = {entry.split(" ", 1)[0] for entry in misshaped}
     missing = [name for name in expected if name not in found and name not in refused]
-    faults = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "not finite": infinite}
+    faults = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "not finite": not_finite}
     problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names]
     if problems:
         raise CheckpointError(

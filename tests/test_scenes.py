@@ -265,8 +265,8 @@ def test_both_sides_are_worded() -> None:
 
 def test_every_colour_is_clearly_dark_or_light() -> None:
     """This decides whether a pattern is lighter or darker, so the noise in a colour must not change it."""
-    for red, green, blue in scenes_module._RGB.values():
-        assert abs(0.3 * red + 0.59 * green + 0.11 * blue - scenes_module._DARK) > 20
+    for colour in scenes_module._RGB.values():
+        assert abs(scenes_module._luma(colour) - scenes_module._DARK) > 20
 
 
 @given(scenes, seeds)

@@ -268,10 +268,13 @@ def _jitter(colour: tuple[int, int, int], noise: np.random.Generator) -> tuple[i
 
 def _second_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """A lighter shade of a dark colour and a darker shade of a light one."""
-    luma = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    target, share = (255, 0.62) if luma < _DARK else (0, 0.5)
+    target, share = (255, 0.62) if _luma(colour) < _DARK else (0, 0.5)
     red, green, blue = (round(value + (target - value) * share) for value in colour)
     return red, green, blue
+
+
+def _luma(colour: tuple[int, int, int]) -> float:
+    return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
 
 
 def _turn(points: tuple[Point, ...], angle: float) -> tuple[Point, ...]:

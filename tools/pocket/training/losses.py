@@ -4,12 +4,13 @@ FG-CLIP 2's losses (https://arxiv.org/abs/2510.10921) on a small scale: the sigm
 the same between dense features, pooled over boxes by RoIAlign, and box captions; and each short caption against false
 ones that differ from it in one attribute.
 
-Some of the help is ours, for a model that is to learn in an hour what usually takes days. Most of it is linear maps
-that are thrown away afterwards. In pooled dense features they find each attribute; without them the model knows colours
-at once and shapes very late. In image and short-text features alike (one set for both) they find which attributes go
-with which colour, and where colours lie. In short-text features alone they find which colour is named first and which
-relation is worded. Only both together say on which side a colour lies, and without this help the model did not learn to
-combine them. Short captions of single things, with and without their place, teach what captions of pairs are made of.
+Some of the help is ours, for a model that is to learn within two hours what usually takes days. Most of it is linear
+maps that are thrown away afterwards. In pooled dense features they find each attribute; without them the model knows
+colours at once and shapes very late. In image and short-text features alike (one set for both) they find which
+attributes go with which colour, and where colours lie. In short-text features alone they find which colour is named
+first and which relation is worded. Only both together say on which side a colour lies, and without this help the model
+did not learn to combine them. Short captions of single things, with and without their place, teach what captions of
+pairs are made of.
 """
 
 from __future__ import annotations
