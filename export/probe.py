@@ -57,11 +57,11 @@ def record(model: ReferenceModel, progress: Callable[[], None] = lambda: None) -
     for walk_type in model.text_spec.walk_types:
         tokens = tokenizer(TEXTS, walk_type)
         features = model.text(tokens, walk_type)
-        walk_types[walk_type] = ProbeTexts(tokens.input_ids, tokens.attention_mask, features)
+        walk_types[walk_type] = ProbeTexts(TEXTS, tokens.input_ids, tokens.attention_mask, features)
         progress()
     image_features = np.stack([image.features for image in images])
     logits = model.logits(image_features, walk_types["short"].features)
-    return Probe(tuple(images), TEXTS, walk_types, logits)
+    return Probe(tuple(images), walk_types, logits)
 
 
 def count_steps(model: ReferenceModel) -> int:

@@ -46,11 +46,17 @@ class CheckpointError(FgclipError):
 
 
 class ParityError(FgclipError):
-    """A graph does not give the reference's numbers; ``rows`` holds every comparison that was made."""
+    """A graph does not give the reference's numbers.
 
-    def __init__(self, message: str, rows: Sequence[ParityRow] = ()) -> None:
+    Attributes:
+        rows: every comparison that was made.
+        kept: the precisions that were written all the same.
+    """
+
+    def __init__(self, message: str, rows: Sequence[ParityRow] = (), kept: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
+        self.kept = tuple(kept)
 
 
 class OutputError(FgclipError):

@@ -120,12 +120,15 @@ class Limits(_Strict, frozen=True):
     """What parity demands.
 
     Attributes:
-        max_error: largest absolute difference, as a share of the reference's largest absolute value.
+        max_error: largest absolute difference, as a share of the reference's largest absolute value; None where it is
+            only reported.
         min_cosine: smallest cosine between a vector and the reference's.
+        dense_share: share of the vectors of dense maps that must keep ``min_cosine``; of all others every one must.
     """
 
-    max_error: float
+    max_error: float | None
     min_cosine: float
+    dense_share: float
 
 
 class ParityRow(_Strict, frozen=True):
@@ -133,16 +136,29 @@ class ParityRow(_Strict, frozen=True):
 
     Attributes:
         graph: which graph, or the step before it.
-        case: the probe's image or walk type.
-        max_error: as in :class:`Limits`; for whole numbers (tokens, patches) the share that differs.
+        case: the image, bucket or walk type.
+        count: number of vectors; for whole numbers (tokens, patches) of rows.
+        max_error: as in :class:`Limits`; for whole numbers the share that differs.
+        max_difference: the largest absolute difference itself.
         min_cosine: as in :class:`Limits`.
+        mean_cosine: mean of the same cosines.
+        within: share of them that is not below the limit.
+        logit_shift: largest absolute difference of the vectors' logits with the reference's vectors of the other kind
+            (texts for images, images for texts); None where there are none.
+        flips: how many of the vectors have another nearest vector of the other kind; None where there are none.
         passed: whether it kept the limits.
     """
 
     graph: str
     case: str
+    count: Natural
     max_error: float
+    max_difference: float
     min_cosine: float
+    mean_cosine: float
+    within: float
+    logit_shift: float | None
+    flips: Natural | None
     passed: bool
 
 
@@ -154,6 +170,44 @@ class Parity(_Strict, frozen=True):
     measured: dict[str, tuple[ParityRow, ...]]
 
 
+class Calibration(_Strict, frozen=True):
+    """What the ranges of whole-number layers were measured on.
+
+    Attributes:
+        method: how a range was taken from what was seen.
+        images: number of images measured.
+        texts: number of texts measured.
+        held_out_images: number of images kept back, on which the outcome was judged.
+        held_out_texts: number of texts kept back.
+        sha256: digest over the images' bytes and the texts.
+    """
+
+    method: str
+    images: Natural
+    texts: Natural
+    held_out_images: Natural
+    held_out_texts: Natural
+    sha256: str
+
+
+class Lowering(_Strict, frozen=True):
+    """What was done to the fp32 graphs to make those of a lower precision.
+
+    Attributes:
+        linear: type of the linear layers, such as ``float16`` or ``int8``.
+        other: type of the attention's products and of the token table.
+        moved: layers that were put back to a higher type to keep the limits, and to which.
+        smoothed: number of layers whose input channels were rescaled.
+        calibration: where ranges had to be measured, on what.
+    """
+
+    linear: str
+    other: str
+    moved: dict[str, str]
+    smoothed: Natural
+    calibration: Calibration | None
+
+
 class FileInfo(_Strict, frozen=True):
     """Size in bytes and digest of one file."""
 
@@ -162,7 +216,7 @@ class FileInfo(_Strict, frozen=True):
 
 
 class Manifest(_Strict, frozen=True):
-    """The whole ``manifest.json``."""
+    """The whole ``manifest.json``; ``lowering`` is by precision, and fp32 has none."""
 
     format: Literal["fgclip-rt-bundle"]
     format_version: Literal[1]
@@ -173,6 +227,7 @@ class Manifest(_Strict, frozen=True):
     image: ImageSpec
     text: TextSpec
     graphs: dict[str, dict[str, GraphFile]]
+    lowering: dict[str, Lowering]
     parity: Parity
     files: dict[str, FileInfo]
 
@@ -233,3 +288,8 @@ def _check_references(manifest: Manifest, where: str) -> None:
     for precision in manifest.precisions:
         if precision not in manifest.parity.limits:
             raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")
+    for precision in manifest.lowering:
+        if precision not in manifest.precisions:
+            raise BundleError(
+                f"{where} says how {precision} was made but lists no such precision; export the bundle again."
+            )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .backends import Backend
 from .backends.onnxruntime import OnnxRuntimeBackend
 from .boxes import check_boxes
 from .bundle import Bundle
@@ -52,7 +53,20 @@ def load(
         ArgumentError: device, precision or threads cannot be used.
         DeviceError: the device is not there.
     """
-    return Model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads)
+    return open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads)
+
+
+def open_model(bundle: Bundle, device: str = "auto", precision: str | None = None, threads: int | None = None) -> Model:
+    """Make the model of a bundle that is open already ready; the arguments are those of :func:`load`.
+
+    Raises:
+        ArgumentError: device, precision or threads cannot be used.
+        DeviceError: the device is not there.
+    """
+    available = bundle.manifest.precisions
+    if precision is not None and precision not in available:
+        raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
+    return Model(bundle, OnnxRuntimeBackend(bundle, precision or available[0], device, threads))
 
 
 class Model:
@@ -66,16 +80,12 @@ class Model:
         tokenizer: texts to tokens.
     """
 
-    def __init__(
-        self, bundle: Bundle, device: str = "auto", precision: str | None = None, threads: int | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Join an opened bundle and what runs its graphs; :func:`load` chooses the latter."""
         self.manifest: Manifest = bundle.manifest
-        available = self.manifest.precisions
-        if precision is not None and precision not in available:
-            raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
         self.bundle = bundle
-        self.precision = precision or available[0]
-        self.backend = OnnxRuntimeBackend(bundle, self.precision, device, threads)
+        self.backend = backend
+        self.precision = backend.precision
         self.preparation = NaflexPreparation(self.manifest.image)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
 

@@ -4,7 +4,7 @@ Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 
 [n, P·P·3], ``image.i.grid`` int32 [2], ``image.i.boxes`` float32 [r, 4], and the reference's ``image.i.features`` [D],
 ``image.i.dense`` [h·w, D] and ``image.i.regions`` [r, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
 ``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] are those of the images with the
-short texts. The texts themselves are in the file's metadata, as JSON under ``texts``.
+short texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class ProbeImage:
 
 @dataclass(frozen=True)
 class ProbeTexts:
-    """All texts in one walk type, as the tokenizer must encode them, and the reference's features."""
+    """The texts of one walk type, how the tokenizer must encode them, and the reference's features."""
 
+    texts: tuple[str, ...]
     input_ids: Array
     attention_mask: Array
     features: Array
@@ -50,7 +51,6 @@ class Probe:
     """Everything recorded."""
 
     images: tuple[ProbeImage, ...]
-    texts: tuple[str, ...]
     walk_types: dict[str, ProbeTexts]
     logits: Array
 
@@ -59,10 +59,11 @@ class Probe:
         tensors = {"logits": self.logits}
         for index, image in enumerate(self.images):
             tensors |= {f"image.{index}.{name}": value for name, value in vars(image).items()}
-        for walk_type, texts in self.walk_types.items():
-            tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(texts).items()}
+        for walk_type, part in self.walk_types.items():
+            tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(part).items() if name != "texts"}
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        save_file(contiguous, path, metadata={"texts": json.dumps(self.texts, ensure_ascii=False)})
+        texts = {walk_type: part.texts for walk_type, part in self.walk_types.items()}
+        save_file(contiguous, path, metadata={"texts": json.dumps(texts, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: Path) -> Probe:
@@ -74,18 +75,21 @@ class Probe:
         try:
             with safe_open(path, "np") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                texts = json.loads(file.metadata()["texts"])
+                texts = dict(json.loads(file.metadata()["texts"]))
             count = len({name.split(".")[1] for name in tensors if name.startswith("image.")})
-            walk_types = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith("text."))
             return cls(
                 images=tuple(_part(ProbeImage, tensors, f"image.{index}") for index in range(count)),
-                texts=tuple(texts),
-                walk_types={name: _part(ProbeTexts, tensors, f"text.{name}") for name in walk_types},
+                walk_types={
+                    walk_type: _part(ProbeTexts, tensors, f"text.{walk_type}", texts=tuple(entries))
+                    for walk_type, entries in texts.items()
+                },
                 logits=tensors["logits"],
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path} is not a probe ({error}); export the bundle again.") from None
 
 
-def _part(kind: Any, tensors: dict[str, Array], prefix: str) -> Any:
-    return kind(**{name: tensors[f"{prefix}.{name}"] for name in kind.__dataclass_fields__})
+def _part(kind: Any, tensors: dict[str, Array], prefix: str, **known: Any) -> Any:
+    """An object of ``kind`` whose fields, but for those ``known``, are the tensors under ``prefix``."""
+    names = [name for name in kind.__dataclass_fields__ if name not in known]
+    return kind(**known, **{name: tensors[f"{prefix}.{name}"] for name in names})

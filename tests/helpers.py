@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
 
 from fgclip_rt import parity
+from fgclip_rt.export import fgclip2
+from fgclip_rt.export.attention import add_definition
+from fgclip_rt.export.families import ReferenceModel
+from fgclip_rt.export.onnx_writer import GraphSource
 
 GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
+
+#: Layers of the golden checkpoints' graphs that stay in float32.
+SENSITIVE = {"vision": ("pooling",), "dense": ("pooling",), "text": ("text_heads",), "region": ()}
+
+Json = dict[str, Any]
+Trace = Callable[[GraphSource], ir.Model]
+
+#: What a manifest may say of a precision that had to be measured.
+LOWERING: Json = {
+    "linear": "int8",
+    "other": "float16",
+    "moved": {"vision.blocks.0.mlp.fc2": "float16", "text_heads": "float32"},
+    "smoothed": 24,
+    "calibration": {
+        "method": "percentile",
+        "images": 96,
+        "texts": 97,
+        "held_out_images": 32,
+        "held_out_texts": 33,
+        "sha256": "0" * 64,
+    },
+}
 
 
 class Golden:
@@ -57,6 +88,94 @@ def assert_one_sentence(error: object, *parts: str) -> None:
     assert ". " not in message, message
     for part in parts:
         assert part in message
+
+
+def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
+    """Change what the manifest of ``bundle`` says."""
+    path = bundle / "manifest.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    edit(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def add_int8(document: Json) -> None:
+    """Have a manifest call its fp32 graphs int8 too: it is a second precision in all but its numbers."""
+    for graph in document["graphs"].values():
+        graph["int8"] = graph["fp32"]
+    document["lowering"]["int8"] = copy.deepcopy(LOWERING)
+    parity = document["parity"]
+    parity["limits"]["int8"] = {"max_error": None, "min_cosine": 0.99, "dense_share": 0.99}
+    parity["measured"]["int8"] = copy.deepcopy(parity["measured"]["fp32"])
+
+
+def tamper(monkeypatch: pytest.MonkeyPatch, trace: Trace, name: str, by: float) -> None:
+    """Have the graphs written with one weight changed."""
+
+    def changed(source: GraphSource) -> ir.Model:
+        model = trace(source)
+        if name in model.graph.initializers:
+            weight = model.graph.initializers[name].const_value
+            assert weight is not None
+            weight.numpy().flat[0] += by
+        return model
+
+    monkeypatch.setattr("fgclip_rt.export.pipeline.trace", changed)
+
+
+def small_random(seed: int) -> ReferenceModel:
+    """A whole model with random weights, of the smallest sizes."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return fgclip2.random({"vision_config": tower, "text_config": tower | {"vocab_size": 260}}, seed)
+
+
+def constant(name: str, values: np.ndarray[Any, Any]) -> ir.Value:
+    """An initializer."""
+    tensor = ir.Tensor(np.asarray(values, order="C"), name=name)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+
+
+def float_value(name: str, *shape: int | str) -> ir.Value:
+    """An input or output."""
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+
+
+def hand_made(inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> ir.Model:
+    """A model of some nodes and the initializers that they read."""
+    read = {
+        value: None for node in nodes for value in node.inputs if value is not None and value.const_value is not None
+    }
+    graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=tuple(read), opset_imports={"": 20}, name="graph")
+    model = ir.Model(graph, ir_version=10)
+    add_definition(model)
+    return model
+
+
+def linear_model(weight: np.ndarray[Any, Any]) -> ir.Model:
+    """``y = x @ weight`` as a layer called ``layer``. With a bias, onnxruntime would make it a Gemm of floats."""
+    rows, columns = weight.shape
+    x, y = float_value("x", "n", rows), float_value("y", "n", columns)
+    product = ir.node("MatMul", [x, constant("layer.weight", weight.astype(np.float32))])
+    return hand_made([x], [y], [product, ir.node("Identity", product.outputs, outputs=[y])])
+
+
+def run(model: ir.Model, *inputs: np.ndarray[Any, Any]) -> Any:
+    """The first output of a model in memory."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+
+
+def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs of a graph of the masked golden checkpoint, with patches past one grid and a few hidden tokens."""
+    random = np.random.default_rng(0)
+    if graph == "text":
+        ids = random.integers(0, 700, (2, 64), dtype=np.int32)
+        mask = (np.arange(64) < [[64], [50]]).astype(np.int32)
+        return {"input_ids": ids, "walk_type": np.array(1, np.int32), "attention_mask": mask}
+    shapes = np.array([[3, 4], [2, 5]], np.int32)
+    return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

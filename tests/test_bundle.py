@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import BundleError
 from fgclip_rt.manifest import FORMAT_VERSION, decode_manifest
 from fgclip_rt.probe import Probe
-from helpers import assert_one_sentence
+from helpers import LOWERING, Json, add_int8, assert_one_sentence, edit_manifest
 
 FILES = (
     "dense.onnx",
@@ -26,8 +27,6 @@ FILES = (
     "vision.onnx",
     "weights.safetensors",
 )
-
-Json = dict[str, Any]
 
 
 @pytest.fixture
@@ -44,13 +43,6 @@ def refused(path: Path, *parts: str) -> None:
         with pytest.raises(BundleError) as info:
             open_bundle(path)
         assert_one_sentence(info.value, *parts)
-
-
-def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
-    path = bundle / "manifest.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    edit(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def test_an_intact_bundle_opens(bundle: Path) -> None:
@@ -112,7 +104,7 @@ def assign(*keys: str | int, value: Any) -> Callable[[Json], None]:
     return edit
 
 
-def delete(*keys: str) -> Callable[[Json], None]:
+def delete(*keys: str | int) -> Callable[[Json], None]:
     def edit(document: Any) -> None:
         for key in keys[:-1]:
             document = document[key]
@@ -160,6 +152,19 @@ def delete(*keys: str) -> Callable[[Json], None]:
         (assign("text", "pad_token_id", value=-1), ["pad_token_id"]),
         (assign("score", "logit_scale", value=float("nan")), ["manifest.json", "not JSON"]),
         (assign("parity", "limits", value={}), ["limits", "fp32"]),
+        (delete("lowering"), ["lowering"]),
+        (assign("lowering", "int8", value=LOWERING), ["int8", "no such precision"]),
+        (assign("lowering", "fp32", value={}), ["linear", "lowering"]),
+        (assign("lowering", "fp32", value=LOWERING | {"smoothed": -1}), ["smoothed", "lowering"]),
+        (assign("lowering", "fp32", value=LOWERING | {"moved": {"text_heads": 16}}), ["moved", "lowering"]),
+        (assign("lowering", "fp32", value=LOWERING | {"calibration": {}}), ["method", "calibration"]),
+        (assign("parity", "limits", "fp32", "max_error", value="none"), ["max_error", "limits"]),
+        (assign("parity", "limits", "fp32", "min_cosine", value=None), ["min_cosine", "limits"]),
+        (delete("parity", "limits", "fp32", "max_error"), ["max_error", "limits"]),
+        (delete("parity", "measured", "fp32", 0, "count"), ["count", "measured"]),
+        (delete("parity", "measured", "fp32", 0, "flips"), ["flips", "measured"]),
+        (assign("parity", "measured", "fp32", 0, "flips", value=-1), ["flips", "measured"]),
+        (assign("parity", "measured", "fp32", 0, "mean_cosine", value=None), ["mean_cosine", "measured"]),
         (assign("format", value="another-bundle"), ["manifest.json", "not the manifest"]),
         (delete("format"), ["manifest.json", "not the manifest"]),
     ],
@@ -202,6 +207,29 @@ def test_the_manifest_survives_a_round_trip(bundle_path: Path, masked_bundle_pat
         manifest = decode_manifest(text, "manifest.json")
         assert manifest.to_json().encode() == text
         assert decode_manifest(manifest.to_json().encode(), "manifest.json") == manifest
+
+
+def test_a_lower_precision_survives_a_round_trip(bundle: Path) -> None:
+    edit_manifest(bundle, add_int8)
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.precisions == ("fp32", "int8")
+    assert manifest.parity.limits["int8"].max_error is None
+    lowering = manifest.lowering["int8"]
+    assert lowering.moved == LOWERING["moved"]
+    assert lowering.calibration is not None
+    assert (lowering.calibration.images, lowering.calibration.held_out_texts) == (96, 33)
+    assert decode_manifest(manifest.to_json().encode(), "manifest.json") == manifest
+    edit_manifest(bundle, assign("lowering", "int8", "calibration", value=None))
+    assert Bundle.open(bundle).manifest.lowering["int8"].calibration is None
+
+
+@pytest.mark.parametrize("texts", [["a cat"], None, {"tall": ["a cat"]}, {"short": None}])
+def test_a_probe_without_texts_by_walk_type_is_refused(bundle: Path, texts: Any) -> None:
+    path = bundle / "probe.safetensors"
+    save_file(load_file(path), path, metadata={"texts": json.dumps(texts)})
+    with pytest.raises(BundleError, match="is not a probe") as info:
+        Probe.load(path)
+    assert_one_sentence(info.value, "probe.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "tokens", "text"])

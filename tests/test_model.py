@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.errors import ArgumentError, BundleError, DeviceError
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
@@ -176,9 +177,8 @@ def test_every_call_keeps_to_its_patch_limit(model: Model, limit: int) -> None:
 
 
 def with_score(model: Model, score: Score) -> Model:
-    return Model(
-        dataclasses.replace(model.bundle, manifest=msgspec.structs.replace(model.manifest, score=score)), device="cpu"
-    )
+    manifest = msgspec.structs.replace(model.manifest, score=score)
+    return Model(dataclasses.replace(model.bundle, manifest=manifest), model.backend)
 
 
 def test_logits_are_scaled_cosines_and_probabilities_their_sigmoid(model: Model) -> None:
@@ -289,6 +289,42 @@ def test_graphs_are_loaded_when_first_used(bundle_path: Path) -> None:
     assert set(model.backend._sessions) == {"text", "vision"}
     model.embed_regions(IMAGES[0], BOXES)
     assert set(model.backend._sessions) == {"text", "vision", "dense", "region"}
+
+
+class Constant:
+    """Gives a vector of ones for every text."""
+
+    precision, device = "fp64", "abacus"
+
+    def __str__(self) -> str:
+        return "ones on an abacus"
+
+    def run(self, graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> list[Any]:
+        assert (graph, outputs) == ("text", ["text_embeds"])
+        return [np.ones((len(inputs["input_ids"]), 96), np.float32)]
+
+
+def test_anything_that_runs_graphs_can_be_a_backend(model: Model) -> None:
+    other = Model(model.bundle, Constant())
+    assert (other.precision, str(other.backend)) == ("fp64", "ones on an abacus")
+    assert "fp64, ones on an abacus" in repr(other)
+    np.testing.assert_array_equal(other.embed_texts(MAIN.texts), np.ones((len(MAIN.texts), 96)))
+
+
+def test_a_subclass_of_the_backend_may_open_another_graph(model: Model) -> None:
+    created: list[tuple[str, str]] = []
+
+    class Swapped(OnnxRuntimeBackend):
+        def _create(self, graph: str, file: Path, options: ort.SessionOptions, providers: list[Any]) -> Any:
+            created.append((graph, file.name))
+            return super()._create(graph, file.with_name("dense.onnx"), options, providers)
+
+    backend = Swapped(model.bundle, "fp32", "cpu")
+    assert (backend.precision, backend.device) == ("fp32", "cpu")
+    image = model.preparation(Image.fromarray(IMAGES[0]))
+    swapped = Model(model.bundle, backend).run_vision("vision", [image], "dense_features")
+    assert created == [("vision", "vision.onnx")]
+    assert_same(swapped, model.run_vision("dense", [image], "dense_features"))
 
 
 def test_an_unknown_graph_is_refused(model: Model) -> None:

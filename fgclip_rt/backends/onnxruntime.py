@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
 from ..bundle import Bundle
 from ..doctor import CUDA_REMEDY, nvidia_gpus
@@ -22,6 +23,7 @@ class OnnxRuntimeBackend:
     """Sessions by graph, each loaded when it is first needed. Safe to use from several threads.
 
     Attributes:
+        precision: the precision that runs, one of the manifest's.
         device: ``cpu`` or ``cuda``, what the graphs run on.
         reason: why ``auto`` chose that device.
     """
@@ -43,7 +45,7 @@ class OnnxRuntimeBackend:
             raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
         check_positive("threads", threads, most=1024)
         self._bundle = bundle
-        self._precision = precision
+        self.precision = precision
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -59,7 +61,7 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
-            DeviceError: memory ran out.
+            DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
         try:
             results: list[np.ndarray[Any, Any]] = self._session(graph).run(list(outputs), dict(inputs))
@@ -86,11 +88,18 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = int(self._threads)
-        file = self._bundle.file(graphs[graph][self._precision].file)
+        file = self._bundle.file(graphs[graph][self.precision].file)
         # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
         providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
         self._bundle.check_unchanged()
-        session = ort.InferenceSession(str(file), options, providers=providers)
+        try:
+            session = self._create(graph, file, options, providers)
+        except (NotImplemented, InvalidGraph):
+            others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
+            raise DeviceError(
+                f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
+                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'})."
+            ) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and _CUDA not in session.get_providers():
             # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
@@ -99,6 +108,16 @@ class OnnxRuntimeBackend:
                 "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'."
             )
         return session
+
+    def _create(
+        self,
+        graph: str,  # noqa: ARG002 (for those who override this)
+        file: Path,
+        options: ort.SessionOptions,
+        providers: list[Any],
+    ) -> ort.InferenceSession:
+        """Open the session of ``graph``, which lies in ``file``; a subclass may open another in its place."""
+        return ort.InferenceSession(str(file), options, providers=providers)
 
 
 def _choose_device(device: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import ArgumentError, FgclipError
-from ..manifest import ParityRow
+from ..manifest import Calibration, Lowering, ParityRow
 from ..model import Model, load
 
 _P = ParamSpec("_P")
@@ -27,6 +27,21 @@ _R = TypeVar("_R")
 
 #: Wide enough that nothing is cut when the output is a file or a pipe.
 _PIPE_WIDTH = 1000
+
+#: What a comparison with the reference is shown as.
+PARITY_COLUMNS = (
+    "graph",
+    "case",
+    "count",
+    "1 - min cosine",
+    "1 - mean cosine",
+    "within limit",
+    "largest error",
+    "largest difference",
+    "logit shift",
+    "top-1 flips",
+    "result",
+)
 
 
 def _console(stderr: bool) -> Console:
@@ -78,13 +93,48 @@ def printable(text: str) -> str:
 
 def say_parity(rows: Iterable[ParityRow]) -> None:
     """Print comparisons with the reference."""
-    say_table(
-        "",
-        ("graph", "case", "largest error", "1 - cosine", "result"),
-        (
-            (row.graph, row.case, f"{row.max_error:.1e}", f"{1 - row.min_cosine:.1e}", "ok" if row.passed else "FAILED")
-            for row in rows
-        ),
+    say_table("", PARITY_COLUMNS, map(parity_cells, rows))
+
+
+def parity_cells(row: ParityRow) -> tuple[str, ...]:
+    """A comparison as cells of a table with :data:`PARITY_COLUMNS`."""
+    return (
+        row.graph,
+        row.case,
+        f"{row.count:,}",
+        _from_one(row.min_cosine),
+        _from_one(row.mean_cosine),
+        f"{row.within:.1%}",
+        f"{row.max_error:.1e}",
+        f"{row.max_difference:.1e}",
+        "-" if row.logit_shift is None else f"{row.logit_shift:.1e}",
+        "-" if row.flips is None else f"{row.flips:,}",
+        "ok" if row.passed else "FAILED",
+    )
+
+
+def _from_one(cosine: float) -> str:
+    """How far a cosine is from one, which rounding may put it above."""
+    return f"{max(0.0, 1 - cosine):.1e}"
+
+
+def describe_lowering(lowering: Lowering) -> str:
+    """What was done to the fp32 graphs, leaving out what was not."""
+    parts = [f"linear layers {lowering.linear}, attention and token table {lowering.other}"]
+    if moved := lowering.moved:
+        names = ", ".join(f"{layer} to {kind}" for layer, kind in moved.items())
+        parts.append(f"{len(moved)} layer{'s' if len(moved) > 1 else ''} moved back ({names})")
+    if lowering.smoothed:
+        parts.append(f"{lowering.smoothed} smoothed")
+    if lowering.calibration is not None:
+        parts.append(_calibration(lowering.calibration))
+    return "; ".join(parts)
+
+
+def _calibration(used: Calibration) -> str:
+    return (
+        f"calibrated ({used.method}) on {used.images} images and {used.texts} texts, "
+        f"{used.held_out_images} and {used.held_out_texts} held out"
     )
 
 
@@ -124,7 +174,7 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     by one.
     """
     console = _console(stderr=True)
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
 
         def begin(label: str, steps: int) -> Callable[[], None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..bundle import Bundle
-from ..manifest import Manifest, TensorSpec
+from ..manifest import Manifest, ParityRow, TensorSpec
 from . import options
-from .console import say, say_json, say_table
+from .console import PARITY_COLUMNS, describe_lowering, parity_cells, say, say_json, say_table
 
 
 def run(bundle: options.Bundle, json: options.Json = False) -> None:
@@ -15,7 +15,7 @@ def run(bundle: options.Bundle, json: options.Json = False) -> None:
     if json:
         say_json({"path": str(opened.path), "size": opened.size, "manifest": manifest.to_builtins()})
         return
-    for name, value in _facts(opened).items():
+    for name, value in _facts(opened):
         say(f"{name:<12} {value}")
     say_table(
         "graphs",
@@ -32,10 +32,10 @@ def run(bundle: options.Bundle, json: options.Json = False) -> None:
         ("file", "bytes", "sha256"),
         ((name, f"{info.size:,}", info.sha256) for name, info in manifest.files.items()),
     )
-    say_table("parity at export", ("precision", "graph", "cases", "largest error", "1 - cosine"), _parity(manifest))
+    say_table("parity at export", ("precision", *PARITY_COLUMNS), _parity(manifest))
 
 
-def _facts(bundle: Bundle) -> dict[str, str]:
+def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     model, image, text, score = manifest.model, manifest.image, manifest.text, manifest.score
     revision = f" at {model.revision}" if model.revision else ""
@@ -46,17 +46,21 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         "released": f"released, {model.source}{revision}",
     }[model.weights]
     walk_types = ", ".join(f"{name} {spec.length}" for name, spec in text.walk_types.items())
-    return {
-        "model": f"{model.name} ({model.family}), vectors of {manifest.embedding_size}",
-        "weights": weights,
-        "size": f"{bundle.size / 1e6:,.1f} MB in {len(manifest.files) + 1} files",
-        "precisions": ", ".join(manifest.precisions),
-        "score": f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})",
-        "images": f"{image.kind}, patches of {image.patch_size} px, buckets {', '.join(map(str, image.buckets))}, "
-        f"up to {image.max_num_patches:,}",
-        "texts": f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}",
-        "made by": ", ".join(f"{name} {version}" for name, version in manifest.producer.items()),
-    }
+    return [
+        ("model", f"{model.name} ({model.family}), vectors of {manifest.embedding_size}"),
+        ("weights", weights),
+        ("size", f"{bundle.size / 1e6:,.1f} MB in {len(manifest.files) + 1} files"),
+        ("precisions", ", ".join(manifest.precisions)),
+        *(("lowering", f"{precision}: {describe_lowering(entry)}") for precision, entry in manifest.lowering.items()),
+        ("score", f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})"),
+        (
+            "images",
+            f"{image.kind}, patches of {image.patch_size} px, buckets {', '.join(map(str, image.buckets))}, "
+            f"up to {image.max_num_patches:,}",
+        ),
+        ("texts", f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}"),
+        ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
+    ]
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
@@ -64,11 +68,34 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _parity(manifest: Manifest) -> list[tuple[str, ...]]:
+    """A line per graph for fp32, where all is alike, and one per comparison for what has to be chosen between."""
     lines: list[tuple[str, ...]] = []
     for precision, rows in manifest.parity.measured.items():
-        for graph in dict.fromkeys(row.graph for row in rows):
-            group = [row for row in rows if row.graph == graph]
-            error = max(row.max_error for row in group)
-            cosine = min(row.min_cosine for row in group)
-            lines.append((precision, graph, str(len(group)), f"{error:.1e}", f"{1 - cosine:.1e}"))
+        shown = _by_graph(rows) if precision == "fp32" else rows
+        lines += [(precision, *parity_cells(row)) for row in shown]
     return lines
+
+
+def _by_graph(rows: tuple[ParityRow, ...]) -> list[ParityRow]:
+    graphs = dict.fromkeys(row.graph for row in rows)
+    return [_worst([row for row in rows if row.graph == graph]) for graph in graphs]
+
+
+def _worst(rows: list[ParityRow]) -> ParityRow:
+    """Several comparisons of one graph as one: their worst, the sum of what is counted, and the mean over all."""
+    count = sum(row.count for row in rows)
+    shifts = [row.logit_shift for row in rows if row.logit_shift is not None]
+    flips = [row.flips for row in rows if row.flips is not None]
+    return ParityRow(
+        graph=rows[0].graph,
+        case=f"{len(rows)} case{'s' if len(rows) > 1 else ''}",
+        count=count,
+        max_error=max(row.max_error for row in rows),
+        max_difference=max(row.max_difference for row in rows),
+        min_cosine=min(row.min_cosine for row in rows),
+        mean_cosine=sum(row.mean_cosine * row.count for row in rows) / max(1, count),
+        within=sum(row.within * row.count for row in rows) / max(1, count),
+        logit_shift=max(shifts, default=None),
+        flips=sum(flips) if flips else None,
+        passed=all(row.passed for row in rows),
+    )

@@ -9,7 +9,7 @@ import typer
 
 from ..bundle import Bundle
 from ..errors import ParityError
-from ..model import Model
+from ..model import open_model
 from ..parity import check, count_rows
 from ..probe import Probe
 from . import options
@@ -32,7 +32,7 @@ def run(
     The probe recorded in the bundle needs no PyTorch; --checkpoint runs the reference anew and does.
     """
     opened = Bundle.open(bundle)
-    model = Model(opened, device, precision, threads)
+    model = open_model(opened, device, precision, threads)
     with progress_bars() as begin:
         if checkpoint is None:
             probe = Probe.load(opened.file(opened.manifest.parity.probe))
@@ -47,13 +47,20 @@ def run(
         rows = check(model, probe, opened.manifest.parity.limits[model.precision], done)
     failed = [row for row in rows if not row.passed]
     if json:
-        comparisons = msgspec.to_builtins(rows)
-        say_json({"bundle": str(bundle), "backend": str(model.backend), "passed": not failed, "rows": comparisons})
+        say_json(
+            {
+                "bundle": str(bundle),
+                "precision": model.precision,
+                "backend": str(model.backend),
+                "passed": not failed,
+                "rows": msgspec.to_builtins(rows),
+            }
+        )
     else:
         say_parity(rows)
     if failed:
         raise ParityError(
-            f"{bundle} fails {len(failed)} of {len(rows)} comparisons on {model.backend}; "
+            f"{bundle} fails {len(failed)} of {len(rows)} comparisons in {model.precision} on {model.backend}; "
             + (
                 "do not trust its numbers here, and export it again on this machine."
                 if checkpoint is None
@@ -62,4 +69,4 @@ def run(
             rows,
         )
     if not json:
-        say(f"{bundle}: all {len(rows)} comparisons passed on {model.backend}")
+        say(f"{bundle}: all {len(rows)} comparisons passed in {model.precision} on {model.backend}")

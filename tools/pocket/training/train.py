@@ -27,7 +27,7 @@ from fgclip_rt.export.fgclip2.config import Config
 from fgclip_rt.export.fgclip2.random_weights import initialise
 from fgclip_rt.export.registry import MODELS
 from fgclip_rt.images import NaflexPreparation
-from fgclip_rt.model import Model
+from fgclip_rt.model import open_model
 from fgclip_rt.text import Tokenizer
 
 from ..captions import LANGUAGES, box_caption, long_caption, short_caption, state
@@ -205,6 +205,6 @@ def validate(checkpoint: Path) -> str:
     """Evaluate a saved checkpoint on validation scenes as its users would meet it: from an exported bundle."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(checkpoint_source(str(checkpoint)), Path(folder) / "bundle")
-        result = evaluate(Model(bundle, "cpu"), scenes=100, split="validation")
+        result = evaluate(open_model(bundle, "cpu"), scenes=100, split="validation")
     figures = (f"{figure.measure} ({figure.language}) {figure.share:.0%}" for figure in result.figures)
     return ", ".join(figures)

@@ -1,0 +1,300 @@
+"""What a comparison with the reference says, and what a held-out probe is compared in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgclip_rt import parity
+from fgclip_rt.manifest import Limits
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+from helpers import WALK_TYPES, picture
+
+FP32 = parity.LIMITS["fp32"]
+REPORTED = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
+Array = np.ndarray[Any, Any]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e-5, -1.0])
+def test_parity_fails_for_a_single_number(bad: float) -> None:
+    expected = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    actual = expected.copy()
+    actual[1, 7] = actual[1, 7] + bad * np.abs(expected).max()
+    assert parity.compare(expected, expected, FP32, "vision", "").passed
+    assert not parity.compare(actual, expected, FP32, "vision", "").passed
+    assert not parity.compare(expected[:2], expected, FP32, "vision", "").passed
+    assert not parity.compare_exactly(actual, expected, "tokens", "").passed
+
+
+def ten_times(vectors: Array) -> Array:
+    """Logits against the three unit vectors: ten times the first three coordinates."""
+    return 10 * vectors[:, :3]
+
+
+def turned() -> tuple[Array, Array]:
+    """Three unit vectors of four numbers, the second turned towards the third; and what they were."""
+    expected = np.eye(4, dtype=np.float32)[:3]
+    actual = expected.copy()
+    actual[1] = [0, 0.6, 0.8, 0]
+    return actual, expected
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3, 4), (3, 1, 4)])
+def test_a_comparison_gives_what_was_turned(shape: tuple[int, ...]) -> None:
+    actual, expected = (vectors.reshape(shape) for vectors in turned())
+    row = parity.compare(actual, 2 * expected, REPORTED, "dense", "here", ten_times)
+    assert (row.graph, row.case, row.count, row.flips, row.passed) == ("dense", "here", 3, 1, True)
+    assert row.max_difference == pytest.approx(1.4)
+    assert row.max_error == pytest.approx(0.7)
+    assert row.min_cosine == pytest.approx(0.6)
+    assert row.mean_cosine == pytest.approx((1 + 0.6 + 1) / 3)
+    assert row.logit_shift == pytest.approx(14)
+
+
+def test_a_shift_need_not_flip() -> None:
+    _, expected = turned()
+    row = parity.compare(0.9 * expected, expected, REPORTED, "dense", "", ten_times)
+    assert row.logit_shift == pytest.approx(1)
+    assert row.flips == 0
+    assert row.min_cosine == pytest.approx(1)
+
+
+def test_one_vector_counts_as_one() -> None:
+    actual, expected = turned()
+    row = parity.compare(actual[1], expected[1], REPORTED, "vision", "", ten_times)
+    assert (row.count, row.flips) == (1, 1)
+
+
+def test_without_logits_there_is_neither_shift_nor_flip() -> None:
+    row = parity.compare(*turned(), REPORTED, "vision", "")
+    assert (row.logit_shift, row.flips) == (None, None)
+    assert row.passed
+
+
+def test_an_error_without_a_limit_is_only_reported() -> None:
+    actual, expected = turned()
+    for limits, passed in (
+        (Limits(max_error=None, min_cosine=0.59, dense_share=1.0), True),
+        (Limits(max_error=None, min_cosine=0.61, dense_share=1.0), False),
+        (Limits(max_error=0.81, min_cosine=0.59, dense_share=1.0), True),
+        (Limits(max_error=0.79, min_cosine=0.59, dense_share=1.0), False),
+    ):
+        assert parity.compare(actual, expected, limits, "vision", "").passed is passed
+
+
+@pytest.mark.parametrize("logits", [None, ten_times])
+@pytest.mark.parametrize(
+    ("spoil", "count"),
+    [
+        (lambda actual, expected: (actual[:2], expected), 3),
+        (lambda actual, expected: (actual[None], expected), 3),
+        (lambda actual, expected: (actual * np.float32(np.nan), expected), 3),
+        (lambda actual, expected: (actual, np.where(expected == 1, np.float32(np.inf), expected)), 3),
+        (lambda actual, expected: (actual[:0], expected[:0]), 0),
+    ],
+    ids=["fewer", "shape", "nan", "infinite reference", "nothing"],
+)
+def test_what_cannot_be_compared_fails_with_numbers_that_json_knows(
+    spoil: Callable[[Array, Array], tuple[Array, Array]], count: int, logits: Callable[[Array], Array] | None
+) -> None:
+    row = parity.compare(*spoil(*turned()), REPORTED, "text", "long", logits)
+    largest = np.finfo(np.float64).max
+    assert not row.passed
+    assert (row.graph, row.case, row.count) == ("text", "long", count)
+    assert (row.max_error, row.max_difference, row.min_cosine, row.mean_cosine) == (largest, largest, -1, -1)
+    assert (row.logit_shift, row.flips) == ((None, None) if logits is None else (largest, count))
+    json.dumps(msgspec.to_builtins(row), allow_nan=False)
+
+
+def test_whole_numbers_are_compared_row_by_row() -> None:
+    expected = np.array([[1, 255], [3, 4]], np.uint8)
+    same = parity.compare_exactly(expected.copy(), expected, "tokens", "box")
+    assert (same.count, same.max_error, same.max_difference, same.min_cosine, same.passed) == (2, 0, 0, 1, True)
+    wrong = parity.compare_exactly(np.array([[1, 0], [3, 4]], np.uint8), expected, "tokens", "box")
+    assert (wrong.count, wrong.max_error, wrong.max_difference, wrong.passed) == (2, 0.25, 255, False)
+    fewer = parity.compare_exactly(expected[:1], expected, "tokens", "box")
+    assert (fewer.count, fewer.max_error, fewer.passed) == (2, 1, False)
+    assert {row.logit_shift for row in (same, wrong, fewer)} == {row.flips for row in (same, wrong, fewer)} == {None}
+
+
+def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
+    probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
+    rows = parity.check(pocket, probe, FP32)
+    assert len(rows) == parity.count_rows(probe)
+    for row in rows:
+        assert row.passed
+        assert (row.logit_shift is None) == (row.flips is None) == (row.graph in ("preparation", "tokens")), row
+        assert row.logit_shift is None or row.logit_shift < 0.01
+    counts = {(row.graph, row.case): row.count for row in rows}
+    assert counts["vision", "mixed batch"] == counts["logits", "images × short"] == len(probe.images)
+    assert counts["tokens", "box"] == counts["text", "box"] == len(probe.walk_types["box"].texts)
+    for graph, count in (("vision", 1), ("dense", 9 * 12), ("region", 4), ("preparation", 9 * 12)):
+        assert counts[graph, "200×150, 9×12 patches"] == count
+    (logits,) = (row for row in rows if row.graph == "logits")
+    assert logits.logit_shift == logits.max_difference
+
+
+def test_logits_that_differ_are_said_to(pocket: Model) -> None:
+    probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
+    changed = probe.logits.copy()
+    changed[2, changed[2].argmin()] = changed[2].max() + 5
+    row = parity.check(pocket, dataclasses.replace(probe, logits=changed), REPORTED)[-1]
+    assert (row.graph, row.flips) == ("logits", 1)
+    assert row.logit_shift == pytest.approx(np.abs(changed - probe.logits).max(), abs=1e-3)
+
+
+#: One image of the third bucket, one of the second, and three of the first, in no order.
+SIZES = ((300, 420), (100, 100), (100, 600), (60, 200), (150, 200))
+TEXTS = {
+    "short": ("a big red star", "小小的蓝色圆形", "a green heart above a ring"),
+    "box": ("the red star", "蓝色圆形"),
+    "long": ("a big red star to the left of a small blue ring on a plain background", "很大的绿色爱心"),
+}
+CASES = (
+    *((graph, f"held out, bucket {bucket}") for bucket in (128, 256, 576) for graph in ("vision", "dense", "region")),
+    *(("text", f"held out, {walk_type}") for walk_type in WALK_TYPES),
+)
+
+
+def recorded_image(model: Model, size: tuple[int, int], seed: int) -> ProbeImage:
+    rgb = picture(*size, seed)
+    height, width = size
+    boxes = np.array([[1, 2, width / 2, height / 2], [width / 3, 0, width, height]], np.float32)[: 1 + seed % 2]
+    patches = model.preparation(Image.fromarray(rgb))
+    return ProbeImage(
+        rgb=rgb,
+        patches=patches.pixels,
+        grid=np.array(patches.grid, np.int32),
+        boxes=boxes,
+        features=model.embed_images([rgb], normalize=False)[0],
+        dense=model.dense_features([rgb], normalize=False)[0].reshape(-1, model.dim),
+        regions=model.embed_regions(rgb, boxes, normalize=False),
+    )
+
+
+def recorded_texts(model: Model, walk_type: str) -> ProbeTexts:
+    tokens = model.tokenizer(TEXTS[walk_type], walk_type)
+    features = model.embed_texts(TEXTS[walk_type], walk_type, normalize=False)
+    return ProbeTexts(TEXTS[walk_type], tokens.input_ids, tokens.attention_mask, features)
+
+
+@pytest.fixture(scope="module")
+def held_out(pocket: Model) -> Probe:
+    """What the model itself makes of a few inputs."""
+    return Probe(
+        images=tuple(recorded_image(pocket, size, seed) for seed, size in enumerate(SIZES)),
+        walk_types={walk_type: recorded_texts(pocket, walk_type) for walk_type in WALK_TYPES},
+        logits=np.zeros((0, 0), np.float32),
+    )
+
+
+def with_image(probe: Probe, index: int, **parts: Array) -> Probe:
+    images = list(probe.images)
+    images[index] = dataclasses.replace(images[index], **parts)
+    return dataclasses.replace(probe, images=tuple(images))
+
+
+def with_features(probe: Probe, walk_type: str, features: Array) -> Probe:
+    texts = dataclasses.replace(probe.walk_types[walk_type], features=features)
+    return dataclasses.replace(probe, walk_types=probe.walk_types | {walk_type: texts})
+
+
+def test_a_held_out_probe_is_compared_by_bucket_and_walk_type(pocket: Model, held_out: Probe) -> None:
+    steps: list[None] = []
+    rows = parity.check_held_out(pocket, held_out, FP32, lambda: steps.append(None))
+    assert tuple((row.graph, row.case) for row in rows) == CASES
+    assert len(steps) == len(rows) == parity.count_held_out_rows(pocket, held_out)
+    for row in rows:
+        assert row.passed
+        assert row.min_cosine == pytest.approx(1, abs=1e-9)
+        assert row.flips == 0
+        assert row.logit_shift is not None
+        assert row.logit_shift < 1e-3
+    counts = {(row.graph, row.case): row.count for row in rows}
+    smallest = [held_out.images[index] for index in (1, 3, 4)]
+    assert counts["vision", "held out, bucket 128"] == 3
+    assert counts["dense", "held out, bucket 128"] == sum(int(image.grid.prod()) for image in smallest)
+    assert counts["region", "held out, bucket 128"] == sum(len(image.boxes) for image in smallest) == 2 + 2 + 1
+    assert [counts["text", f"held out, {walk_type}"] for walk_type in WALK_TYPES] == [3, 2, 2]
+
+
+def negated(array: Array, row: int) -> Array:
+    changed = array.copy()
+    changed[row] *= -1
+    return changed
+
+
+@pytest.mark.parametrize("graph", ["vision", "dense", "region", *WALK_TYPES])
+def test_a_changed_vector_fails_in_its_own_row_only(pocket: Model, held_out: Probe, graph: str) -> None:
+    """And its shift is that of the logits with the reference's vectors that it is used with."""
+    image = held_out.images[3]
+    short, box = (held_out.walk_types[walk_type].features for walk_type in ("short", "box"))
+    images = np.stack([each.features for each in held_out.images])
+    regions = np.concatenate([each.regions for each in held_out.images])
+    if graph in WALK_TYPES:
+        features = held_out.walk_types[graph].features
+        probe, vector = with_features(held_out, graph, negated(features, 1)), features[1]
+        case, others = ("text", f"held out, {graph}"), regions if graph == "box" else images
+    else:
+        part = {"vision": "features", "dense": "dense", "region": "regions"}[graph]
+        features = np.atleast_2d(getattr(image, part))
+        changed = negated(features, 0)
+        probe = with_image(held_out, 3, **{part: changed[0] if graph == "vision" else changed})
+        vector, case, others = features[0], (graph, "held out, bucket 128"), short if graph == "vision" else box
+    rows = {(row.graph, row.case): row for row in parity.check_held_out(pocket, probe, FP32)}
+    assert [key for key, row in rows.items() if not row.passed] == [case]
+    row = rows[case]
+    assert row.min_cosine == pytest.approx(-1)
+    assert row.mean_cosine == pytest.approx(1 - 2 / row.count)
+    assert row.flips == 1
+    expected = np.abs(pocket.logits(vector, others) - pocket.logits(-vector, others)).max()
+    assert row.logit_shift == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("missing", "unjudged"),
+    [("short", {"vision"}), ("box", {"dense", "region"}), ("long", set()), ("images", {"text"})],
+)
+def test_where_the_other_kind_is_missing_nothing_is_said_of_it(
+    pocket: Model, held_out: Probe, missing: str, unjudged: set[str]
+) -> None:
+    texts = {name: part for name, part in held_out.walk_types.items() if name != missing}
+    images = () if missing == "images" else held_out.images
+    rows = parity.check_held_out(pocket, dataclasses.replace(held_out, images=images, walk_types=texts), FP32)
+    assert len(rows) == (0 if missing == "images" else 9) + len(texts)
+    for row in rows:
+        assert row.passed
+        assert (row.logit_shift is None) == (row.flips is None) == (row.graph in unjudged)
+
+
+@pytest.mark.parametrize("regions", ["none", "not finite"])
+def test_regions_that_cannot_be_compared_fail_and_judge_no_text(pocket: Model, held_out: Probe, regions: str) -> None:
+    probe = held_out
+    for index, image in enumerate(held_out.images):
+        count = 0 if regions == "none" else len(image.boxes)
+        parts = {"boxes": image.boxes[:count], "regions": np.nan * image.regions[:count]}
+        probe = with_image(probe, index, **parts)
+    rows = parity.check_held_out(pocket, probe, FP32)
+    assert [row.graph for row in rows if not row.passed] == ["region"] * 3
+    assert [row.case for row in rows if row.logit_shift is None] == ["held out, box"]
+    json.dumps(msgspec.to_builtins(rows), allow_nan=False)
+
+
+def test_a_probe_keeps_the_texts_of_each_walk_type(held_out: Probe, tmp_path: Path) -> None:
+    held_out.save(tmp_path / "probe.safetensors")
+    loaded = Probe.load(tmp_path / "probe.safetensors")
+    assert {name: part.texts for name, part in loaded.walk_types.items()} == TEXTS
+    for name, part in held_out.walk_types.items():
+        np.testing.assert_array_equal(loaded.walk_types[name].features, part.features)
+        np.testing.assert_array_equal(loaded.walk_types[name].input_ids, part.input_ids)
+    assert len(loaded.images) == len(held_out.images)
