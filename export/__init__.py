@@ -1,11 +1,16 @@
 """Checkpoints to bundles. Needs PyTorch and ONNX: ``pip install 'fgclip-rt[export]'``."""
 
-from .pipeline import BeginStage, Source, checkpoint_source, export, random_source, verify_against
+from .calibration import CalibrationInputs
+from .pipeline import Source, checkpoint_source, export, random_source, verify_against
+from .precisions import PRECISIONS
+from .progress import BeginStage
 from .registry import MODELS, ModelSpec, find_model
 
 __all__ = [
     "MODELS",
+    "PRECISIONS",
     "BeginStage",
+    "CalibrationInputs",
     "ModelSpec",
     "Source",
     "checkpoint_source",

@@ -3,7 +3,8 @@
 The node is ``com.microsoft.MultiHeadAttention``, and every file carries its definition in standard operators as a model
 function of that name. onnxruntime knows the operator and computes it without ever holding the [N, N] scores, as
 FlashAttention does (https://arxiv.org/abs/2205.14135): with them, 16,384 patches would need tens of gigabytes. A reader
-that does not know it falls back on the definition, and ``onnx.inliner`` replaces the node by it.
+that does not know it falls back on the definition, and ``onnx.inliner`` replaces the node by it. In a 16-bit type the
+definition keeps its softmax in float32.
 
 onnxruntime's blocks take no mask, so a masked caller hides keys with one more channel: it holds one in every query, and
 in every key a number that is zero, or so negative that the key's weight vanishes (:func:`hide_keys`).
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from onnxscript import opset20 as op
 from torch import Tensor
 
-_DOMAIN, _NAME = "com.microsoft", "MultiHeadAttention"
+DOMAIN, NAME = "com.microsoft", "MultiHeadAttention"
 
-#: Added to the scores of a hidden key. Far below any score, and far above the least float, so sums stay finite.
-HIDDEN = -1e9
+#: Added to the scores of a hidden key. Far below any score, so that its weight is zero, and finite in float16 too.
+HIDDEN = -1e4
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -39,7 +40,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) 
     if torch.compiler.is_exporting():
         shape = (query.shape[0], query.shape[1], value.shape[2])
         return torch.onnx.ops.symbolic(
-            f"{_DOMAIN}::{_NAME}",
+            f"{DOMAIN}::{NAME}",
             (query, key, value),
             {"num_heads": heads, "scale": 1.0},
             dtype=value.dtype,
@@ -66,22 +67,23 @@ def hide_keys(query: Tensor, key: Tensor, bias: Tensor, heads: int) -> tuple[Ten
     return query.flatten(2), key.flatten(2)
 
 
-@onnxscript.script(onnxscript.values.Opset(_DOMAIN, 1), default_opset=op)
+@onnxscript.script(onnxscript.values.Opset(DOMAIN, 1), default_opset=op)
 def MultiHeadAttention(query, key, value, num_heads: int, scale: float):  # type: ignore[no-untyped-def] # noqa: N802
-    """The operator in standard ones; onnxscript compiles this function and never runs it."""
+    """The operator in standard ones, its softmax in float32; onnxscript compiles this function and never runs it."""
     heads = op.Reshape(op.Constant(value_int=num_heads), op.Constant(value_ints=[1]))
     split = op.Concat(op.Constant(value_ints=[0, 0]), heads, op.Constant(value_ints=[-1]), axis=0)
     q = op.Transpose(op.Reshape(query, split), perm=[0, 2, 1, 3])
     k = op.Transpose(op.Reshape(key, split), perm=[0, 2, 3, 1])
     v = op.Transpose(op.Reshape(value, split), perm=[0, 2, 1, 3])
-    weights = op.Softmax(op.MatMul(q, k) * op.Constant(value_float=scale), axis=-1)
+    scores = op.Mul(op.Cast(op.MatMul(q, k), to=1), op.Constant(value_float=scale))
+    weights = op.CastLike(op.Softmax(scores, axis=-1), v)
     mixed = op.Transpose(op.MatMul(weights, v), perm=[0, 2, 1, 3])
     return op.Reshape(mixed, op.Constant(value_ints=[0, 0, -1]))
 
 
 def add_definition(model: ir.Model) -> None:
     """Put the operator's definition into a model that uses it."""
-    if any(node.domain == _DOMAIN for node in model.graph):
+    if any(node.domain == DOMAIN for node in model.graph):
         function = ir.serde.deserialize_function(MultiHeadAttention.to_function_proto())
         model.functions[function.identifier()] = function
-        model.opset_imports[_DOMAIN] = 1
+        model.opset_imports[DOMAIN] = 1

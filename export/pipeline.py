@@ -1,59 +1,41 @@
-"""Checkpoint to bundle: trace, write, prove parity, and only then let the bundle appear."""
+"""Checkpoint to bundle: trace, write, prove parity, lower the precision, and only then let the bundle appear."""
 
 from __future__ import annotations
 
 import gc
-import os
 import platform
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from safetensors import SafetensorError
 
 import fgclip_rt
 from fgclip_rt import parity
-from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files
-from fgclip_rt.errors import ArgumentError, BundleError, CheckpointError, OutputError, ParityError
-from fgclip_rt.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
-    GraphFile,
-    Manifest,
-    ModelInfo,
-    Parity,
-    ParityRow,
-    TensorSpec,
-    decode_manifest,
-)
-from fgclip_rt.model import Model
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError, CheckpointError, ParityError
+from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, Limits, Manifest, ModelInfo, Parity
+from fgclip_rt.model import open_model
+from fgclip_rt.pocket.calibration import calibration_inputs
 from fgclip_rt.probe import Probe
 
-from . import families, probe
+from . import calibration, families, probe
+from .assembly import Assembly
+from .calibration import CalibrationData, CalibrationInputs
 from .checkpoint import locate
 from .families import ReferenceModel
-from .onnx_writer import trace, write_graphs
+from .observation import METHODS
+from .onnx_writer import trace
+from .output import new_folder
+from .planner import Inputs, Planner
+from .precisions import FP32, PRECISIONS, Precision
+from .progress import BeginStage, silent
 from .registry import find_model, unknown_model
 
-PRECISIONS = ("fp32",)
-
-_PROBE, _WEIGHTS = "probe.safetensors", "weights.safetensors"
-
-#: Begins a stage, given its name and number of steps, and returns what to call after each step.
-BeginStage: TypeAlias = Callable[[str, int], Callable[[], None]]
-
-
-def _silent(name: str, steps: int) -> Callable[[], None]:  # noqa: ARG001 (a BeginStage)
-    return lambda: None
+_PROBE = "probe.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,10 +45,12 @@ class Source:
     Attributes:
         name: what to call it.
         load: reads it and says what the manifest is to say of it.
+        calibration: makes inputs to calibrate on, for a model whose world is known; None for all others.
     """
 
     name: str
     load: Callable[[], tuple[ReferenceModel, ModelInfo]]
+    calibration: Callable[[], CalibrationInputs] | None = None
 
 
 def checkpoint_source(model: str, revision: str | None = None) -> Source:
@@ -88,7 +72,7 @@ def checkpoint_source(model: str, revision: str | None = None) -> Source:
         )
         return families.load(checkpoint), info
 
-    return Source(checkpoint.name, load)
+    return Source(checkpoint.name, load, _pocket_scenes if checkpoint.origin == "shipped" else None)
 
 
 def random_source(model: str, seed: int = 0) -> Source:
@@ -109,10 +93,13 @@ def random_source(model: str, seed: int = 0) -> Source:
 def export(
     source: Source,
     output: Path,
-    precisions: Sequence[str] = ("fp32",),
+    precisions: Sequence[str] = (FP32,),
     *,
+    inputs: CalibrationInputs | None = None,
+    method: str = "percentile",
+    floor: float | None = None,
     overwrite: bool = False,
-    begin: BeginStage = _silent,
+    begin: BeginStage = silent,
 ) -> Bundle:
     """Export a model as a bundle.
 
@@ -122,32 +109,81 @@ def export(
     Args:
         source: from :func:`checkpoint_source` or :func:`random_source`.
         output: the bundle's folder.
-        precisions: which precisions to write.
+        precisions: which precisions to write, keys of :data:`fgclip_rt.export.precisions.PRECISIONS`.
+        inputs: images and texts that INT8 is calibrated on, and that every lower precision is measured on besides the
+            probe. None takes the source's own, if it has any.
+        method: how ranges of activations are found, one of :data:`fgclip_rt.export.observation.METHODS`.
+        floor: the smallest cosine to accept in lower precisions, where it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
     Raises:
+        ArgumentError: an argument cannot be used, or INT8 has nothing to be calibrated on.
         CheckpointError: the checkpoint cannot be loaded.
-        ParityError: a graph does not give the reference's numbers.
+        ImageError: an image to calibrate on cannot be read.
+        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
         OutputError: ``output`` exists or cannot be written.
     """
-    if not precisions:
-        raise ArgumentError(f"no precision was asked for; choose from {', '.join(PRECISIONS)}.")
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision {precision!r} cannot be exported; choose from {', '.join(PRECISIONS)}.")
+    asked = _checked(precisions, floor, method)
+    inputs = _calibration_inputs(asked, inputs, source)
     with new_folder(output, overwrite) as folder:
-        done = begin("load weights", 1)
-        model, info = source.load()
-        done()
-        manifest = _write(model, info, folder, begin)
-        # The check loads the graphs as a user would; the reference has said all that is needed of it by now.
-        del model
+        # The reference goes when this returns; it has said all that is needed of it.
+        written = _write(source, inputs, folder, begin)
         gc.collect()
-        _write_manifest(manifest, folder)
-        rows = _check(Bundle.open(folder, check_hashes=False), begin)
-        _write_manifest(_with_measured(manifest, rows), folder)
+        _prove(written.assembly, begin)
+        lower = [precision for precision in asked if precision.name != FP32]
+        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, method, begin)
+        kept = [precision.name for precision in asked if precision.name in written.assembly.manifest.precisions]
+        if not kept:
+            raise _refusal(refused, "no bundle was written", ())
+        written.assembly.finish(kept)
+    if refused:
+        raise _refusal(refused, f"{output} holds {' and '.join(kept)} only", kept)
     return Bundle.open(output, check_hashes=False)
+
+
+def _checked(precisions: Sequence[str], floor: float | None, method: str) -> list[Precision]:
+    """The precisions that were asked for, in the order of a bundle."""
+    names = ", ".join(PRECISIONS)
+    if not precisions:
+        raise ArgumentError(f"no precision was asked for; choose from {names}.")
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise ArgumentError(f"precision {name!r} cannot be exported; choose from {names}.")
+    if floor is not None and not 0 < floor < 1:
+        raise ArgumentError(f"the floor is {floor}; pass the smallest cosine to accept, between 0 and 1.")
+    if method not in METHODS:
+        raise ArgumentError(f"calibration method {method!r} is unknown; choose from {', '.join(METHODS)}.")
+    return [precision for name, precision in PRECISIONS.items() if name in precisions]
+
+
+def _calibration_inputs(
+    asked: Sequence[Precision], inputs: CalibrationInputs | None, source: Source
+) -> CalibrationInputs | None:
+    quantised = [precision.name for precision in asked if precision.is_quantised]
+    if inputs is not None or not quantised:
+        return inputs
+    if source.calibration is None:
+        raise ArgumentError(
+            f"{' and '.join(quantised)} must be calibrated; pass images and texts of the kind that the model will "
+            "meet, with --calibration and --calibration-texts."
+        )
+    return source.calibration()
+
+
+def _limits(precision: Precision, floor: float | None) -> Limits:
+    own = parity.LIMITS[precision.name]
+    return msgspec.structs.replace(own, min_cosine=max(own.min_cosine, floor or 0.0))
+
+
+def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) -> ParityError:
+    rows = [row for error in refused for row in error.rows]
+    reasons = "; ".join(str(error) for error in refused)
+    return ParityError(f"{reasons}; {outcome}.", rows, tuple(kept))
+
+
+def _pocket_scenes() -> CalibrationInputs:
+    return CalibrationInputs(*calibration_inputs())
 
 
 def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
@@ -165,25 +201,44 @@ def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
     return probe.record(model)
 
 
-def _write(model: ReferenceModel, info: ModelInfo, folder: Path, begin: BeginStage) -> Manifest:
-    """Write graphs, weights, tokenizer and probe; return the manifest, in which ``measured`` is still empty."""
+@dataclass(frozen=True)
+class _Written:
+    """What is left when the reference has done its work.
+
+    Attributes:
+        assembly: a bundle with tokenizer and probe.
+        graphs: in float32, by name.
+        sensitive: by graph, layers that stay in float32.
+        calibration: inputs to calibrate on, if there are any.
+    """
+
+    assembly: Assembly
+    graphs: Mapping[str, ir.Model]
+    sensitive: Mapping[str, Sequence[str]]
+    calibration: CalibrationData | None
+
+
+def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin: BeginStage) -> _Written:
+    """Load and trace a model, record its reference, and write all of it."""
+    done = begin("load weights", 1)
+    model, info = source.load()
+    done()
+    data = None
+    if inputs is not None:
+        done = begin("read calibration", calibration.count_steps(inputs))
+        data = calibration.read(inputs, list(model.text_spec.walk_types), done)
+
     sources = model.graphs()
     done = begin("trace graphs", len(sources))
-    models: dict[str, ir.Model] = {}
-    for name, source in sources.items():
-        models[name] = trace(source)
+    graphs = {}
+    for name, graph in sources.items():
+        graphs[name] = trace(graph)
         done()
-
-    done = begin("write weights", 1)
-    write_graphs({f"{name}.onnx": graph for name, graph in models.items()}, folder / _WEIGHTS)
-    done()
 
     text = model.text_spec
     (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
-    done = begin("run reference", probe.count_steps(model))
-    probe.record(model, done).save(folder / _PROBE)
-
-    return Manifest(
+    probe.record(model, begin("run reference", probe.count_steps(model))).save(folder / _PROBE)
+    manifest = Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         model=info,
@@ -192,16 +247,23 @@ def _write(model: ReferenceModel, info: ModelInfo, folder: Path, begin: BeginSta
         score=model.score,
         image=model.image_spec,
         text=text,
-        graphs={name: {"fp32": _graph_file(f"{name}.onnx", graph)} for name, graph in models.items()},
-        parity=Parity(probe=_PROBE, limits={"fp32": parity.LIMITS["fp32"]}, measured={}),
-        files={name: file_info(folder / name) for name in list_files(folder)},
+        graphs={},
+        lowering={},
+        parity=Parity(probe=_PROBE, limits={}, measured={}),
+        files={},
     )
+    assembly = Assembly(folder, manifest)
+    done = begin("write weights", 1)
+    assembly.write(FP32, graphs, parity.LIMITS[FP32])
+    done()
+    return _Written(assembly, graphs, {name: tuple(graph.sensitive) for name, graph in sources.items()}, data)
 
 
-def _check(bundle: Bundle, begin: BeginStage) -> tuple[ParityRow, ...]:
-    recorded = Probe.load(bundle.file(_PROBE))
-    done = begin("check parity", parity.count_rows(recorded))
-    rows = parity.check(Model(bundle, device="cpu"), recorded, parity.LIMITS["fp32"], done)
+def _prove(assembly: Assembly, begin: BeginStage) -> None:
+    """Hold the float32 graphs to the reference, loaded as a user would load them."""
+    recorded = Probe.load(assembly.folder / _PROBE)
+    done = begin("check fp32 parity", parity.count_rows(recorded))
+    rows = parity.check(open_model(assembly.bundle(), device="cpu"), recorded, parity.LIMITS[FP32], done)
     failed = [row for row in rows if not row.passed]
     if failed:
         raise ParityError(
@@ -209,16 +271,26 @@ def _check(bundle: Bundle, begin: BeginStage) -> tuple[ParityRow, ...]:
             "if the checkpoint's files are intact, report this with the comparisons that failed.",
             rows,
         )
-    return rows
+    assembly.set_measured(FP32, rows)
 
 
-def _with_measured(manifest: Manifest, rows: tuple[ParityRow, ...]) -> Manifest:
-    measured = msgspec.structs.replace(manifest.parity, measured={"fp32": rows})
-    return msgspec.structs.replace(manifest, parity=measured)
-
-
-def _write_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, begin: BeginStage) -> list[ParityError]:
+    """Add lower precisions; return why those are missing that are."""
+    if not limits:
+        return []
+    recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None
+    if data is not None:
+        done = begin("run held-out inputs", data.held_out_steps)
+        held_out = data.held_out(open_model(written.assembly.bundle(), device="cpu"), done)
+    inputs = Inputs(recorded, data, held_out, method)
+    planner = Planner(written.assembly, written.graphs, written.sensitive, inputs, begin)
+    refused = []
+    for precision, limit in limits.items():
+        try:
+            planner.add(precision, limit)
+        except ParityError as error:
+            refused.append(error)
+    return refused
 
 
 def _producer() -> dict[str, str]:
@@ -229,91 +301,3 @@ def _producer() -> dict[str, str]:
         "onnxruntime": ort.__version__,
         **versions,
     }
-
-
-def _graph_file(file: str, model: ir.Model) -> GraphFile:
-    return GraphFile(
-        file=file,
-        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
-        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
-    )
-
-
-def _tensor_spec(value: ir.Value) -> TensorSpec:
-    assert value.name is not None
-    assert value.dtype is not None
-    assert value.shape is not None
-    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return TensorSpec(name=value.name, dtype=np.dtype(value.dtype.numpy()).name, shape=shape)
-
-
-@contextmanager
-def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
-
-    Raises:
-        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
-    """
-    if output.is_symlink() and not output.exists():
-        raise OutputError(f"{output} is a link to nothing; remove it, or choose another --output.")
-    output = output.resolve()
-    if output.exists():
-        if not overwrite:
-            raise OutputError(f"{output} exists already; choose another --output, or replace it with --overwrite.")
-        if not _is_only_a_bundle(output):
-            raise OutputError(
-                f"{output} is not a bundle or holds other files too, so it will not be replaced; "
-                "choose another --output, or remove it."
-            )
-    partial = output.parent / f".{output.name}.partial-{uuid.uuid4().hex}"
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error.strerror}); choose another --output.") from None
-    try:
-        yield partial
-        _open_permissions(partial)
-        _put_in_place(partial, output, overwrite)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # Reading a checkpoint raises CheckpointError, so these two come from writing.
-        if isinstance(error, (OSError, SafetensorError)):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise OutputError(f"{output} cannot be written ({reason}); choose another --output.") from None
-        raise
-
-
-def _is_only_a_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, whole or not, and holds nothing else that replacing it would lose."""
-    try:
-        manifest = decode_manifest((folder / MANIFEST).read_bytes(), MANIFEST)
-    except (OSError, BundleError):
-        return False
-    return all(name in manifest.files for name in list_files(folder))
-
-
-def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
-    """Rename ``folder`` to ``output``, in the place of the bundle there, which is kept when that fails."""
-    if not output.exists():
-        folder.rename(output)
-        return
-    # An export takes long enough for somebody else to have made the folder since it was first looked for.
-    if not overwrite or not _is_only_a_bundle(output):
-        raise OutputError(f"{output} was made while the export ran, so it is kept; choose another --output.")
-    replaced = folder.with_name(f".{output.name}.replaced-{uuid.uuid4().hex}")
-    output.rename(replaced)
-    try:
-        folder.rename(output)
-    except BaseException:
-        replaced.rename(output)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _open_permissions(folder: Path) -> None:
-    """Give every file the mode of a newly made one; safetensors writes for the owner only."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)

@@ -105,18 +105,22 @@ class Fgclip2Model:
             "box_images": {0: "boxes"},
         }
         return {
-            "vision": GraphSource(graphs.VisionGraph(tower, pooling), vision_inputs, vision_axes, image_outputs),
+            "vision": GraphSource(
+                graphs.VisionGraph(tower, pooling), vision_inputs, vision_axes, image_outputs, sensitive=("pooling",)
+            ),
             "dense": GraphSource(
                 graphs.DenseGraph(tower, pooling, dense),
                 vision_inputs,
                 vision_axes,
                 {**image_outputs, "dense_features": ("batch", "patches", width)},
+                sensitive=("pooling",),
             ),
             "text": GraphSource(
                 graphs.TextGraph(model),
                 text_inputs,
                 text_axes,
                 {"text_features": ("batch", width), "text_embeds": ("batch", width)},
+                sensitive=("text_heads",),
             ),
             "region": GraphSource(
                 graphs.RegionGraph(),

@@ -4,7 +4,8 @@ Each rewrite is algebra on the same weights and is held to the reference by :mod
 and the probe. What remains is MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.attention`), and no
 loop over the batch:
 
-- rescaling and normalisation of the pixels are folded into the patch projection, so a caller sends raw bytes;
+- rescaling and normalisation of the pixels are folded into the patch projection, so a caller sends raw bytes, which
+  are centred on zero first;
 - the attention mask comes from ``spatial_shapes``, and the scale of the scores lies in the query projection;
 - the antialiased resize of the position table is a product of two triangle-filter matrices;
 - the pooling head's constant query folds the key projection into a [D, heads] matrix, and its value projection moves
@@ -26,6 +27,9 @@ from . import reference
 
 #: The order in which the text graph stacks its heads; the index is the graph's ``walk_type`` input.
 WALK_TYPES: tuple[reference.WalkType, ...] = ("short", "box", "long")
+
+#: Taken from the pixels, whose bytes are then as many above zero as below: all of them fit into a symmetric int8.
+_MIDDLE = 128
 
 
 class Linear(nn.Module):
@@ -116,7 +120,8 @@ class VisionTower(nn.Module):
         repeats = embedding.in_features // len(mean)
         means, stds = (torch.tensor(values, dtype=torch.float64).repeat(repeats) for values in (mean, std))
         weight, bias = embedding.weight.detach().double(), embedding.bias.detach().double()
-        self.patch_embedding = Linear((weight / (255 * stds)).float(), (bias - weight @ (means / stds)).float())
+        offset = weight @ ((_MIDDLE / 255 - means) / stds)
+        self.patch_embedding = Linear((weight / (255 * stds)).float(), (bias + offset).float())
         self.positions = nn.Parameter(model.embeddings.position_embedding.weight.detach(), requires_grad=False)
         self.grid = model.embeddings.grid
         self.blocks = nn.ModuleList(Block(layer) for layer in model.encoder.layers)
@@ -127,7 +132,7 @@ class VisionTower(nn.Module):
         row, column, valid = grid_positions(patches.shape[1], height, width)
         key_bias = torch.where(valid, 0.0, HIDDEN)
 
-        x = self.patch_embedding(patches.to(torch.float32)) + self._positions(row, column, height, width)
+        x = self.patch_embedding(patches.to(torch.float32) - _MIDDLE) + self._positions(row, column, height, width)
         for block in self.blocks:
             x = block(x, key_bias)
         return self.post_norm(x), key_bias

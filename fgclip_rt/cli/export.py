@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -12,13 +12,33 @@ from ..bundle import Bundle
 from ..doctor import EXPORT_PACKAGES, missing_packages
 from ..errors import ArgumentError, MissingDependencyError, ParityError
 from . import options
-from .console import progress_bars, say, say_json, say_parity, warn
+from .console import describe_lowering, progress_bars, say, say_json, say_parity, warn
+from .inputs import find_images, read_texts
+
+if TYPE_CHECKING:
+    from fgclip_rt.export import CalibrationInputs
 
 
 def run(
     model: Annotated[str, typer.Option(help="A model's name, its Hub id, or a local checkpoint folder.")],
     output: Annotated[Path | None, typer.Option(help="Bundle folder to make.  [default: by the model's name]")] = None,
-    precision: Annotated[list[str], typer.Option(help="Precision to write; repeatable.")] = ["fp32"],  # noqa: B006
+    precision: Annotated[
+        list[str], typer.Option(help="Precision to write: fp32, fp16, bf16, int8 or fp8; repeatable.")
+    ] = ["fp32"],  # noqa: B006
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images to calibrate int8 and fp8 on, a file or a folder; repeatable.  [default: none]"),
+    ] = None,
+    calibration_texts: Annotated[
+        Path | None, typer.Option(help="Texts to calibrate int8 and fp8 on, one a line.  [default: none]")
+    ] = None,
+    calibration_method: Annotated[
+        str, typer.Option(help="How the ranges of int8 and fp8 are found: percentile or entropy.")
+    ] = "percentile",
+    floor: Annotated[
+        float | None,
+        typer.Option(help="Smallest cosine to accept in lower precisions.  [default: that of each, 0.99 to 0.9995]"),
+    ] = None,
     random_weights: Annotated[
         bool,
         typer.Option("--random-weights", help="Real sizes with random weights and no download: for benchmarks only."),
@@ -30,7 +50,9 @@ def run(
 ) -> None:
     """Turn an FG-CLIP checkpoint into a bundle that runs without PyTorch.
 
-    The bundle appears only when every graph has given the reference's numbers on the probe inputs.
+    The bundle appears only when every graph has given the reference's numbers on the probe inputs. A lower precision
+    that falls below its floor is refused, and the others are kept. Calibration images and texts are of the kind that
+    the model will meet; a fourth of them is held out to measure on.
     """
     require_export_packages()
     import fgclip_rt.export as exporter
@@ -45,17 +67,40 @@ def run(
         )
     else:
         source = exporter.checkpoint_source(model, revision)
+    inputs = _calibration_inputs(calibration, calibration_texts)
     path = output or _default_output(source.name, is_name=exporter.find_model(model) is not None, random=random_weights)
     try:
         with progress_bars() as begin:
-            bundle = exporter.export(source, path, precision, overwrite=overwrite, begin=begin)
+            bundle = exporter.export(
+                source,
+                path,
+                precision,
+                inputs=inputs,
+                method=calibration_method,
+                floor=floor,
+                overwrite=overwrite,
+                begin=begin,
+            )
     except ParityError as error:
+        kept = str(path) if error.kept else None
         if json:
-            say_json({"passed": False, "rows": msgspec.to_builtins(error.rows)})
+            rows = msgspec.to_builtins(error.rows)
+            say_json({"passed": False, "bundle": kept, "precisions": error.kept, "rows": rows})
         else:
             say_parity(row for row in error.rows if not row.passed)
         raise
     _report(bundle, json)
+
+
+def _calibration_inputs(images: list[Path] | None, texts: Path | None) -> CalibrationInputs | None:
+    from fgclip_rt.export import CalibrationInputs
+
+    if images and texts is not None:
+        return CalibrationInputs(find_images(images), read_texts(texts))
+    if images or texts is not None:
+        given, missing = ("images", "--calibration-texts") if images else ("texts", "--calibration")
+        raise ArgumentError(f"both towers are calibrated, and only {given} were given; add {missing}.")
+    return None
 
 
 def _report(bundle: Bundle, json: bool) -> None:
@@ -87,6 +132,8 @@ def _report(bundle: Bundle, json: bool) -> None:
             f"largest error {figures['max_error']:.1e} of the largest value, smallest cosine 1 - "
             f"{1 - figures['min_cosine']:.0e}"
         )
+        if precision in manifest.lowering:
+            say(f"    {describe_lowering(manifest.lowering[precision])}")
 
 
 def require_export_packages() -> None:

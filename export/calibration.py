@@ -1,0 +1,189 @@
+"""Inputs that quantisation is calibrated on, and others, held out, that show what it did."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from fgclip_rt.errors import ArgumentError
+from fgclip_rt.images import load_image
+from fgclip_rt.manifest import Calibration
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+
+from .probe import probe_boxes
+
+_T = TypeVar("_T")
+
+#: Fewest images, and fewest texts of a walk type: less says little about what a model meets.
+LEAST = 16
+#: Most that are used; of more, this many are taken at even distances.
+MOST = 512
+#: Of so many inputs, the last is held out.
+_HELD_OUT = 4
+
+
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """What a user gives: images and texts of the kind that the model will meet.
+
+    Attributes:
+        images: paths of image files, or RGB images.
+        texts: for every walk type, or by walk type.
+    """
+
+    images: Sequence[Path | Image.Image]
+    texts: Sequence[str] | Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        """Refuse what is too little.
+
+        Raises:
+            ArgumentError: there are fewer than :data:`LEAST` images, or texts of a walk type.
+        """
+        texts = self.texts.values() if isinstance(self.texts, Mapping) else [self.texts]
+        for kind, values in (("images", self.images), *(("texts", values) for values in texts)):
+            if len(values) < LEAST:
+                raise ArgumentError(
+                    f"calibration was given {len(values)} {kind} and needs at least {LEAST}; "
+                    "give more of what the model will meet."
+                )
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Images and texts of the kind that a model will meet.
+
+    Attributes:
+        images: paths of image files, or images.
+        texts: by walk type.
+        held_out_images: as ``images``; not used for calibration, but to see what became of the vectors.
+        held_out_texts: as ``texts``, likewise.
+        sha256: digest over the bytes of all images, then all texts.
+    """
+
+    images: Sequence[Path | Image.Image]
+    texts: Mapping[str, Sequence[str]]
+    held_out_images: Sequence[Path | Image.Image]
+    held_out_texts: Mapping[str, Sequence[str]]
+    sha256: str
+
+    @property
+    def steps(self) -> int:
+        """How often :meth:`run` reports progress."""
+        return len(self.images) + len(self.texts)
+
+    def run(self, model: Model, done: Callable[[], None]) -> None:
+        """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
+        for image in self.images:
+            model.dense_features(image)
+            done()
+        for walk_type, texts in self.texts.items():
+            model.embed_texts(texts, walk_type)
+            done()
+
+    def record(self, method: str) -> Calibration:
+        """What the manifest says of it."""
+        return Calibration(
+            method=method,
+            images=len(self.images),
+            texts=sum(map(len, self.texts.values())),
+            held_out_images=len(self.held_out_images),
+            held_out_texts=sum(map(len, self.held_out_texts.values())),
+            sha256=self.sha256,
+        )
+
+    @property
+    def held_out_steps(self) -> int:
+        """How often :meth:`held_out` reports progress."""
+        return len(self.held_out_images) + len(self.held_out_texts)
+
+    def held_out(self, model: Model, done: Callable[[], None]) -> Probe:
+        """The inputs that are held out, and what ``model``, in float32, makes of them."""
+        images = []
+        for source in self.held_out_images:
+            rgb = np.asarray(load_image(source))
+            patches = model.preparation(Image.fromarray(rgb))
+            boxes = probe_boxes(*patches.image_size)
+            (dense,) = model.dense_features(rgb, normalize=False)
+            images.append(
+                ProbeImage(
+                    rgb=rgb,
+                    patches=patches.pixels,
+                    grid=np.array(patches.grid, np.int32),
+                    boxes=boxes,
+                    features=model.embed_images(rgb, normalize=False)[0],
+                    dense=dense.reshape(-1, model.dim),
+                    regions=model.embed_regions(rgb, boxes, normalize=False),
+                )
+            )
+            done()
+        walk_types = {}
+        for walk_type, texts in self.held_out_texts.items():
+            tokens = model.tokenizer(texts, walk_type)
+            features = model.embed_texts(texts, walk_type, normalize=False)
+            walk_types[walk_type] = ProbeTexts(tuple(texts), tokens.input_ids, tokens.attention_mask, features)
+            done()
+        return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
+
+
+def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[], None]) -> CalibrationData:
+    """Read inputs once, so that a bad one is found early, and divide them.
+
+    Args:
+        inputs: of more than :data:`MOST` of a kind, that many are used.
+        walk_types: of the model.
+        done: called after each of :func:`count_steps` steps.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    images = _spread(inputs.images)
+    given = inputs.texts if isinstance(inputs.texts, Mapping) else dict.fromkeys(walk_types, inputs.texts)
+    texts = {walk_type: _spread(values) for walk_type, values in given.items()}
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(_checked_bytes(image))
+        done()
+    for walk_type, values in texts.items():
+        for text in (walk_type, *values):
+            digest.update(text.encode() + b"\n")
+    used_images, held_out_images = _divide(images)
+    divided = {walk_type: _divide(values) for walk_type, values in texts.items()}
+    return CalibrationData(
+        images=used_images,
+        texts={walk_type: used for walk_type, (used, _) in divided.items()},
+        held_out_images=held_out_images,
+        held_out_texts={walk_type: held_out for walk_type, (_, held_out) in divided.items()},
+        sha256=digest.hexdigest(),
+    )
+
+
+def count_steps(inputs: CalibrationInputs) -> int:
+    """How often :func:`read` reports progress."""
+    return len(_spread(inputs.images))
+
+
+def _checked_bytes(image: Path | Image.Image) -> bytes:
+    if isinstance(image, Path):
+        load_image(image)
+        return image.read_bytes()
+    return image.tobytes()
+
+
+def _spread(items: Sequence[_T]) -> Sequence[_T]:
+    if len(items) <= MOST:
+        return items
+    return [items[index * len(items) // MOST] for index in range(MOST)]
+
+
+def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
+    """Those to use, and those to hold out."""
+    held_out = items[_HELD_OUT - 1 :: _HELD_OUT]
+    return [item for index, item in enumerate(items) if index % _HELD_OUT != _HELD_OUT - 1], list(held_out)

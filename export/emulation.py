@@ -1,0 +1,41 @@
+"""16-bit graphs as a GPU rounds them, on a CPU.
+
+onnxruntime's CPU provider has no 16-bit kernels for these graphs. It computes the layers in float32 and takes the casts
+around them away, so it shows what rounded weights do, and neither rounded activations nor overflow. Here each 16-bit
+operator stands in float32 between explicit casts down and up, which onnxruntime keeps: inputs and results are rounded,
+a number beyond the type's range becomes infinite, and sums are kept in float32, as tensor cores do.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def emulate(model: ir.Model) -> ir.Model:
+    """A graph whose 16-bit operators are rounded float32 ones, in standard operators only."""
+    proto = onnx.inliner.inline_local_functions(ir.to_proto(model))
+    copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+    for node in list(copy.graph):
+        if node.op_type not in ("Cast", "CastLike") and any(value.dtype in _NARROW for value in node.outputs):
+            _emulate(copy, node)
+    return copy
+
+
+def _emulate(model: ir.Model, node: ir.Node) -> None:
+    """Put one operator between a cast up of its inputs and a cast down of its results."""
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.dtype in _NARROW:
+            up = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+            model.graph.insert_before(node, up)
+            node.replace_input_with(index, up.outputs[0])
+    for output in node.outputs:
+        assert output.dtype is not None
+        down = ir.node("Cast", [output], attributes={"to": output.dtype})
+        ir.convenience.replace_all_uses_with(output, down.outputs[0])
+        down.replace_input_with(0, output)
+        down.outputs[0].type, output.type = output.type, ir.TensorType(ir.DataType.FLOAT)
+        model.graph.insert_after(node, down)

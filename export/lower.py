@@ -1,0 +1,149 @@
+"""A float32 graph in lower precision: explicit types and Q/DQ, layer by layer, and nothing else.
+
+What is between the layers stays in float32: the residual stream, biases, LayerNorm, GELU, positions, pooling and
+normalisation. So a 16-bit layer stands between two casts, and one of 8 bits reads its input and its weight through
+QuantizeLinear and DequantizeLinear. Such a file means the same to every runtime that reads types, which is what a
+strongly typed TensorRT network does; no builder flag is needed.
+
+Eight bits are symmetric, with one scale for a layer's input and one for each output channel of its weight: TensorRT
+takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16 and
+saturate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .layers import Layer, array, drop_unused, find_layers
+
+FLOAT = ir.DataType.FLOAT
+
+#: The largest magnitude of a quantised input and of a quantised weight.
+_LARGEST = {ir.DataType.INT8: (127, 64), ir.DataType.FLOAT8E4M3FN: (448, 448)}
+QUANTISED = tuple(_LARGEST)
+
+_SUFFIX = {
+    ir.DataType.FLOAT16: ".fp16",
+    ir.DataType.BFLOAT16: ".bf16",
+    ir.DataType.INT8: ".int8",
+    ir.DataType.FLOAT8E4M3FN: ".fp8",
+}
+
+
+def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str, float]) -> ir.Model:
+    """A copy of a float32 graph whose layers have other types.
+
+    Args:
+        model: the graph; its initializers are shared with the copy.
+        types: of each layer by name. One that is not named stays in float32.
+        ranges: of each quantised layer, the largest magnitude of its input; beyond it values saturate.
+
+    Returns:
+        The copy. Rounded weights are initializers with a suffix, ``NAME.fp16``.
+    """
+    rewrite = _Rewrite(model.clone(), ranges)
+    for layer in find_layers(rewrite.model):
+        dtype = types.get(layer.name, FLOAT)
+        if dtype in QUANTISED:
+            rewrite.quantise(layer, dtype)
+        elif dtype != FLOAT:
+            rewrite.narrow(layer, dtype)
+    drop_unused(rewrite.model)
+    return rewrite.model
+
+
+def input_scale(dtype: ir.DataType, largest: float) -> np.float32:
+    """The step of a quantised input whose largest magnitude is given."""
+    # A layer whose input was zero throughout calibration still needs a step, and so does a channel of zeros below.
+    return np.float32((largest or 1.0) / _LARGEST[dtype][0])
+
+
+def quantised_weight(
+    weight: NDArray[np.float32], dtype: ir.DataType
+) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
+    """A weight [in, out] in 8 bits, and the step of each output channel, float32 [out]."""
+    largest = np.abs(weight).max(axis=0)
+    scale = (np.where(largest > 0, largest, 1) / _LARGEST[dtype][1]).astype(np.float32)
+    return rounded(weight / scale, dtype), scale
+
+
+def rounded(values: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.generic]:
+    """Values in another type, to the nearest; those beyond the range of int8 saturate, as QuantizeLinear has it."""
+    if dtype == ir.DataType.INT8:
+        return np.clip(np.rint(values), -128, 127).astype(np.int8)
+    with np.errstate(over="ignore"):  # infinity is what a 16-bit type makes of it
+        return values.astype(dtype.numpy())
+
+
+class _Rewrite:
+    """Edits of one graph."""
+
+    def __init__(self, model: ir.Model, ranges: Mapping[str, float]) -> None:
+        self.model = model
+        self._ranges = ranges
+        # Each value is cast once to each type, and what was just cast up is not rounded again.
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def narrow(self, layer: Layer, dtype: ir.DataType) -> None:
+        """Compute a layer in a 16-bit type, between casts."""
+        node = layer.node
+        if layer.kind != "attention":
+            weight = self._initializer(layer.weight.name, dtype, rounded(array(layer.weight), dtype))
+            node.replace_input_with(0 if layer.kind == "table" else 1, weight)
+        for index, value in enumerate(node.inputs):
+            if value in layer.activations:
+                node.replace_input_with(index, self._cast(value, dtype, node))
+        (output,) = node.outputs
+        up = ir.node("Cast", [output], attributes={"to": FLOAT})
+        ir.convenience.replace_all_uses_with(output, up.outputs[0])
+        up.replace_input_with(0, output)
+        self.model.graph.insert_after(node, up)
+        self._casts[up.outputs[0], dtype] = output
+
+    def quantise(self, layer: Layer, dtype: ir.DataType) -> None:
+        """Have a linear layer read its input and weight through QuantizeLinear and DequantizeLinear."""
+        node = layer.node
+        weight, scale = quantised_weight(array(layer.weight), dtype)
+        zero = np.zeros((), dtype.numpy())
+        # A pair of its own for each layer: onnxruntime fuses no quantisation that several layers share.
+        step = self._initializer(
+            layer.name, dtype, np.asarray(input_scale(dtype, self._ranges[layer.name])), ".input_scale"
+        )
+        origin = self._initializer(layer.name, dtype, zero, ".input_zero")
+        quantise = ir.node("QuantizeLinear", [node.inputs[0], step, origin])
+        dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], step, origin])
+        weights = ir.node(
+            "DequantizeLinear",
+            [
+                self._initializer(layer.weight.name, dtype, weight),
+                self._initializer(layer.weight.name, dtype, scale, "_scale"),
+                self._initializer(layer.weight.name, dtype, np.broadcast_to(zero, scale.shape), "_zero"),
+            ],
+            attributes={"axis": 1},
+        )
+        self.model.graph.insert_before(node, [quantise, dequantise, weights])
+        node.replace_input_with(0, dequantise.outputs[0])
+        node.replace_input_with(1, weights.outputs[0])
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
+        if (value, dtype) not in self._casts:
+            cast = ir.node("Cast", [value], attributes={"to": dtype})
+            self.model.graph.insert_before(before, cast)
+            self._casts[value, dtype] = cast.outputs[0]
+        return self._casts[value, dtype]
+
+    def _initializer(
+        self, name: str | None, dtype: ir.DataType, values: NDArray[np.generic], kind: str = ""
+    ) -> ir.Value:
+        assert name is not None
+        name = f"{name}{_SUFFIX[dtype]}{kind}"
+        initializers = self.model.graph.initializers
+        if name not in initializers:
+            tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            self.model.graph.register_initializer(value)
+        return initializers[name]

@@ -1,0 +1,192 @@
+"""Outlier channels moved from activations into weights, exactly: SmoothQuant (https://arxiv.org/abs/2211.10438).
+
+A few channels of a transformer's activations are far larger than the rest, and one quantisation step for all of them
+leaves the rest few levels. Dividing a channel by a factor where it is made and multiplying the weights that read it by
+the same factor changes no result in exact arithmetic. It can be done where the channel is made by a LayerNorm, or where
+attention mixes the channels that the value projection made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .layers import SMOOTHED, Layer, array, drop_unused, find_layers
+from .lower import input_scale, quantised_weight, rounded
+
+FloatArray = NDArray[np.float32]
+
+#: How much of the outliers goes into the weights, between none and all; each place takes what serves it best.
+STRENGTHS = (0.25, 0.5, 0.65, 0.8)
+#: What a rescaling must at least gain to be worth having.
+_GAIN = 0.9
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An initializer as one node reads it; other nodes may read it too, where their numbers are the same.
+
+    Attributes:
+        node: who reads it.
+        index: as which input.
+        name: what to call it when this node gets numbers of its own.
+    """
+
+    node: ir.Node
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Channels that can be rescaled.
+
+    Attributes:
+        name: of the module that makes them.
+        makers: what makes them, along the last axis.
+        readers: the layers that read them, and nothing else does.
+    """
+
+    name: str
+    makers: tuple[Slot, ...]
+    readers: tuple[Layer, ...]
+
+
+def find_places(model: ir.Model, sensitive: Sequence[str]) -> list[Place]:
+    """Where channels of a float32 graph can be rescaled.
+
+    Args:
+        model: a traced graph.
+        sensitive: layers that must not be touched, as for :func:`find_layers`.
+    """
+    layers = find_layers(model, sensitive)
+    linear = {layer.node: layer for layer in layers if layer.kind == "linear"}
+    places = []
+    for node in model.graph:
+        if node.op_type == "LayerNormalization" and (readers := _readers(node, linear)):
+            makers = (Slot(node, 1, f"{node.name}.weight"), Slot(node, 2, f"{node.name}.bias"))
+            places.append(Place(str(node.name), makers, readers))
+    for layer in layers:
+        if layer.kind == "attention" and (readers := _readers(layer.node, linear)):
+            projection = _projection(layer.activations[2], linear)
+            if projection:
+                places.append(Place(layer.name, projection, readers))
+    return places
+
+
+def choose(place: Place, inputs: FloatArray, dtype: ir.DataType) -> FloatArray | None:
+    """The factors that let a place's readers be quantised best, or None where leaving it is about as good.
+
+    Args:
+        place: of a float32 graph.
+        inputs: rows [n, in] of what the readers read, the largest among them.
+        dtype: what they are to be quantised to.
+
+    Returns:
+        float32 [in].
+    """
+    largest = np.abs(inputs).max(axis=0)
+    weights = [array(reader.weight) for reader in place.readers]
+    heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    if not (largest.max() > 0 and heaviest.max() > 0):
+        return None
+    # A channel that is never used may have any factor; these keep it, and its weights, where they are.
+    largest, heaviest = (np.where(x > 0, x, x.max()) for x in (largest, heaviest))
+    products = [inputs @ weight for weight in weights]
+
+    def error(factors: FloatArray) -> float:
+        scaled = inputs / factors
+        step = input_scale(dtype, float(np.abs(scaled).max()))
+        steps = rounded(scaled / step, dtype).astype(np.float32) * step
+        total = 0.0
+        for weight, product in zip(weights, products, strict=True):
+            quantised, scale = quantised_weight(weight * factors[:, None], dtype)
+            approximate = steps @ (quantised.astype(np.float32) * scale)
+            total += float(np.square(approximate - product).sum() / np.square(product).sum())
+        return total
+
+    candidates = []
+    for strength in STRENGTHS:
+        factors = largest**strength / heaviest ** (1 - strength)
+        candidates.append((factors / np.exp(np.log(factors).mean())).astype(np.float32))
+    errors = [error(factors) for factors in candidates]
+    best = int(np.argmin(errors))
+    plain = error(np.ones_like(largest))
+    return candidates[best] if errors[best] < _GAIN * plain else None
+
+
+def smooth(model: ir.Model, sensitive: Sequence[str], factors: Mapping[str, FloatArray]) -> ir.Model:
+    """A copy of a float32 graph with channels rescaled; it computes the same.
+
+    Args:
+        model: a traced graph.
+        sensitive: layers that must not be touched, as for :func:`find_layers`.
+        factors: by the name of the place. Places that are not named stay.
+
+    Returns:
+        The copy. Initializers that changed have :data:`SMOOTHED` at the end of their names.
+    """
+    model = model.clone()
+    changed: dict[Slot, FloatArray] = {}
+
+    def numbers(slot: Slot) -> FloatArray:
+        return changed[slot] if slot in changed else array(_value(slot))
+
+    for place in find_places(model, sensitive):
+        if place.name in factors:
+            factor = factors[place.name]
+            for slot in place.makers:
+                changed[slot] = numbers(slot) / factor
+            for slot in map(_weight, place.readers):
+                changed[slot] = numbers(slot) * factor[:, None]
+    for slot, values in changed.items():
+        tensor = ir.Tensor(np.ascontiguousarray(values), name=slot.name + SMOOTHED)
+        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        model.graph.register_initializer(value)
+        slot.node.replace_input_with(slot.index, value)
+    drop_unused(model)
+    return model
+
+
+def _value(slot: Slot) -> ir.Value:
+    value = slot.node.inputs[slot.index]
+    assert value is not None
+    return value
+
+
+def _weight(layer: Layer) -> Slot:
+    return Slot(layer.node, 1, f"{layer.name}.weight")
+
+
+def _readers(node: ir.Node, linear: Mapping[ir.Node, Layer]) -> tuple[Layer, ...]:
+    """The linear layers that read a node's output, through slices too; none if anything else does."""
+    users = list(_users(node.outputs[0]))
+    readers = [linear[user] for user in users if user is not None and user in linear]
+    return tuple(readers) if len(readers) == len(users) else ()
+
+
+def _users(value: ir.Value) -> Iterator[ir.Node | None]:
+    if value.is_graph_output():
+        yield None
+    for user, _ in value.uses():
+        if user.op_type == "Slice":
+            yield from _users(user.outputs[0])
+        else:
+            yield user
+
+
+def _projection(value: ir.Value, linear: Mapping[ir.Node, Layer]) -> tuple[Slot, ...]:
+    """Weight and bias of the linear layer that made ``value`` and nothing else, or nothing if something else did."""
+    add = value.producer()
+    if add is None or add.op_type != "Add" or len(value.uses()) != 1:
+        return ()
+    product, bias = add.inputs
+    producer = None if product is None else product.producer()
+    layer = None if producer is None else linear.get(producer)
+    if layer is None or bias is None or bias.const_value is None or len(layer.node.outputs[0].uses()) != 1:
+        return ()
+    return _weight(layer), Slot(add, 1, f"{layer.name}.bias")
