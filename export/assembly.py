@@ -13,8 +13,7 @@ import onnx_ir as ir
 from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files, sha256
 from fgclip_rt.manifest import GraphFile, Limits, Lowering, Manifest, ParityRow, TensorSpec
 
-from .layers import find_layers
-from .onnx_writer import WeightFiles, external_tensors
+from .onnx_writer import WeightFiles, external_tensors, has_weights
 from .precisions import FP32
 
 _T = TypeVar("_T")
@@ -25,14 +24,13 @@ class Assembly:
 
     Attributes:
         folder: where.
-        weights: its files of weights.
         manifest: what is there so far; ``files`` is empty until :meth:`finish`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Begin in ``folder``, which holds the tokenizer and the probe, with a manifest that has no graphs."""
         self.folder = folder
-        self.weights = WeightFiles(folder)
+        self._weights = WeightFiles(folder)
         self.manifest = manifest
 
     def write(
@@ -40,8 +38,12 @@ class Assembly:
     ) -> None:
         """Write the graphs of a precision, in the place of those that it had."""
         self.remove(precision)
-        files = {name: _file_name(name, model, precision) for name, model in models.items()}
-        self.weights.write({files[name]: model for name, model in models.items()}, _weights_name(precision))
+        # A graph with no weights is the same in every precision.
+        files = {
+            name: f"{name}.onnx" if precision == FP32 or not has_weights(model) else f"{name}.{precision}.onnx"
+            for name, model in models.items()
+        }
+        self._weights.write({files[name]: model for name, model in models.items()}, _weights_name(precision))
         parity = self.manifest.parity
         self._change(
             graphs={
@@ -56,8 +58,8 @@ class Assembly:
         """Write what models in memory hold to files that :meth:`finish` removes, so that onnxruntime can map it."""
         files = {f"{name}.for-now.onnx": model for name, model in models.items()}
         # Removed first, not overwritten: an earlier one may still be mapped.
-        self.weights.remove("weights.for-now.safetensors")
-        self.weights.write(files, "weights.for-now.safetensors", lasting=False)
+        self._weights.remove("weights.for-now.safetensors")
+        self._weights.write(files, "weights.for-now.safetensors", lasting=False)
 
     def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
         """Note what a precision was measured to do."""
@@ -68,7 +70,7 @@ class Assembly:
     def remove(self, precision: str) -> None:
         """Take a precision out again. No other may use its weights yet."""
         self._forget(precision)
-        self.weights.remove(_weights_name(precision))
+        self._weights.remove(_weights_name(precision))
 
     def bundle(self) -> Bundle:
         """The bundle as it stands, for those who run it; a later change of it is noticed by them."""
@@ -125,11 +127,6 @@ class Assembly:
 
 def _without(entries: Mapping[str, _T], key: str) -> dict[str, _T]:
     return {name: entry for name, entry in entries.items() if name != key}
-
-
-def _file_name(name: str, model: ir.Model, precision: str) -> str:
-    """A graph with no layers is the same in every precision."""
-    return f"{name}.onnx" if precision == FP32 or not find_layers(model) else f"{name}.{precision}.onnx"
 
 
 def _weights_name(precision: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ _T = TypeVar("_T")
 LEAST = 16
 #: Most that are used; of more, this many are taken at even distances.
 MOST = 512
-#: Of so many inputs, the last is held out.
+#: One of so many inputs is held out, but no more images than can be kept in memory with all that is known of them.
 _HELD_OUT = 4
+_MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class CalibrationInputs:
         texts: for every walk type, or by walk type.
     """
 
-    images: Sequence[Path | Image.Image]
+    images: Sequence[str | Path | Image.Image]
     texts: Sequence[str] | Mapping[str, Sequence[str]]
 
     def __post_init__(self) -> None:
@@ -47,11 +50,12 @@ class CalibrationInputs:
         Raises:
             ArgumentError: there are fewer than :data:`LEAST` images, or texts of a walk type.
         """
-        texts = self.texts.values() if isinstance(self.texts, Mapping) else [self.texts]
-        for kind, values in (("images", self.images), *(("texts", values) for values in texts)):
-            if len(values) < LEAST:
+        texts = list(self.texts.values()) if isinstance(self.texts, Mapping) else [self.texts]
+        fewest = min(map(len, texts), default=0)
+        for kind, count in (("images", len(self.images)), ("texts", fewest)):
+            if count < LEAST:
                 raise ArgumentError(
-                    f"calibration was given {len(values)} {kind} and needs at least {LEAST}; "
+                    f"calibration was given {count} {kind} and needs at least {LEAST}; "
                     "give more of what the model will meet."
                 )
 
@@ -93,9 +97,9 @@ class CalibrationData:
         return Calibration(
             method=method,
             images=len(self.images),
-            texts=sum(map(len, self.texts.values())),
+            texts=_count_distinct(self.texts),
             held_out_images=len(self.held_out_images),
-            held_out_texts=sum(map(len, self.held_out_texts.values())),
+            held_out_texts=_count_distinct(self.held_out_texts),
             sha256=self.sha256,
         )
 
@@ -108,7 +112,12 @@ class CalibrationData:
         """The inputs that are held out, and what ``model``, in float32, makes of them."""
         images = []
         for source in self.held_out_images:
-            rgb = np.asarray(load_image(source))
+            image = load_image(source)
+            patches = model.preparation(image)
+            # As large as the model sees it: a photo of many megapixels would be kept until the end.
+            rows, columns = patches.grid
+            size = (columns * model.manifest.image.patch_size, rows * model.manifest.image.patch_size)
+            rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
             patches = model.preparation(Image.fromarray(rgb))
             boxes = probe_boxes(*patches.image_size)
             (dense,) = model.dense_features(rgb, normalize=False)
@@ -142,18 +151,24 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
         done: called after each of :func:`count_steps` steps.
 
     Raises:
+        ArgumentError: texts are given by walk type, and not for those of the model.
         ImageError: an image cannot be read.
     """
-    images = _spread(inputs.images)
-    given = inputs.texts if isinstance(inputs.texts, Mapping) else dict.fromkeys(walk_types, inputs.texts)
-    texts = {walk_type: _spread(values) for walk_type, values in given.items()}
+    by_walk_type = inputs.texts if isinstance(inputs.texts, Mapping) else dict.fromkeys(walk_types, inputs.texts)
+    if set(by_walk_type) != set(walk_types):
+        raise ArgumentError(
+            f"calibration texts are for the walk types {', '.join(by_walk_type)}; "
+            f"give some for each of {', '.join(walk_types)}."
+        )
+    images = _spread([image if isinstance(image, Image.Image) else Path(image) for image in inputs.images])
+    texts = {walk_type: _spread(values) for walk_type, values in by_walk_type.items()}
     digest = hashlib.sha256()
     for image in images:
         digest.update(_checked_bytes(image))
         done()
     for walk_type, values in texts.items():
         for text in (walk_type, *values):
-            digest.update(text.encode() + b"\n")
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     used_images, held_out_images = _divide(images)
     divided = {walk_type: _divide(values) for walk_type, values in texts.items()}
     return CalibrationData(
@@ -184,6 +199,13 @@ def _spread(items: Sequence[_T]) -> Sequence[_T]:
 
 
 def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
-    """Those to use, and those to hold out."""
-    held_out = items[_HELD_OUT - 1 :: _HELD_OUT]
-    return [item for index, item in enumerate(items) if index % _HELD_OUT != _HELD_OUT - 1], list(held_out)
+    """Those to use, and those to hold out; drawn, since what is given may take turns, by language or by subject."""
+    held_out = set(random.Random(0).sample(range(len(items)), min(len(items) // _HELD_OUT, _MOST_HELD_OUT)))
+    return (
+        [item for index, item in enumerate(items) if index not in held_out],
+        [item for index, item in enumerate(items) if index in held_out],
+    )
+
+
+def _count_distinct(texts: Mapping[str, Sequence[str]]) -> int:
+    return len({text for values in texts.values() for text in values})

@@ -69,13 +69,6 @@ def array(value: ir.Value) -> NDArray[np.float32]:
     return np.asarray(value.const_value.numpy())
 
 
-def drop_unused(model: ir.Model) -> None:
-    """Drop the initializers that no node reads any more."""
-    initializers = model.graph.initializers
-    for name in [name for name, value in initializers.items() if not value.uses()]:
-        del initializers[name]
-
-
 def _layer(node: ir.Node) -> Layer | None:
     if (node.domain, node.op_type) == (DOMAIN, NAME):
         assert node.name is not None

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from .layers import Layer, array, drop_unused, find_layers
+from .layers import Layer, array, find_layers
 
 FLOAT = ir.DataType.FLOAT
 
@@ -52,22 +53,20 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
             rewrite.quantise(layer, dtype)
         elif dtype != FLOAT:
             rewrite.narrow(layer, dtype)
-    drop_unused(rewrite.model)
+    RemoveUnusedNodesPass()(rewrite.model)
     return rewrite.model
 
 
 def input_scale(dtype: ir.DataType, largest: float) -> np.float32:
     """The step of a quantised input whose largest magnitude is given."""
-    # A layer whose input was zero throughout calibration still needs a step, and so does a channel of zeros below.
-    return np.float32((largest or 1.0) / _LARGEST[dtype][0])
+    return np.float32(_steps(np.asarray(largest), _LARGEST[dtype][0]))
 
 
 def quantised_weight(
     weight: NDArray[np.float32], dtype: ir.DataType
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
     """A weight [in, out] in 8 bits, and the step of each output channel, float32 [out]."""
-    largest = np.abs(weight).max(axis=0)
-    scale = (np.where(largest > 0, largest, 1) / _LARGEST[dtype][1]).astype(np.float32)
+    scale = _steps(np.abs(weight).max(axis=0), _LARGEST[dtype][1])
     return rounded(weight / scale, dtype), scale
 
 
@@ -77,6 +76,11 @@ def rounded(values: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.gener
         return np.clip(np.rint(values), -128, 127).astype(np.int8)
     with np.errstate(over="ignore"):  # infinity is what a 16-bit type makes of it
         return values.astype(dtype.numpy())
+
+
+def _steps(largest: NDArray[np.floating], levels: int) -> NDArray[np.float32]:
+    """Positive steps, for zeros too: an input may have been zero throughout calibration, a channel may be unused."""
+    return np.maximum(np.where(largest > 0, largest, 1) / levels, np.finfo(np.float32).tiny).astype(np.float32)
 
 
 class _Rewrite:
@@ -143,7 +147,7 @@ class _Rewrite:
         name = f"{name}{_SUFFIX[dtype]}{kind}"
         initializers = self.model.graph.initializers
         if name not in initializers:
-            tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
+            tensor = ir.Tensor(np.asarray(values, order="C"), name=name)
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
             self.model.graph.register_initializer(value)
         return initializers[name]

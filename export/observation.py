@@ -25,7 +25,7 @@ METHODS = ("percentile", "entropy")
 
 _PERCENTILE = 99.999
 _BINS = 2048
-#: Levels of one sign that the search by entropy assumes, as in TensorRT's.
+#: Levels, of both signs, that the search by entropy assumes.
 _LEVELS = 256
 #: Rows that are kept of each run, besides the one with the largest value.
 _ROWS_PER_RUN = 8

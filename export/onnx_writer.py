@@ -133,6 +133,11 @@ class WeightFiles:
         (self._folder / weights).unlink(missing_ok=True)
 
 
+def has_weights(model: ir.Model) -> bool:
+    """Whether a model has any initializer that does not stay inside its own file."""
+    return any(True for _ in _large_initializers(model))
+
+
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """The initializers of a model that lie in other files."""
     for value in model.graph.initializers.values():

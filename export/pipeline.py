@@ -110,21 +110,23 @@ def export(
         source: from :func:`checkpoint_source` or :func:`random_source`.
         output: the bundle's folder.
         precisions: which precisions to write, keys of :data:`fgclip_rt.export.precisions.PRECISIONS`.
-        inputs: images and texts that INT8 is calibrated on, and that every lower precision is measured on besides the
-            probe. None takes the source's own, if it has any.
+        inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
+            besides the probe. With None, 8-bit precisions take the source's own, if it has any.
         method: how ranges of activations are found, one of :data:`fgclip_rt.export.observation.METHODS`.
         floor: the smallest cosine to accept in lower precisions, where it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
     Raises:
-        ArgumentError: an argument cannot be used, or INT8 has nothing to be calibrated on.
+        ArgumentError: an argument cannot be used or would be of no use, or there is nothing to calibrate on.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image to calibrate on cannot be read.
         ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
         OutputError: ``output`` exists or cannot be written.
     """
     asked = _checked(precisions, floor, method)
+    if asked == [PRECISIONS[FP32]] and (inputs is not None or floor is not None):
+        raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
     inputs = _calibration_inputs(asked, inputs, source)
     with new_folder(output, overwrite) as folder:
         # The reference goes when this returns; it has said all that is needed of it.
@@ -177,9 +179,13 @@ def _limits(precision: Precision, floor: float | None) -> Limits:
 
 
 def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) -> ParityError:
-    rows = [row for error in refused for row in error.rows]
+    measured = {precision: rows for error in refused for precision, rows in error.measured.items()}
     reasons = "; ".join(str(error) for error in refused)
-    return ParityError(f"{reasons}; {outcome}.", rows, tuple(kept))
+    return ParityError(
+        f"{reasons}; {outcome}; do without, or calibrate on inputs nearer to what the model will meet.",
+        measured,
+        kept,
+    )
 
 
 def _pocket_scenes() -> CalibrationInputs:
@@ -269,7 +275,7 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
         raise ParityError(
             f"parity failed in {len(failed)} of {len(rows)} comparisons, so no bundle was written; "
             "if the checkpoint's files are intact, report this with the comparisons that failed.",
-            rows,
+            {FP32: rows},
         )
     assembly.set_measured(FP32, rows)
 

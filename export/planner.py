@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -58,27 +59,40 @@ class Inputs:
     method: str
 
 
-@dataclass
-class _Plan:
-    """Graphs to lower, and how.
+@dataclass(frozen=True)
+class _Ground:
+    """Float32 graphs that a precision is made from.
 
     Attributes:
-        graphs: in float32, by name.
-        layers: of each graph.
-        types: by layer.
-        ranges: by quantised layer.
-        costs: what each layer costs each graph by itself, once that has been asked for.
-        moved: the layers that went back, and their types now.
+        graphs: by name.
+        layers: of each graph, those whose type can be chosen.
+        ranges: by linear layer, the largest magnitude of its input; empty where nothing is quantised.
         smoothed: number of layers with rescaled channels.
     """
 
     graphs: Mapping[str, ir.Model]
     layers: Mapping[str, Sequence[Layer]]
+    ranges: Mapping[str, float]
+    smoothed: int
+
+
+@dataclass
+class _Plan:
+    """How a precision is made.
+
+    Attributes:
+        precision: which.
+        ground: what it is made from.
+        types: by layer.
+        moved: the layers that went back, and their types now.
+        costs: by graph and layer, what the layer costs by itself in its present type, where that has been asked for.
+    """
+
+    precision: Precision
+    ground: _Ground
     types: dict[str, ir.DataType]
-    ranges: Mapping[str, float] = field(default_factory=dict)
-    costs: dict[tuple[str, str], float] = field(default_factory=dict)
     moved: dict[str, ir.DataType] = field(default_factory=dict)
-    smoothed: int = 0
+    costs: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 class Planner:
@@ -113,115 +127,122 @@ class Planner:
         Raises:
             ParityError: it does not, whatever reasonable number of layers goes back; it is not in the bundle then.
         """
-        plan = self._quantised(precision) if precision.is_quantised else self._plan(precision, self._graphs)
+        ground = self._quantisable if precision.is_quantised else self._ground(self._graphs)
+        layers = [layer for found in ground.layers.values() for layer in found]
+        plan = _Plan(precision, ground, {layer.name: precision.type_of(layer) for layer in layers})
         while True:
-            rows = self._try(precision, plan, limits)
+            rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
             if not failed:
                 self._assembly.set_measured(precision.name, rows)
                 return
-            if not self._move_back(precision, plan, failed):
+            if not self._move_back(plan, failed):
                 self._assembly.remove(precision.name)
-                raise ParityError(_refusal(precision, plan, rows, limits), rows)
+                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows})
 
-    def _plan(self, precision: Precision, graphs: Mapping[str, ir.Model]) -> _Plan:
+    def _ground(self, graphs: Mapping[str, ir.Model]) -> _Ground:
         layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
-        types = {layer.name: precision.type_of(layer) for found in layers.values() for layer in found}
-        return _Plan(graphs, layers, types)
+        return _Ground(graphs, layers, ranges={}, smoothed=0)
 
-    def _quantised(self, precision: Precision) -> _Plan:
-        """A plan whose outlier channels are smoothed and whose activations' ranges are known."""
-        plan = self._plan(precision, self._graphs)
-        rows = self._observe(plan, f"calibrate {precision.name}, pass 1").rows()
-        places = [place for name in plan.graphs for place in find_places(plan.graphs[name], self._sensitive[name])]
-        # Several graphs may hold one place, and layers of the same name must get the same factors in all of them.
+    @cached_property
+    def _quantisable(self) -> _Ground:
+        """Graphs whose outlier channels are smoothed and whose activations' ranges are known, for all of 8 bits."""
+        plain = self._ground(self._graphs)
+        rows = self._observe(plain, "calibrate, pass 1").rows()
+        places = {
+            place.name: place
+            for name, graph in self._graphs.items()
+            for place in find_places(graph, self._sensitive[name])
+        }
         factors: dict[str, FloatArray] = {}
-        smoothed: set[str] = set()
-        for place in {place.name: place for place in places}.values():
-            best = choose(place, rows[place.readers[0].name], precision.linear)
+        for place in places.values():
+            # Readers of one value saw the same rows; a slice of it is another.
+            seen = {reader.activations[0]: rows[reader.name] for reader in place.readers}
+            best = choose(place, np.concatenate(list(seen.values())), ir.DataType.INT8)
             if best is not None:
                 factors[place.name] = best
-                smoothed |= {reader.name for reader in place.readers}
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
         self._assembly.write_for_now(graphs)
+        smoothed = self._ground(graphs)
+        ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
+        readers = {reader.name for name in factors for reader in places[name].readers}
+        return _Ground(graphs, smoothed.layers, ranges, len(readers))
 
-        plan = self._plan(precision, graphs)
-        plan.ranges = self._observe(plan, f"calibrate {precision.name}, pass 2", self._inputs.method).ranges()
-        plan.smoothed = len(smoothed)
-        return plan
-
-    def _observe(self, plan: _Plan, stage: str, method: str | None = None) -> ObservingBackend:
-        """Run the plan's graphs, still in float32, on the calibration inputs."""
+    def _observe(self, ground: _Ground, stage: str, method: str | None = None) -> ObservingBackend:
+        """Run float32 graphs on the calibration inputs."""
         data = self._inputs.calibration
-        assert data is not None  # or the precision would have been refused
+        assert data is not None  # or the export would have been refused
         bundle = self._assembly.bundle()
-        backend = ObservingBackend(bundle, plan.graphs, plan.layers, method)
+        backend = ObservingBackend(bundle, ground.graphs, ground.layers, method)
         data.run(Model(bundle, backend), self._begin(stage, data.steps))
         return backend
 
-    def _try(self, precision: Precision, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
-        """Write the plan's graphs and compare them, rounded as on a GPU, with the reference."""
-        done = self._begin(f"convert to {precision.name}", len(plan.graphs))
+    def _try(self, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
+        """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
+        name = plan.precision.name
+        done = self._begin(f"convert to {name}", len(plan.ground.graphs))
         lowered = {}
-        for name, graph in plan.graphs.items():
-            lowered[name] = lower(graph, plan.types, plan.ranges)
+        for graph, source in plan.ground.graphs.items():
+            lowered[graph] = lower(source, plan.types, plan.ground.ranges)
             done()
-        self._assembly.write(precision.name, lowered, limits, self._lowering(precision, plan))
+        self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.bundle()
-        emulated = {name: emulate(model) for name, model in lowered.items()}
-        model = Model(bundle, GraphBackend(bundle, precision.name, emulated))
+        files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
+        emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
+        model = Model(bundle, GraphBackend(bundle, name, emulated))
         recorded, held_out = self._inputs.probe, self._inputs.held_out
-        steps = parity.count_rows(recorded)
-        if held_out is not None:
-            steps += parity.count_held_out_rows(model, held_out)
-        done = self._begin(f"check {precision.name} parity", steps)
+        done = self._begin(f"check {name} parity", parity.count_rows(recorded))
         rows = parity.check(model, recorded, limits, done)
-        return rows if held_out is None else (*rows, *parity.check_held_out(model, held_out, limits, done))
+        # Held-out inputs take longest, so a plan that the probe refuses never gets there.
+        if held_out is None or not all(row.passed for row in rows):
+            return rows
+        done = self._begin(f"check {name} held out", parity.count_held_out_rows(model, held_out))
+        return (*rows, *parity.check_held_out(model, held_out, limits, done))
 
-    def _move_back(self, precision: Precision, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
+    def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
         """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
-        names = sorted(
-            {name for row in failed for name in _DEPENDS_ON.get(row.graph, (row.graph,))} & plan.layers.keys()
-        )
-        layers = {layer.name for name in names for layer in plan.layers[name]}
+        graphs = sorted({graph for row in failed for graph in _DEPENDS_ON.get(row.graph, (row.graph,))})
+        layers = {layer.name for graph in graphs for layer in plan.ground.layers.get(graph, ())}
         left = math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers)
-        if left <= 0:
-            return False
-        costs = self._costs(precision, plan, names)
-        ranked = sorted((name for name in layers if plan.types[name] != FLOAT), key=lambda name: -costs[name])
-        overflowing = sum(math.isinf(costs[name]) for name in ranked)
-        for name in ranked[: min(left, max(overflowing, math.ceil(_AT_ONCE * len(layers))))]:
-            plan.types[name] = plan.moved[name] = precision.next_above(plan.types[name])
-            plan.costs = {key: cost for key, cost in plan.costs.items() if key[1] != name}
-        return bool(ranked)
+        costs = self._costs(plan, graphs)
+        ranked = sorted(costs, key=lambda name: (-costs[name], name))
+        overflowing = [name for name in ranked if math.isinf(costs[name])]
+        # One that overflows even in the type that it went to goes on to the next, and counts once.
+        chosen = [name for name in overflowing if name in plan.moved]
+        fresh = [name for name in ranked if name not in plan.moved]
+        chosen += fresh[: max(0, min(left, max(len(overflowing), math.ceil(_AT_ONCE * len(layers)))))]
+        for name in chosen:
+            plan.types[name] = plan.moved[name] = plan.precision.next_above(plan.types[name])
+        plan.costs = {key: cost for key, cost in plan.costs.items() if key[1] not in chosen}
+        return bool(chosen)
 
-    def _costs(self, precision: Precision, plan: _Plan, names: Sequence[str]) -> dict[str, float]:
-        """What each layer of some graphs costs in its present type, by layer: the most that it costs one of them."""
+    def _costs(self, plan: _Plan, graphs: Sequence[str]) -> dict[str, float]:
+        """What each layer of some graphs that is not in float32 costs, by layer: the most that it costs one of them."""
         wanted = [
-            (name, layer.name)
-            for name in names
-            for layer in plan.layers[name]
-            if plan.types[layer.name] != FLOAT and (name, layer.name) not in plan.costs
+            (graph, layer.name)
+            for graph in graphs
+            for layer in plan.ground.layers.get(graph, ())
+            if plan.types[layer.name] != FLOAT
         ]
-        done = self._begin(f"find {precision.name}'s losses", len(wanted))
-        sensitivity = Sensitivity(self._assembly.bundle(), plan.graphs, self._inputs.probe)
-        for name, layer in wanted:
-            plan.costs[name, layer] = sensitivity.cost(name, layer, plan.types[layer], plan.ranges)
+        missing = [key for key in wanted if key not in plan.costs]
+        done = self._begin(f"find {plan.precision.name}'s losses", len(missing))
+        sensitivity = Sensitivity(self._assembly.bundle(), plan.ground.graphs, self._inputs.probe)
+        for graph, layer in missing:
+            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.ground.ranges)
             done()
         costs: dict[str, float] = {}
-        for (name, layer), cost in plan.costs.items():
-            if name in names:
-                costs[layer] = max(cost, costs.get(layer, 0.0))
+        for graph, layer in wanted:
+            costs[layer] = max(plan.costs[graph, layer], costs.get(layer, 0.0))
         return costs
 
-    def _lowering(self, precision: Precision, plan: _Plan) -> Lowering:
-        data = self._inputs.calibration if precision.is_quantised else None
+    def _lowering(self, plan: _Plan) -> Lowering:
+        precision, data = plan.precision, self._inputs.calibration
         return Lowering(
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
-            smoothed=plan.smoothed,
-            calibration=None if data is None else data.record(self._inputs.method),
+            smoothed=plan.ground.smoothed,
+            calibration=data.record(self._inputs.method) if data is not None and precision.is_quantised else None,
         )
 
 
@@ -229,12 +250,13 @@ def _name(dtype: ir.DataType) -> str:
     return np.dtype(dtype.numpy()).name
 
 
-def _refusal(precision: Precision, plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
+def _refusal(plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
+    """Why a precision is not in the bundle, as a clause."""
     failed = [row for row in rows if not row.passed]
     worst = min(failed, key=lambda row: row.min_cosine)
-    where = f"{worst.graph}, {worst.case}"
+    found = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"
+    moved = f"even with {', '.join(sorted(plan.moved))} in higher types" if plan.moved else "with no layer to move"
     return (
-        f"{precision.name} was refused because {len(failed)} of {len(rows)} comparisons fall below its floor of "
-        f"{limits.min_cosine:g} (the worst, {where}: {worst.min_cosine:.6f}), with {len(plan.moved)} layers in higher "
-        "types"
+        f"{plan.precision.name} was refused: {len(failed)} of {len(rows)} comparisons fall below its floor of "
+        f"{limits.min_cosine!r}, the worst ({worst.graph}, {worst.case}) with {found}, {moved}"
     )

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from .layers import SMOOTHED, Layer, array, drop_unused, find_layers
+from .layers import SMOOTHED, Layer, array, find_layers
 from .lower import input_scale, quantised_weight, rounded
 
 FloatArray = NDArray[np.float32]
@@ -23,7 +24,7 @@ FloatArray = NDArray[np.float32]
 #: How much of the outliers goes into the weights, between none and all; each place takes what serves it best.
 STRENGTHS = (0.25, 0.5, 0.65, 0.8)
 #: What a rescaling must at least gain to be worth having.
-_GAIN = 0.9
+_GAIN = 0.8
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,17 @@ def choose(place: Place, inputs: FloatArray, dtype: ir.DataType) -> FloatArray |
     largest = np.abs(inputs).max(axis=0)
     weights = [array(reader.weight) for reader in place.readers]
     heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-    if not (largest.max() > 0 and heaviest.max() > 0):
+    used = (largest > 0) & (heaviest > 0)
+    pairs = [(weight, product) for weight in weights if (product := inputs @ weight).any()]
+    if not pairs:
         return None
-    # A channel that is never used may have any factor; these keep it, and its weights, where they are.
-    largest, heaviest = (np.where(x > 0, x, x.max()) for x in (largest, heaviest))
-    products = [inputs @ weight for weight in weights]
 
     def error(factors: FloatArray) -> float:
         scaled = inputs / factors
         step = input_scale(dtype, float(np.abs(scaled).max()))
         steps = rounded(scaled / step, dtype).astype(np.float32) * step
         total = 0.0
-        for weight, product in zip(weights, products, strict=True):
+        for weight, product in pairs:
             quantised, scale = quantised_weight(weight * factors[:, None], dtype)
             approximate = steps @ (quantised.astype(np.float32) * scale)
             total += float(np.square(approximate - product).sum() / np.square(product).sum())
@@ -111,12 +111,13 @@ def choose(place: Place, inputs: FloatArray, dtype: ir.DataType) -> FloatArray |
 
     candidates = []
     for strength in STRENGTHS:
-        factors = largest**strength / heaviest ** (1 - strength)
-        candidates.append((factors / np.exp(np.log(factors).mean())).astype(np.float32))
+        factors = np.ones_like(largest)
+        factors[used] = largest[used] ** strength / heaviest[used] ** (1 - strength)
+        factors[used] /= np.exp(np.log(factors[used]).mean())
+        candidates.append(factors)
     errors = [error(factors) for factors in candidates]
     best = int(np.argmin(errors))
-    plain = error(np.ones_like(largest))
-    return candidates[best] if errors[best] < _GAIN * plain else None
+    return candidates[best] if errors[best] < _GAIN * error(np.ones_like(largest)) else None
 
 
 def smooth(model: ir.Model, sensitive: Sequence[str], factors: Mapping[str, FloatArray]) -> ir.Model:
@@ -148,7 +149,7 @@ def smooth(model: ir.Model, sensitive: Sequence[str], factors: Mapping[str, Floa
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         model.graph.register_initializer(value)
         slot.node.replace_input_with(slot.index, value)
-    drop_unused(model)
+    RemoveUnusedNodesPass()(model)
     return model
 
 

@@ -6,7 +6,7 @@ with status 1; a library user can catch :class:`FgclipError` or one of its kinds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,14 +49,19 @@ class ParityError(FgclipError):
     """A graph does not give the reference's numbers.
 
     Attributes:
-        rows: every comparison that was made.
+        measured: by precision that failed, every comparison that was made.
         kept: the precisions that were written all the same.
     """
 
-    def __init__(self, message: str, rows: Sequence[ParityRow] = (), kept: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, measured: Mapping[str, Sequence[ParityRow]], kept: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.rows = tuple(rows)
+        self.measured = {precision: tuple(rows) for precision, rows in measured.items()}
         self.kept = tuple(kept)
+
+    @property
+    def rows(self) -> tuple[ParityRow, ...]:
+        """The comparisons of all precisions that failed, one after another."""
+        return tuple(row for rows in self.measured.values() for row in rows)
 
 
 class OutputError(FgclipError):

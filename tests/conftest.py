@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import hypothesis
+import onnx_ir as ir
 import pytest
 
 import fgclip_rt
 from fgclip_rt import export
+from fgclip_rt.export.fgclip2 import graphs
+from fgclip_rt.export.onnx_writer import GraphSource
 from fgclip_rt.model import Model
-from helpers import GOLDEN_NAMES, GOLDENS, Golden
+from helpers import GOLDEN_NAMES, GOLDENS, Golden, Trace
+
+MODULES = {
+    graphs.VisionGraph: "vision",
+    graphs.DenseGraph: "dense",
+    graphs.TextGraph: "text",
+    graphs.RegionGraph: "region",
+}
 
 # How long an example takes says nothing here, and a run must not depend on luck.
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
@@ -72,3 +82,25 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def golden_model(golden: Golden, request: pytest.FixtureRequest) -> Model:
     """The model of ``golden``."""
     return request.getfixturevalue("model" if golden.name == "fgclip2" else "masked_model")
+
+
+@pytest.fixture(scope="session")
+def masked_graphs(masked_bundle_path: Path) -> dict[str, ir.Model]:
+    """The graphs of the masked checkpoint, by name; not to be changed."""
+    return {name: ir.load(masked_bundle_path / f"{name}.onnx") for name in MODULES.values()}
+
+
+@pytest.fixture
+def quick(masked_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trace:
+    """Exports of the masked checkpoint that take its graphs from the session's bundle and probe two images only."""
+
+    def trace(source: GraphSource) -> ir.Model:
+        model = ir.load(masked_bundle_path / f"{MODULES[type(source.module)]}.onnx")
+        for name, value in model.graph.initializers.items():
+            assert value.const_value is not None
+            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=name)
+        return model
+
+    monkeypatch.setattr("fgclip_rt.export.pipeline.trace", trace)
+    monkeypatch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
+    return trace

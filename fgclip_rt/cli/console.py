@@ -91,9 +91,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def say_parity(rows: Iterable[ParityRow]) -> None:
+def say_parity(rows: Iterable[ParityRow], title: str = "") -> None:
     """Print comparisons with the reference."""
-    say_table("", PARITY_COLUMNS, map(parity_cells, rows))
+    say_table(title, PARITY_COLUMNS, map(parity_cells, rows))
 
 
 def parity_cells(row: ParityRow) -> tuple[str, ...]:

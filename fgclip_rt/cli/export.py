@@ -84,10 +84,11 @@ def run(
     except ParityError as error:
         kept = str(path) if error.kept else None
         if json:
-            rows = msgspec.to_builtins(error.rows)
-            say_json({"passed": False, "bundle": kept, "precisions": error.kept, "rows": rows})
+            rows = msgspec.to_builtins(error.measured)
+            say_json({"passed": False, "bundle": kept, "precisions": error.kept, "refused": rows})
         else:
-            say_parity(row for row in error.rows if not row.passed)
+            for name, rows in error.measured.items():
+                say_parity((row for row in rows if not row.passed), f"comparisons that {name} failed")
         raise
     _report(bundle, json)
 

@@ -66,7 +66,7 @@ def run(
                 if checkpoint is None
                 else f"export it again from {checkpoint}, if that is the checkpoint you mean."
             ),
-            rows,
+            {model.precision: rows},
         )
     if not json:
         say(f"{bundle}: all {len(rows)} comparisons passed in {model.precision} on {model.backend}")

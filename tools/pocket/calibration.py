@@ -16,7 +16,7 @@ def calibration_inputs() -> tuple[list[Image.Image], dict[str, list[str]]]:
     scenes = [make_scene(seed, "train") for seed in range(_SCENES)]
     texts: dict[str, list[str]] = {"short": [], "box": [], "long": []}
     for seed, scene in enumerate(scenes):
-        language = LANGUAGES[seed // 4 % len(LANGUAGES)]
+        language = LANGUAGES[seed % len(LANGUAGES)]
         texts["short"].append(short_caption(state(scene, seed), language, seed))
         texts["box"].append(box_caption(scene.things[0].look, language, seed))
         texts["long"].append(long_caption(scene, language, seed))
