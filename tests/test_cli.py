@@ -9,14 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 
 import fgclip_rt
+from fgclip_rt.cli import app
+from helpers import LOWERING, Json, Trace, add_int8, edit_manifest, picture
 
 PHOTO = "1_chelsea_451x300.png"
 
@@ -107,12 +112,32 @@ def _umask() -> int:
         (["--model", "fg-clip2-base", "--random-weights", "--output", "{existing}"], ["exists already", "--overwrite"]),
         (["--model", "fg-clip2-base", "--random-weights", "--output", "{existing}", "--overwrite"], ["not a bundle"]),
         (["--model", "fg-clip2-base", "--random-weights", "--output", "{photo}/bundle"], ["cannot be written"]),
+        (["--model", "{checkpoint}", "--precision", "int8"], ["int8", "--calibration and --calibration-texts"]),
+        (
+            ["--model", "{checkpoint}", "--calibration", "{photo}"],
+            ["only images were given", "add --calibration-texts"],
+        ),
+        (
+            ["--model", "{checkpoint}", "--calibration-texts", "{texts}"],
+            ["only texts were given", "add --calibration."],
+        ),
+        (
+            ["--model", "{checkpoint}", "--calibration", "{photo}", "--calibration-texts", "{texts}"],
+            ["given 1 images", "at least 16"],
+        ),
+        (["--model", "{checkpoint}", "--calibration-method", "largest"], ["largest", "percentile", "entropy"]),
+        (["--model", "{checkpoint}", "--floor", "1.5"], ["floor is 1.5", "between 0 and 1"]),
     ],
 )
 def test_export_refuses(arguments: list[str], parts: list[str], goldens: Path, photo: Path, tmp_path: Path) -> None:
     existing = tmp_path / "existing"
     existing.mkdir()
-    places = {"checkpoint": goldens / "fgclip2/checkpoint", "existing": existing, "photo": photo}
+    places = {
+        "checkpoint": goldens / "fgclip2/checkpoint",
+        "existing": existing,
+        "photo": photo,
+        "texts": goldens / "README.md",
+    }
     message = error_of("export", *(argument.format(**places) for argument in arguments), cwd=tmp_path)
     assert all(part in message for part in parts), message
     assert list(tmp_path.rglob("*")) == [existing]
@@ -131,10 +156,122 @@ def test_export_stops_cleanly_when_interrupted(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Options that name images and texts to calibrate on."""
+    folder = tmp_path_factory.mktemp("calibration")
+    (folder / "pictures").mkdir()
+    for index in range(20):
+        Image.fromarray(picture(100, 60 + 10 * index, index)).save(folder / f"pictures/{index}.png")
+    texts = [f"a picture of {index} things" if index % 2 else f"{index}只黑猫" for index in range(20)]
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    return ["--calibration", folder / "pictures", "--calibration-texts", folder / "texts.txt"]
+
+
+@pytest.fixture(scope="module")
+def lowered(
+    goldens: Path, calibration: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> subprocess.CompletedProcess[str]:
+    """The export of a golden checkpoint in several precisions."""
+    output = tmp_path_factory.mktemp("lowered") / "bundle"
+    arguments = ["--model", goldens / "fgclip2-masked/checkpoint", "--output", output, *calibration]
+    return run("export", *arguments, "--precision", "int8", "--precision", "fp16", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def lowered_path(lowered: subprocess.CompletedProcess[str]) -> Path:
+    return Path(lowered.stdout.split(":")[0])
+
+
+def test_export_reports_every_precision(lowered: subprocess.CompletedProcess[str], lowered_path: Path) -> None:
+    assert lowered.stderr == ""
+    manifest = fgclip_rt.load(lowered_path).manifest
+    assert manifest.precisions == ("fp32", "fp16", "int8")
+    for precision, rows in manifest.parity.measured.items():
+        assert f"\n  {precision}: {len(rows)} comparisons with the reference passed, " in lowered.stdout
+    for lowering in manifest.lowering.values():
+        assert f"\n    linear layers {lowering.linear}, attention and token table float16" in lowered.stdout
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_verify_passes_in_every_precision(lowered_path: Path, precision: str) -> None:
+    text = run("verify", lowered_path, "--precision", precision).stdout
+    assert f"all 40 comparisons passed in {precision} on onnxruntime" in text
+
+
+def test_inspect_shows_how_precisions_were_made_and_what_they_cost(lowered_path: Path) -> None:
+    text = run("inspect", lowered_path).stdout
+    manifest = fgclip_rt.load(lowered_path).manifest
+    assert "precisions   fp32, fp16, int8\n" in text
+    assert "fp16: linear layers float16, attention and token table float16\n" in text
+    assert "int8: linear layers int8, attention and token table float16; " in text
+    calibrated = "calibrated (percentile) on 15 images and 15 texts, 5 and 5 held out"
+    assert f"; {manifest.lowering['int8'].smoothed} smoothed; {calibrated}\n" in text
+    for precision in ("fp16", "int8"):
+        lines = cells(text, precision)
+        assert [line[:2] for line in lines] == [[row.graph, row.case] for row in manifest.parity.measured[precision]]
+        assert {line[-1] for line in lines} == {"ok"}
+        assert ["text", "held out, box", "5"] in [line[:3] for line in lines]
+
+
+@pytest.fixture
+def refused(
+    quick: Trace,  # noqa: ARG001 (exports are quick)
+    calibration: list[object],
+    goldens: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Result]:
+    """Runs an export to ``bundle`` in which INT8 has to keep too much and no layer may move back."""
+    monkeypatch.setattr("fgclip_rt.export.planner.Planner._move_back", lambda *_: False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the tests themselves stay
+
+    def export(*options: str) -> Result:
+        fixed = ["--model", goldens / "fgclip2-masked/checkpoint", "--output", tmp_path / "bundle", *calibration]
+        arguments = ["export", *map(str, fixed), "--precision", "int8", "--floor", "0.9999", *options]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("fgclip-rt: int8 was refused: ")
+        assert "its floor of 0.9999, " in line
+        return result
+
+    return export
+
+
+def test_export_shows_why_a_precision_was_refused_and_keeps_the_others(
+    refused: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = refused("--precision", "fp32")
+    assert f"; {tmp_path / 'bundle'} holds fp32 only; " in result.stderr
+    assert result.stdout.startswith("comparisons that int8 failed\n")
+    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    assert rows
+    assert all("FAILED" in row for row in rows)
+    assert f"int8 was refused: {len(rows)} of " in result.stderr
+    assert fgclip_rt.load(tmp_path / "bundle").manifest.precisions == ("fp32",)
+
+
+def test_a_refusal_is_json_too(refused: Callable[..., Result], tmp_path: Path) -> None:
+    report = json.loads(refused("--precision", "fp32", "--json").stdout)
+    assert report.keys() == {"passed", "bundle", "precisions", "refused"}
+    assert (report["passed"], report["bundle"], report["precisions"]) == (False, str(tmp_path / "bundle"), ["fp32"])
+    assert report["refused"].keys() == {"int8"}
+    assert {row["passed"] for row in report["refused"]["int8"]} == {True, False}
+
+
+def test_without_another_precision_a_refusal_leaves_nothing(refused: Callable[..., Result], tmp_path: Path) -> None:
+    result = refused("--json")
+    assert "; no bundle was written; " in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["passed"], report["bundle"], report["precisions"]) == (False, None, [])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verify_passes_from_the_probe_and_against_the_checkpoint(bundle_path: Path, goldens: Path) -> None:
-    assert "comparisons passed" in run("verify", bundle_path).stdout
+    assert "all 40 comparisons passed in fp32 on onnxruntime" in run("verify", bundle_path).stdout
     report = json.loads(run("verify", bundle_path, "--checkpoint", goldens / "fgclip2/checkpoint", "--json").stdout)
-    assert report["passed"]
+    assert (report["passed"], report["precision"]) == (True, "fp32")
     assert {row["graph"] for row in report["rows"]} >= {"preparation", "tokens", "vision", "dense", "region", "text"}
 
 
@@ -150,7 +287,7 @@ def test_verify_fails_against_another_checkpoint(bundle_path: Path, goldens: Pat
     failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
     assert len(failed) == 1
     assert "box" in failed[0]
-    assert "fails 1 of 40 comparisons" in result.stderr
+    assert "fails 1 of 40 comparisons in fp32 on onnxruntime" in result.stderr
 
 
 def test_verify_sees_another_tokenizer(masked_bundle_path: Path, goldens: Path, tmp_path: Path) -> None:
@@ -175,6 +312,100 @@ def test_inspect_shows_the_manifest(bundle_path: Path) -> None:
         assert part in text
     document = json.loads(run("inspect", bundle_path, "--json").stdout)
     assert document["manifest"]["embedding_size"] == 96
+
+
+@pytest.fixture
+def int8(masked_bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy of a bundle that says that it holds int8 too, of which one region flipped and nothing is known of text."""
+
+    def edit(document: Json) -> None:
+        add_int8(document)
+        for row in document["parity"]["measured"]["int8"]:
+            if row["graph"] == "region":
+                row |= {"mean_cosine": 0.75, "max_difference": 0.0123, "flips": 1234}
+            if row["graph"] == "text":
+                row |= {"logit_shift": None, "flips": None}
+
+    bundle = tmp_path / "int8"
+    shutil.copytree(masked_bundle_path, bundle)
+    edit_manifest(bundle, edit)
+    return bundle
+
+
+def cells(text: str, precision: str) -> list[list[str]]:
+    """The lines of the table of parity that are about ``precision``, without it."""
+    lines = ([cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines())
+    return [line[1:] for line in lines if line[0] == precision]
+
+
+def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
+    text = run("inspect", int8).stdout
+    assert (
+        "int8: linear layers int8, attention and token table float16; 2 layers moved back (vision.blocks.0.mlp.fc2 to "
+        "float16, text_heads to float32); 24 smoothed; calibrated (percentile) on 96 images and 97 texts, 32 and 33 "
+        "held out\n"
+    ) in text
+    measured = fgclip_rt.load(int8).manifest.parity.measured["int8"]
+    lines = cells(text, "int8")
+    assert [line[:2] for line in lines] == [[row.graph, row.case] for row in measured]
+    for line, row in zip(lines, measured, strict=True):
+        assert line[2] == f"{row.count:,}"
+        assert line[7] == f"{row.max_difference:.1e}"
+        if row.graph == "region":
+            assert (line[4], line[7], line[9]) == ("2.5e-01", "1.2e-02", "1,234")
+        if row.graph == "text":
+            assert line[8:10] == ["-", "-"]
+
+
+def test_inspect_sums_up_fp32_by_graph(int8: Path) -> None:
+    rows = fgclip_rt.load(int8).manifest.parity.measured["fp32"]
+    lines = {line[0]: line[1:] for line in cells(run("inspect", int8).stdout, "fp32")}
+    assert list(lines) == ["preparation", "vision", "dense", "region", "tokens", "text", "logits"]
+    vision = [row for row in rows if row.graph == "vision"]
+    assert lines["vision"][:2] == ["9 cases", "16"]
+    assert lines["vision"][5] == f"{max(row.max_error for row in vision):.1e}"
+    assert lines["vision"][7] == f"{max(row.logit_shift or 0 for row in vision):.1e}"
+    assert lines["vision"][9] == "ok"
+    assert lines["tokens"][7:9] == ["-", "-"]
+    assert lines["logits"][0] == "1 case"
+
+
+def test_inspect_leaves_out_what_was_not_done(int8: Path) -> None:
+    def edit(document: Json) -> None:
+        document["lowering"]["int8"] = LOWERING | {"moved": {"text_heads": "float32"}, "smoothed": 0}
+
+    edit_manifest(int8, edit)
+    text = run("inspect", int8).stdout
+    assert "; 1 layer moved back (text_heads to float32); calibrated" in text
+    edit_manifest(int8, lambda document: document["lowering"]["int8"].update(moved={}, calibration=None))
+    assert "int8: linear layers int8, attention and token table float16\n" in run("inspect", int8).stdout
+    edit_manifest(int8, lambda document: document["lowering"].clear())
+    assert "linear layers" not in run("inspect", int8).stdout
+
+
+def test_verify_names_the_precision(int8: Path) -> None:
+    text = run("verify", int8, "--precision", "int8").stdout
+    assert "all 40 comparisons passed in int8 on onnxruntime" in text
+    header, line = (next(part for part in text.splitlines() if word in part) for word in ("graph", "mixed batch"))
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == [
+        "graph",
+        "case",
+        "count",
+        "1 - min cosine",
+        "1 - mean cosine",
+        "within limit",
+        "largest error",
+        "largest difference",
+        "logit shift",
+        "top-1 flips",
+        "result",
+    ]
+    assert [cell.strip() for cell in line.strip("│").split("│")][:3] == ["vision", "mixed batch", "8"]
+    report = json.loads(run("verify", int8, "--precision", "int8", "--json").stdout)
+    assert report["precision"] == "int8"
+    (row,) = (row for row in report["rows"] if row["case"] == "mixed batch")
+    assert row["count"] == 8
+    assert row["logit_shift"] < 0.01
 
 
 def test_a_damaged_bundle_is_one_sentence(bundle_path: Path, tmp_path: Path, photo: Path) -> None:
@@ -358,13 +589,6 @@ def test_a_terminal_without_utf8_or_with_closed_output_is_no_fault(bundle_path: 
     assert b"\\u732b" in latin.stdout
     for closed in (">&-", "2>&-"):
         assert subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, check=False).returncode == 0
-
-
-def test_doctor_says_what_is_missing() -> None:
-    checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
-    assert checks["bundles on the CPU"]["ok"]
-    assert all(check["ok"] or check["remedy"] for check in checks.values())
-    assert "bundles on an NVIDIA GPU" in run("doctor").stdout
 
 
 def test_random_weights_are_said_loudly(bundle_path: Path, photo: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 import fgclip_rt
-from fgclip_rt import parity
+from fgclip_rt import export, parity
 from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.probe import Probe
 
@@ -21,10 +21,14 @@ pytestmark = [
 
 def test_the_probe_keeps_its_limits(bundle_path: Path, masked_bundle_path: Path) -> None:
     for path in (bundle_path, masked_bundle_path):
-        model = fgclip_rt.load(path, device="cuda")
-        probe = Probe.load(path / model.manifest.parity.probe)
-        rows = parity.check(model, probe, parity.LIMITS["fp32"])
-        assert [row for row in rows if not row.passed] == []
+        assert failures(path, "fp32") == []
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_lower_precisions_keep_their_limits(tmp_path: Path, precision: str) -> None:
+    source = export.checkpoint_source("fg-clip2-pocket")
+    bundle = export.export(source, tmp_path / "bundle", [precision])
+    assert failures(bundle.path, precision) == []
 
 
 def test_auto_takes_the_gpu_and_says_so(bundle_path: Path, goldens: Path) -> None:
@@ -34,3 +38,9 @@ def test_auto_takes_the_gpu_and_says_so(bundle_path: Path, goldens: Path) -> Non
     photo = goldens / "fgclip2/images/1_chelsea_451x300.png"
     expected = fgclip_rt.load(bundle_path, device="cpu").embed_images([photo])
     np.testing.assert_allclose(model.embed_images([photo]), expected, atol=1e-4)
+
+
+def failures(path: Path, precision: str) -> list[object]:
+    model = fgclip_rt.load(path, device="cuda", precision=precision)
+    probe = Probe.load(path / model.manifest.parity.probe)
+    return [row for row in parity.check(model, probe, model.manifest.parity.limits[precision]) if not row.passed]
