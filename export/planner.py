@@ -207,10 +207,12 @@ class Planner:
         costs = self._costs(plan, graphs)
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
         overflowing = [name for name in ranked if math.isinf(costs[name])]
-        # One that overflows even in the type that it went to goes on to the next, and counts once.
-        chosen = [name for name in overflowing if name in plan.moved]
-        fresh = [name for name in ranked if name not in plan.moved]
-        chosen += fresh[: max(0, min(left, max(len(overflowing), math.ceil(_AT_ONCE * len(layers)))))]
+        # Where something overflows, nothing else is to blame yet. A layer that overflows even in the type that it went
+        # to goes on to the next, and counts once.
+        untouched = [name for name in ranked if name not in plan.moved]
+        suspects = overflowing or untouched[: math.ceil(_AT_ONCE * len(layers))]
+        fresh = [name for name in suspects if name in untouched][: max(0, left)]
+        chosen = [name for name in overflowing if name in plan.moved] + fresh
         for name in chosen:
             plan.types[name] = plan.moved[name] = plan.precision.next_above(plan.types[name])
         plan.costs = {key: cost for key, cost in plan.costs.items() if key[1] not in chosen}
