@@ -120,7 +120,7 @@ class CalibrationData:
             rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
             patches = model.preparation(Image.fromarray(rgb))
             boxes = probe_boxes(*patches.image_size)
-            (dense,) = model.dense_features(rgb, normalize=False)
+            dense = model.run_vision("dense", [patches], "dense_features")
             images.append(
                 ProbeImage(
                     rgb=rgb,
@@ -128,8 +128,8 @@ class CalibrationData:
                     grid=np.array(patches.grid, np.int32),
                     boxes=boxes,
                     features=model.embed_images(rgb, normalize=False)[0],
-                    dense=dense.reshape(-1, model.dim),
-                    regions=model.embed_regions(rgb, boxes, normalize=False),
+                    dense=dense[0],
+                    regions=model.pool_regions(dense, patches, boxes, normalize=False),
                 )
             )
             done()

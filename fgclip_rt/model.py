@@ -224,19 +224,12 @@ class Model:
             BoxError: a box is empty, reversed, outside the image or not finite.
         """
         patches = self.preparation(load_image(image), max_num_patches)
+        # Bad boxes are refused before the graph runs, which takes long.
         checked = check_boxes(boxes, patches.image_size)
         if not len(checked):
             return self._stack([])
         dense = self.run_vision("dense", [patches], "dense_features")
-        inputs = {
-            "dense_features": dense,
-            "spatial_shapes": np.array([patches.grid], np.int32),
-            "image_sizes": np.array([patches.image_size], np.int32),
-            "boxes": checked,
-            "box_images": np.zeros(len(checked), np.int32),
-        }
-        output = "region_embeds" if normalize else "region_features"
-        return self.backend.run("region", inputs, [output])[0]
+        return self.pool_regions(dense, patches, checked, normalize)
 
     def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """exp(logit_scale) · cosine + logit_bias.
@@ -303,6 +296,32 @@ class Model:
             row[: len(patches.pixels)] = patches.pixels
         shapes = np.array([patches.grid for patches in batch], np.int32)
         return self.backend.run(graph, {"patches": pixels, "spatial_shapes": shapes}, [output])[0]
+
+    def pool_regions(self, dense: FloatArray, patches: Patches, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
+        """One vector per box of an image whose dense features are there already.
+
+        Args:
+            dense: float32 [1, N, D], what :meth:`run_vision` gives for ``dense_features`` of ``patches`` alone.
+            patches: the prepared image.
+            boxes: as for :meth:`embed_regions`.
+            normalize: to length one; False gives the reference's own features.
+
+        Returns:
+            float32 [r, D].
+
+        Raises:
+            BoxError: a box is empty, reversed, outside the image or not finite.
+        """
+        checked = check_boxes(boxes, patches.image_size)
+        inputs = {
+            "dense_features": dense,
+            "spatial_shapes": np.array([patches.grid], np.int32),
+            "image_sizes": np.array([patches.image_size], np.int32),
+            "boxes": checked,
+            "box_images": np.zeros(len(checked), np.int32),
+        }
+        output = "region_embeds" if normalize else "region_features"
+        return self.backend.run("region", inputs, [output])[0]
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:

@@ -177,11 +177,18 @@ def _image_rows(
     to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
     features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
     yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    maps = (model.dense_features([image.rgb], normalize=False)[0] for image in images)
-    dense = np.concatenate([map_.reshape(-1, model.dim) for map_ in maps])
-    yield compare(dense, np.concatenate([image.dense for image in images]), limits, "dense", case, to_names)
-    regions = np.concatenate([model.embed_regions(image.rgb, image.boxes, normalize=False) for image in images])
-    yield compare(regions, _region_features(images), limits, "region", case, to_names)
+    maps, regions = zip(*(_dense_and_regions(model, image) for image in images), strict=True)
+    yield compare(
+        np.concatenate(maps), np.concatenate([image.dense for image in images]), limits, "dense", case, to_names
+    )
+    yield compare(np.concatenate(regions), _region_features(images), limits, "region", case, to_names)
+
+
+def _dense_and_regions(model: Model, image: ProbeImage) -> tuple[Array, Array]:
+    """Dense features [h·w, D] and those of the image's boxes [r, D], from one run of the dense graph."""
+    patches = model.preparation(_pillow(image))
+    dense = model.run_vision("dense", [patches], "dense_features")
+    return dense[0], model.pool_regions(dense, patches, image.boxes, normalize=False)
 
 
 def _by_bucket(model: Model, probe: Probe) -> dict[int, list[ProbeImage]]:

@@ -10,17 +10,8 @@ import pytest
 
 import fgclip_rt
 from fgclip_rt import export
-from fgclip_rt.export.fgclip2 import graphs
-from fgclip_rt.export.onnx_writer import GraphSource
 from fgclip_rt.model import Model
-from helpers import GOLDEN_NAMES, GOLDENS, Golden, Trace
-
-MODULES = {
-    graphs.VisionGraph: "vision",
-    graphs.DenseGraph: "dense",
-    graphs.TextGraph: "text",
-    graphs.RegionGraph: "region",
-}
+from helpers import GOLDEN_NAMES, GOLDENS, MODULES, Completed, Golden, Trace, hasten, run_program
 
 # How long an example takes says nothing here, and a run must not depend on luck.
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
@@ -46,9 +37,19 @@ def masked_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pocket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint that comes with the package, exported."""
-    return export.export(export.checkpoint_source("fg-clip2-pocket"), tmp_path_factory.mktemp("pocket") / "bundle").path
+def pocket_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Completed]:
+    """The one export that is made just as a user makes it, and the folder that it is made in."""
+    folder = tmp_path_factory.mktemp("pocket")
+    precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
+    return folder, run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder)
+
+
+@pytest.fixture(scope="session")
+def pocket_path(pocket_export: tuple[Path, Completed]) -> Path:
+    """The checkpoint that comes with the package, in three precisions."""
+    folder, result = pocket_export
+    assert result.returncode == 0, result.stderr
+    return folder / "fg-clip2-pocket"
 
 
 @pytest.fixture(scope="session")
@@ -92,15 +93,5 @@ def masked_graphs(masked_bundle_path: Path) -> dict[str, ir.Model]:
 
 @pytest.fixture
 def quick(masked_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trace:
-    """Exports of the masked checkpoint that take its graphs from the session's bundle and probe two images only."""
-
-    def trace(source: GraphSource) -> ir.Model:
-        model = ir.load(masked_bundle_path / f"{MODULES[type(source.module)]}.onnx")
-        for name, value in model.graph.initializers.items():
-            assert value.const_value is not None
-            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=name)
-        return model
-
-    monkeypatch.setattr("fgclip_rt.export.pipeline.trace", trace)
-    monkeypatch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
-    return trace
+    """Quick exports of the masked golden checkpoint, and of others of its sizes."""
+    return hasten(monkeypatch, masked_bundle_path)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
+import signal
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +19,32 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from PIL import Image
 
-from fgclip_rt import parity
+from fgclip_rt import cli, parity
 from fgclip_rt.export import fgclip2
 from fgclip_rt.export.attention import add_definition
 from fgclip_rt.export.families import ReferenceModel
+from fgclip_rt.export.fgclip2 import graphs
 from fgclip_rt.export.onnx_writer import GraphSource
 
 GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
 
+#: Graphs by the modules that they are traced from.
+MODULES = {
+    graphs.VisionGraph: "vision",
+    graphs.DenseGraph: "dense",
+    graphs.TextGraph: "text",
+    graphs.RegionGraph: "region",
+}
+
 #: Layers of the golden checkpoints' graphs that stay in float32.
 SENSITIVE = {"vision": ("pooling",), "dense": ("pooling",), "text": ("text_heads",), "region": ()}
 
 Json = dict[str, Any]
+Completed = subprocess.CompletedProcess[str]
 Trace = Callable[[GraphSource], ir.Model]
 
 #: What a manifest may say of a precision that had to be measured.
@@ -88,6 +105,56 @@ def assert_one_sentence(error: object, *parts: str) -> None:
     assert ". " not in message, message
     for part in parts:
         assert part in message
+
+
+def run_program(*arguments: object, cwd: Path | None = None) -> Completed:
+    """Run ``fgclip-rt`` as it is installed, whatever its status."""
+    program = Path(sys.executable).with_name("fgclip-rt")
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) -> Completed:
+    """Run what ``fgclip-rt`` runs in this process, which saves its start, and insist on its status."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # What commands set for their whole process.
+        patch.setattr(signal, "signal", lambda *_: None)
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        patch.setattr(sys, "argv", ["fgclip-rt", *map(str, arguments)])
+        if cwd is not None:
+            patch.chdir(cwd)
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+            for stream in streams:
+                stream.flush()
+    stdout, stderr = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+    assert end.value.code == status, stderr
+    return Completed(arguments, status, stdout, stderr)
+
+
+def trace_as_in(bundle: Path) -> Trace:
+    """A quick way to trace a checkpoint: the graphs of a bundle of the same sizes, with the checkpoint's weights."""
+
+    def trace(source: GraphSource) -> ir.Model:
+        model = ir.load(bundle / f"{MODULES[type(source.module)]}.onnx")
+        parameters = dict(source.module.named_parameters())
+        for name, value in model.graph.initializers.items():
+            assert value.const_value is not None
+            values = parameters[name].numpy() if name in parameters else value.const_value.numpy()
+            # Copies: a test may change them.
+            value.const_value = ir.Tensor(np.array(values, order="C"), name=name)
+        return model
+
+    return trace
+
+
+def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
+    """Have exports trace by :func:`trace_as_in`, and probe two images only."""
+    trace = trace_as_in(bundle)
+    patch.setattr("fgclip_rt.export.pipeline.trace", trace)
+    patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
+    return trace
 
 
 def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:

@@ -15,34 +15,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
 import fgclip_rt
-from fgclip_rt.cli import app
-from helpers import LOWERING, Json, Trace, add_int8, edit_manifest, picture
+from fgclip_rt.pocket.evaluation import Evaluation, evaluate
+from helpers import (
+    LOWERING,
+    Completed,
+    Json,
+    Trace,
+    add_int8,
+    edit_manifest,
+    hasten,
+    picture,
+    run_command,
+    run_program,
+)
 
 PHOTO = "1_chelsea_451x300.png"
 
 
-def run(*arguments: object, cwd: Path | None = None, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run ``fgclip-rt`` and insist on its status, and on an error that is one line and no traceback."""
-    result = subprocess.run(
-        [Path(sys.executable).with_name("fgclip-rt"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
-
-
 def error_of(*arguments: object, cwd: Path | None = None) -> str:
     """The one line with which a command fails."""
-    lines = [line for line in run(*arguments, cwd=cwd, status=1).stderr.splitlines() if "RANDOM WEIGHTS" not in line]
+    lines = [
+        line for line in run_command(*arguments, cwd=cwd, status=1).stderr.splitlines() if "RANDOM WEIGHTS" not in line
+    ]
     assert len(lines) == 1, lines
     assert lines[0].startswith("fgclip-rt: ")
     return lines[0]
@@ -67,8 +64,8 @@ def photos(goldens: Path, tmp_path: Path) -> Path:
 
 
 def test_version_and_help_list_every_command() -> None:
-    assert run("--version").stdout.strip() == f"fgclip-rt {fgclip_rt.__version__}"
-    text = run("--help").stdout
+    assert run_program("--version").stdout.strip() == f"fgclip-rt {fgclip_rt.__version__}"
+    text = run_program("--help").stdout
     for command in (
         "export",
         "verify",
@@ -84,9 +81,10 @@ def test_version_and_help_list_every_command() -> None:
         assert f"\n  {command} " in text
 
 
+@pytest.mark.usefixtures("quick")
 def test_export_writes_a_bundle_and_reports_its_parity(goldens: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    result = run("export", "--model", goldens / "fgclip2-masked/checkpoint", "--output", output, "--json")
+    result = run_command("export", "--model", goldens / "fgclip2-masked/checkpoint", "--output", output, "--json")
     report = json.loads(result.stdout)
     assert report["bundle"] == str(output)
     assert report["parity"]["fp32"]["max_error"] <= 2e-5
@@ -170,20 +168,22 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 @pytest.fixture(scope="module")
 def lowered(
-    goldens: Path, calibration: list[object], tmp_path_factory: pytest.TempPathFactory
-) -> subprocess.CompletedProcess[str]:
+    masked_bundle_path: Path, goldens: Path, calibration: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Completed:
     """The export of a golden checkpoint in several precisions."""
     output = tmp_path_factory.mktemp("lowered") / "bundle"
     arguments = ["--model", goldens / "fgclip2-masked/checkpoint", "--output", output, *calibration]
-    return run("export", *arguments, "--precision", "int8", "--precision", "fp16", "--precision", "fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch, masked_bundle_path)
+        return run_command("export", *arguments, "--precision", "int8", "--precision", "fp16", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
-def lowered_path(lowered: subprocess.CompletedProcess[str]) -> Path:
+def lowered_path(lowered: Completed) -> Path:
     return Path(lowered.stdout.split(":")[0])
 
 
-def test_export_reports_every_precision(lowered: subprocess.CompletedProcess[str], lowered_path: Path) -> None:
+def test_export_reports_every_precision(lowered: Completed, lowered_path: Path) -> None:
     assert lowered.stderr == ""
     manifest = fgclip_rt.load(lowered_path).manifest
     assert manifest.precisions == ("fp32", "fp16", "int8")
@@ -195,12 +195,13 @@ def test_export_reports_every_precision(lowered: subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_verify_passes_in_every_precision(lowered_path: Path, precision: str) -> None:
-    text = run("verify", lowered_path, "--precision", precision).stdout
-    assert f"all 40 comparisons passed in {precision} on onnxruntime" in text
+    text = run_command("verify", lowered_path, "--precision", precision).stdout
+    # Two images are probed here, not eight.
+    assert f"all 16 comparisons passed in {precision} on onnxruntime" in text
 
 
 def test_inspect_shows_how_precisions_were_made_and_what_they_cost(lowered_path: Path) -> None:
-    text = run("inspect", lowered_path).stdout
+    text = run_command("inspect", lowered_path).stdout
     manifest = fgclip_rt.load(lowered_path).manifest
     assert "precisions   fp32, fp16, int8\n" in text
     assert "fp16: linear layers float16, attention and token table float16\n" in text
@@ -221,16 +222,13 @@ def refused(
     goldens: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Result]:
+) -> Callable[..., Completed]:
     """Runs an export to ``bundle`` in which INT8 has to keep too much and no layer may move back."""
     monkeypatch.setattr("fgclip_rt.export.planner.Planner._move_back", lambda *_: False)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the tests themselves stay
 
-    def export(*options: str) -> Result:
+    def export(*options: str) -> Completed:
         fixed = ["--model", goldens / "fgclip2-masked/checkpoint", "--output", tmp_path / "bundle", *calibration]
-        arguments = ["export", *map(str, fixed), "--precision", "int8", "--floor", "0.9999", *options]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 1
+        result = run_command("export", *fixed, "--precision", "int8", "--floor", "0.9999", *options, status=1)
         (line,) = result.stderr.splitlines()
         assert line.startswith("fgclip-rt: int8 was refused: ")
         assert "its floor of 0.9999, " in line
@@ -240,7 +238,7 @@ def refused(
 
 
 def test_export_shows_why_a_precision_was_refused_and_keeps_the_others(
-    refused: Callable[..., Result], tmp_path: Path
+    refused: Callable[..., Completed], tmp_path: Path
 ) -> None:
     result = refused("--precision", "fp32")
     assert f"; {tmp_path / 'bundle'} holds fp32 only; " in result.stderr
@@ -252,7 +250,7 @@ def test_export_shows_why_a_precision_was_refused_and_keeps_the_others(
     assert fgclip_rt.load(tmp_path / "bundle").manifest.precisions == ("fp32",)
 
 
-def test_a_refusal_is_json_too(refused: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_refusal_is_json_too(refused: Callable[..., Completed], tmp_path: Path) -> None:
     report = json.loads(refused("--precision", "fp32", "--json").stdout)
     assert report.keys() == {"passed", "bundle", "precisions", "refused"}
     assert (report["passed"], report["bundle"], report["precisions"]) == (False, str(tmp_path / "bundle"), ["fp32"])
@@ -260,7 +258,7 @@ def test_a_refusal_is_json_too(refused: Callable[..., Result], tmp_path: Path) -
     assert {row["passed"] for row in report["refused"]["int8"]} == {True, False}
 
 
-def test_without_another_precision_a_refusal_leaves_nothing(refused: Callable[..., Result], tmp_path: Path) -> None:
+def test_without_another_precision_a_refusal_leaves_nothing(refused: Callable[..., Completed], tmp_path: Path) -> None:
     result = refused("--json")
     assert "; no bundle was written; " in result.stderr
     report = json.loads(result.stdout)
@@ -269,8 +267,10 @@ def test_without_another_precision_a_refusal_leaves_nothing(refused: Callable[..
 
 
 def test_verify_passes_from_the_probe_and_against_the_checkpoint(bundle_path: Path, goldens: Path) -> None:
-    assert "all 40 comparisons passed in fp32 on onnxruntime" in run("verify", bundle_path).stdout
-    report = json.loads(run("verify", bundle_path, "--checkpoint", goldens / "fgclip2/checkpoint", "--json").stdout)
+    assert "all 40 comparisons passed in fp32 on onnxruntime" in run_command("verify", bundle_path).stdout
+    report = json.loads(
+        run_command("verify", bundle_path, "--checkpoint", goldens / "fgclip2/checkpoint", "--json").stdout
+    )
     assert (report["passed"], report["precision"]) == (True, "fp32")
     assert {row["graph"] for row in report["rows"]} >= {"preparation", "tokens", "vision", "dense", "region", "text"}
 
@@ -283,7 +283,7 @@ def test_verify_fails_against_another_checkpoint(bundle_path: Path, goldens: Pat
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["boxtext_head.bias"] = tensors["boxtext_head.bias"] + 0.01
     save_file(tensors, checkpoint / "model.safetensors")
-    result = run("verify", bundle_path, "--checkpoint", checkpoint, status=1)
+    result = run_command("verify", bundle_path, "--checkpoint", checkpoint, status=1)
     failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
     assert len(failed) == 1
     assert "box" in failed[0]
@@ -296,7 +296,7 @@ def test_verify_sees_another_tokenizer(masked_bundle_path: Path, goldens: Path, 
     document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     document["post_processor"] = None
     (checkpoint / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    result = run("verify", masked_bundle_path, "--checkpoint", checkpoint, status=1)
+    result = run_command("verify", masked_bundle_path, "--checkpoint", checkpoint, status=1)
     assert sum("tokens" in line and "FAILED" in line for line in result.stdout.splitlines()) == 3
 
 
@@ -307,10 +307,10 @@ def test_verify_refuses_a_checkpoint_of_another_size(bundle_path: Path, goldens:
 
 
 def test_inspect_shows_the_manifest(bundle_path: Path) -> None:
-    text = run("inspect", bundle_path).stdout
+    text = run_command("inspect", bundle_path).stdout
     for part in ("vision.onnx", "spatial_shapes int32 [batch, 2]", "short 64, box 64, long 196", "weights.safetensors"):
         assert part in text
-    document = json.loads(run("inspect", bundle_path, "--json").stdout)
+    document = json.loads(run_command("inspect", bundle_path, "--json").stdout)
     assert document["manifest"]["embedding_size"] == 96
 
 
@@ -339,7 +339,7 @@ def cells(text: str, precision: str) -> list[list[str]]:
 
 
 def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
-    text = run("inspect", int8).stdout
+    text = run_command("inspect", int8).stdout
     assert (
         "int8: linear layers int8, attention and token table float16; 2 layers moved back (vision.blocks.0.mlp.fc2 to "
         "float16, text_heads to float32); 24 smoothed; calibrated (percentile) on 96 images and 97 texts, 32 and 33 "
@@ -359,7 +359,7 @@ def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
 
 def test_inspect_sums_up_fp32_by_graph(int8: Path) -> None:
     rows = fgclip_rt.load(int8).manifest.parity.measured["fp32"]
-    lines = {line[0]: line[1:] for line in cells(run("inspect", int8).stdout, "fp32")}
+    lines = {line[0]: line[1:] for line in cells(run_command("inspect", int8).stdout, "fp32")}
     assert list(lines) == ["preparation", "vision", "dense", "region", "tokens", "text", "logits"]
     vision = [row for row in rows if row.graph == "vision"]
     assert lines["vision"][:2] == ["9 cases", "16"]
@@ -375,16 +375,16 @@ def test_inspect_leaves_out_what_was_not_done(int8: Path) -> None:
         document["lowering"]["int8"] = LOWERING | {"moved": {"text_heads": "float32"}, "smoothed": 0}
 
     edit_manifest(int8, edit)
-    text = run("inspect", int8).stdout
+    text = run_command("inspect", int8).stdout
     assert "; 1 layer moved back (text_heads to float32); calibrated" in text
     edit_manifest(int8, lambda document: document["lowering"]["int8"].update(moved={}, calibration=None))
-    assert "int8: linear layers int8, attention and token table float16\n" in run("inspect", int8).stdout
+    assert "int8: linear layers int8, attention and token table float16\n" in run_command("inspect", int8).stdout
     edit_manifest(int8, lambda document: document["lowering"].clear())
-    assert "linear layers" not in run("inspect", int8).stdout
+    assert "linear layers" not in run_command("inspect", int8).stdout
 
 
 def test_verify_names_the_precision(int8: Path) -> None:
-    text = run("verify", int8, "--precision", "int8").stdout
+    text = run_command("verify", int8, "--precision", "int8").stdout
     assert "all 40 comparisons passed in int8 on onnxruntime" in text
     header, line = (next(part for part in text.splitlines() if word in part) for word in ("graph", "mixed batch"))
     assert [cell.strip() for cell in header.strip("┃").split("┃")] == [
@@ -401,7 +401,7 @@ def test_verify_names_the_precision(int8: Path) -> None:
         "result",
     ]
     assert [cell.strip() for cell in line.strip("│").split("│")][:3] == ["vision", "mixed batch", "8"]
-    report = json.loads(run("verify", int8, "--precision", "int8", "--json").stdout)
+    report = json.loads(run_command("verify", int8, "--precision", "int8", "--json").stdout)
     assert report["precision"] == "int8"
     (row,) = (row for row in report["rows"] if row["case"] == "mixed batch")
     assert row["count"] == 8
@@ -425,7 +425,7 @@ def test_embed_says_which_row_is_which_input(
     captions = tmp_path / "captions.txt"
     captions.write_bytes("\ufeffa cat\r\n一只黑猫\n\nlast".encode())
     output = tmp_path / f"out{suffix}"
-    result = run("embed", bundle_path, photos, "--texts", captions, "--output", output)
+    result = run_command("embed", bundle_path, photos, "--texts", captions, "--output", output)
     assert result.stderr.count("\n") == 1
     assert "damaged.png" in result.stderr
     assert "images skipped: 1" in result.stdout
@@ -459,7 +459,7 @@ def test_embed_reports_skipped_images_and_truncated_texts_as_json(
     captions = tmp_path / "captions.txt"
     captions.write_text("short\n" + "very long " * 100)
     arguments = ("embed", bundle_path, photos, "--texts", captions, "--output", tmp_path / "out.npz", "--json")
-    result = run(*arguments)
+    result = run_command(*arguments)
     report = json.loads(result.stdout)
     assert report["shape"] == [4, 96]
     assert [Path(entry["input"]).name for entry in report["skipped"]] == ["damaged.png"]
@@ -492,7 +492,7 @@ def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, pho
         ([photo, "--max-image-pixels", 1000, "--strict"], [PHOTO, "--max-image-pixels"]),
     ]
     for arguments, parts in cases:
-        lines = run("embed", bundle_path, *arguments, "--output", output, status=1).stderr.splitlines()
+        lines = run_command("embed", bundle_path, *arguments, "--output", output, status=1).stderr.splitlines()
         assert all(part in lines[-1] for part in parts), (parts, lines)
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -502,7 +502,7 @@ def test_a_file_name_need_not_be_utf8(suffix: str, bundle_path: Path, photo: Pat
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     shutil.copy(photo, os.fsdecode(name))
     output = tmp_path / f"out{suffix}"
-    run("embed", bundle_path, os.fsdecode(name), tmp_path / "absent.png", "--output", output)
+    run_command("embed", bundle_path, os.fsdecode(name), tmp_path / "absent.png", "--output", output)
     assert _read(output)[0] == [f"{tmp_path}/caf?.png"]
 
 
@@ -515,7 +515,7 @@ def test_outputs_are_checked_before_any_work(bundle_path: Path, photo: Path, tmp
         (photo / "out.npy", "not a folder"),
     ]:
         assert part in error_of("embed", bundle_path, photo, "--output", output)
-    run("embed", bundle_path, photo, "--output", tmp_path / "there.npy", "--overwrite")
+    run_command("embed", bundle_path, photo, "--output", tmp_path / "there.npy", "--overwrite")
     assert np.load(tmp_path / "there.npy").shape == (1, 96)
 
 
@@ -535,23 +535,23 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle_path: Path, photo
 def test_score_prints_probabilities(bundle_path: Path, model: fgclip_rt.Model, photo: Path) -> None:
     texts = ["一只黑猫", "a white cat"]
     arguments = ["score", bundle_path, photo, photo, "--text", texts[0], "--text", texts[1]]
-    document = json.loads(run(*arguments, "--json").stdout)
+    document = json.loads(run_command(*arguments, "--json").stdout)
     expected = model.probabilities(model.embed_images([photo, photo]), model.embed_texts(texts))
     np.testing.assert_allclose(document["probabilities"], expected, atol=1e-6)
-    assert f"{expected[0, 1]:.4f}" in run(*arguments).stdout
+    assert f"{expected[0, 1]:.4f}" in run_command(*arguments).stdout
 
 
 def test_a_text_is_shown_as_it_is_given(bundle_path: Path, photo: Path) -> None:
     text = "[red]a[/] :cat: \\[b]"
-    assert text in run("score", bundle_path, photo, "--text", text).stdout
+    assert text in run_command("score", bundle_path, photo, "--text", text).stdout
 
 
 def test_regions_prints_cosines(bundle_path: Path, model: fgclip_rt.Model, photo: Path) -> None:
     arguments = ["regions", bundle_path, photo, "--box", "10,20,200,180", "--text", "window", "--text", "电脑"]
-    document = json.loads(run(*arguments, "--json").stdout)
+    document = json.loads(run_command(*arguments, "--json").stdout)
     expected = model.embed_regions(photo, [[10, 20, 200, 180]]) @ model.embed_texts(["window", "电脑"], "box").T
     np.testing.assert_allclose(document["cosines"], expected, atol=1e-6)
-    assert f"{expected[0, 1]:.4f}" in run(*arguments).stdout
+    assert f"{expected[0, 1]:.4f}" in run_command(*arguments).stdout
 
 
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "1,2,nan,4", "9,9,3,3", "5,5,5,9", "900,900,950,950"])
@@ -561,7 +561,9 @@ def test_regions_refuses_a_bad_box(box: str, bundle_path: Path, photo: Path) -> 
 
 def test_heatmap_draws_a_tile_for_the_photo_and_each_text(bundle_path: Path, photo: Path, tmp_path: Path) -> None:
     output = tmp_path / "map.png"
-    result = run("heatmap", bundle_path, photo, "--text", "window", "--text", "cat", "--output", output, "--json")
+    result = run_command(
+        "heatmap", bundle_path, photo, "--text", "window", "--text", "cat", "--output", output, "--json"
+    )
     report = json.loads(result.stdout)
     assert report["grid"] == [19, 29]
     x, y = report["texts"][0]["at"]
@@ -596,12 +598,19 @@ def test_random_weights_are_said_loudly(bundle_path: Path, photo: Path, tmp_path
     shutil.copytree(bundle_path, bundle)
     manifest = (bundle / "manifest.json").read_text(encoding="utf-8")
     (bundle / "manifest.json").write_text(manifest.replace('"weights": "local"', '"weights": "random"'))
-    assert "RANDOM WEIGHTS" in run("score", bundle, photo, "--text", "a").stderr
-    assert "RANDOM" in run("inspect", bundle).stdout
+    assert "RANDOM WEIGHTS" in run_command("score", bundle, photo, "--text", "a").stderr
+    assert "RANDOM" in run_command("inspect", bundle).stdout
 
 
-def test_evaluate_counts_right_choices(pocket_path: Path) -> None:
-    report = json.loads(run("evaluate", pocket_path, "--scenes", 100, "--seed", 3, "--json").stdout)
+def test_evaluate_counts_right_choices(pocket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Evaluation] = []
+
+    def evaluate_once(*arguments: Any, **options: Any) -> Evaluation:
+        found.append(evaluate(*arguments, **options))
+        return found[0]
+
+    monkeypatch.setattr("fgclip_rt.cli.evaluate.evaluate_model", evaluate_once)
+    report = json.loads(run_command("evaluate", pocket_path, "--scenes", 100, "--seed", 3, "--json").stdout)
     assert (report["scenes"], report["seed"], report["precision"]) == (100, 3, "fp32")
     figures = {(figure["measure"], figure["language"]): figure for figure in report["figures"]}
     assert len(figures) == 14
@@ -612,7 +621,9 @@ def test_evaluate_counts_right_choices(pocket_path: Path) -> None:
     assert sum(change["right"] for change in changes) == sum(
         figures["true before false caption", language]["right"] for language in ("en", "zh")
     )
-    table = run("evaluate", pocket_path, "--scenes", 100, "--seed", 3).stdout
+    # The same again takes as long, and is shown as a table.
+    monkeypatch.setattr("fgclip_rt.cli.evaluate.evaluate_model", lambda *_, **__: found[0])
+    table = run_command("evaluate", pocket_path, "--scenes", 100, "--seed", 3).stdout
     assert f"{figures['short text to image', 'zh']['share']:.1%}" in table
     assert "by chance" in table
 
@@ -626,16 +637,16 @@ def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path)
     preferred = 0
     for seed in range(10):
         picture = tmp_path / f"{seed}.png"
-        described = json.loads(run("scene", "--output", picture, "--seed", seed, "--json").stdout)
+        described = json.loads(run_command("scene", "--output", picture, "--seed", seed, "--json").stdout)
         with Image.open(picture) as image:
             assert list(image.size) == described["size"]
         english = described["captions"]["en"]
         assert len(described["boxes"]) == len(english["names"]) >= 3
         arguments = ["score", pocket_path, picture, "--text", english["short"], "--text", english["false"], "--json"]
-        true, false = json.loads(run(*arguments).stdout)["probabilities"][0]
+        true, false = json.loads(run_command(*arguments).stdout)["probabilities"][0]
         preferred += true > false
     assert preferred >= 8
-    assert english["long"] in run("scene", "--output", tmp_path / "again.png", "--seed", seed).stdout
+    assert english["long"] in run_command("scene", "--output", tmp_path / "again.png", "--seed", seed).stdout
     assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
 
 
@@ -647,9 +658,13 @@ def test_scene_says_what_it_cannot_write(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
-def test_the_pocket_checkpoint_exports_by_name(tmp_path: Path) -> None:
-    report = json.loads(run("export", "--model", "fg-clip2-pocket", "--json", cwd=tmp_path).stdout)
+def test_the_pocket_checkpoint_exports_by_name(pocket_export: tuple[Path, Completed], tmp_path: Path) -> None:
+    folder, result = pocket_export
+    assert (result.returncode, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
     assert (report["bundle"], report["weights"]) == ("fg-clip2-pocket", "shipped")
+    assert list(report["parity"]) == ["fp32", "fp16", "int8"]
+    assert [path.name for path in folder.iterdir()] == ["fg-clip2-pocket"]
     assert "leave out --revision" in error_of(
         "export", "--model", "fg-clip2-pocket", "--revision", "main", cwd=tmp_path
     )

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, cycle, repeat
 from pathlib import Path
 
-import click.testing
 import pytest
-from typer.testing import CliRunner
 
 from fgclip_rt import doctor
-from fgclip_rt.cli import app
 from fgclip_rt.cli.doctor import verdict
 from fgclip_rt.doctor import ROUNDS, Timing, time_precisions
 from fgclip_rt.errors import BundleError, FgclipError
 from fgclip_rt.model import Model
-from helpers import Json, assert_one_sentence, edit_manifest
+from helpers import Json, assert_one_sentence, edit_manifest, run_command
 
 Costs = dict[tuple[str, str], Iterator[float]]
 
@@ -28,14 +24,6 @@ ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd {}\nCPU implement
 
 #: Seconds of one run. Only fp16's vision is faster than fp32's.
 SECONDS = {("vision", "fp32"): 0.5, ("vision", "fp16"): 0.34, ("text", "fp32"): 0.1, ("text", "fp16"): 0.104}
-
-
-@pytest.fixture
-def command() -> Iterator[Callable[..., click.testing.Result]]:
-    """Run ``fgclip-rt doctor`` in this process, so that clocks can be replaced."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: CliRunner().invoke(app, ["doctor", *map(str, arguments)])
-    signal.signal(signal.SIGTERM, handler)  # every command sets its own
 
 
 @pytest.fixture
@@ -197,11 +185,8 @@ def test_the_verdict_names_what_to_use() -> None:
 
 
 @pytest.mark.usefixtures("steady")
-def test_the_command_prints_times_and_verdicts(
-    command: Callable[..., click.testing.Result], two_precisions: Path
-) -> None:
-    result = command(two_precisions, "--device", "cpu")
-    assert result.exit_code == 0, result.output
+def test_the_command_prints_times_and_verdicts(two_precisions: Path) -> None:
+    result = run_command("doctor", two_precisions, "--device", "cpu")
     for part in (
         "bundles on the CPU",
         "on cpu",
@@ -216,20 +201,16 @@ def test_the_command_prints_times_and_verdicts(
 
 
 @pytest.mark.usefixtures("steady")
-def test_one_precision_is_compared_with_nothing(
-    command: Callable[..., click.testing.Result], masked_bundle_path: Path
-) -> None:
-    output = command(masked_bundle_path, "--device", "cpu").stdout
+def test_one_precision_is_compared_with_nothing(masked_bundle_path: Path) -> None:
+    output = run_command("doctor", masked_bundle_path, "--device", "cpu").stdout
     assert "500.00" in output
     assert "verdict" not in output
     assert "fp32's time" not in output
 
 
 @pytest.mark.usefixtures("steady")
-def test_a_program_reads_the_times_beside_the_checks(
-    command: Callable[..., click.testing.Result], two_precisions: Path
-) -> None:
-    report = json.loads(command(two_precisions, "--device", "cpu", "--threads", 1, "--json").stdout)
+def test_a_program_reads_the_times_beside_the_checks(two_precisions: Path) -> None:
+    report = json.loads(run_command("doctor", two_precisions, "--device", "cpu", "--threads", 1, "--json").stdout)
     assert set(report) == {"bundle", "checks", "timings"}
     assert report["bundle"] == str(two_precisions)
     assert len(report["timings"]) == 4
@@ -237,12 +218,10 @@ def test_a_program_reads_the_times_beside_the_checks(
         assert set(entry) == set(Timing.__struct_fields__)
     assert report["timings"][1]["ratio"] == pytest.approx(0.68)
     names = [check["name"] for check in report["checks"]]
-    assert names == [check["name"] for check in json.loads(command("--json").stdout)]
+    assert names == [check["name"] for check in json.loads(run_command("doctor", "--json").stdout)]
 
 
-def test_what_cannot_be_timed_is_said_in_one_sentence(
-    command: Callable[..., click.testing.Result], masked_bundle_path: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_timed_is_said_in_one_sentence(masked_bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError) as info:
         time_precisions(tmp_path / "missing")
     assert_one_sentence(info.value, "does not exist", "fgclip-rt export")
@@ -254,14 +233,13 @@ def test_what_cannot_be_timed_is_said_in_one_sentence(
         (["--threads", 2], "name its folder"),
         (["--device", "cpu"], "name its folder"),
     ):
-        result = command(*arguments)
-        assert result.exit_code == 1
+        result = run_command("doctor", *arguments, status=1)
         assert result.stdout == ""
         assert_one_sentence(result.stderr.strip(), part)
 
 
-def test_it_says_what_is_missing(command: Callable[..., click.testing.Result]) -> None:
-    found = {check["name"]: check for check in json.loads(command("--json").stdout)}
+def test_it_says_what_is_missing() -> None:
+    found = {check["name"]: check for check in json.loads(run_command("doctor", "--json").stdout)}
     assert found["bundles on the CPU"]["ok"]
     assert all(check["ok"] or check["remedy"] for check in found.values())
-    assert "bundles on an NVIDIA GPU" in command().stdout
+    assert "bundles on an NVIDIA GPU" in run_command("doctor").stdout

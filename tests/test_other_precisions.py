@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_precisions import export_masked, hasten
+from test_precisions import export_masked
 
 import fgclip_rt
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.doctor import time_precisions
 from fgclip_rt.errors import DeviceError
-from helpers import assert_one_sentence
+from helpers import assert_one_sentence, hasten
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,6 @@ from fgclip_rt import export
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.export import families
 from fgclip_rt.export.checkpoint import locate
-from fgclip_rt.export.onnx_writer import GraphSource
 from fgclip_rt.heatmap import largest_at, similarity_maps
 from fgclip_rt.images import Patches
 from fgclip_rt.model import FloatArray, Model, l2_normalize
@@ -50,20 +48,6 @@ def evaluation(pocket: Model) -> Evaluation:
 @pytest.fixture(scope="module")
 def hundred(pocket: Model) -> Evaluation:
     return evaluate(pocket, scenes=100)
-
-
-@pytest.fixture(scope="module")
-def pocket_all_path(pocket_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint in three precisions, from the same trace, calibrated on its own scenes."""
-    graphs = [ir.load(pocket_path / f"{name}.onnx") for name in ("vision", "dense", "text", "region")]
-
-    def trace(source: GraphSource) -> ir.Model:
-        return next(model for model in graphs if [value.name for value in model.graph.outputs] == list(source.outputs))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgclip_rt.export.pipeline.trace", trace)
-        output = tmp_path_factory.mktemp("pocket-all") / "bundle"
-        return export.export(export.checkpoint_source("fg-clip2-pocket"), output, ["fp32", "fp16", "int8"]).path
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -103,8 +87,8 @@ def test_an_evaluation_repeats(pocket: Model, hundred: Evaluation) -> None:
     assert evaluate(pocket, scenes=100) == hundred
 
 
-def test_lower_precisions_keep_their_floors_on_scenes_that_were_held_out(pocket_all_path: Path) -> None:
-    manifest = fgclip_rt.load(pocket_all_path).manifest
+def test_lower_precisions_keep_their_floors_on_scenes_that_were_held_out(pocket_path: Path) -> None:
+    manifest = fgclip_rt.load(pocket_path).manifest
     assert manifest.precisions == ("fp32", "fp16", "int8")
     assert manifest.lowering["fp16"].moved == {}
     used = manifest.lowering["int8"].calibration
@@ -122,13 +106,13 @@ def test_lower_precisions_keep_their_floors_on_scenes_that_were_held_out(pocket_
 # in fp16, few are rounded. What a GPU rounds besides is emulated when the bundle is exported.
 
 
-def test_fp16_answers_as_fp32(pocket_all_path: Path, hundred: Evaluation) -> None:
-    lower = fgclip_rt.load(pocket_all_path, device="cpu", precision="fp16")
+def test_fp16_answers_as_fp32(pocket_path: Path, hundred: Evaluation) -> None:
+    lower = fgclip_rt.load(pocket_path, device="cpu", precision="fp16")
     assert evaluate(lower, scenes=100) == hundred
 
 
-def test_int8_answers_almost_as_fp32(pocket_all_path: Path, hundred: Evaluation) -> None:
-    lower = fgclip_rt.load(pocket_all_path, device="cpu", precision="int8")
+def test_int8_answers_almost_as_fp32(pocket_path: Path, hundred: Evaluation) -> None:
+    lower = fgclip_rt.load(pocket_path, device="cpu", precision="int8")
     losses = lost(hundred, evaluate(lower, scenes=100))
     # Of a hundred answers, two are not many; of all of them they would be.
     assert max(losses) < 0.0201
@@ -136,13 +120,13 @@ def test_int8_answers_almost_as_fp32(pocket_all_path: Path, hundred: Evaluation)
 
 
 @pytest.mark.slow
-def test_fp16_answers_as_fp32_on_500_scenes(pocket_all_path: Path, evaluation: Evaluation) -> None:
-    assert evaluate(fgclip_rt.load(pocket_all_path, device="cpu", precision="fp16")) == evaluation
+def test_fp16_answers_as_fp32_on_500_scenes(pocket_path: Path, evaluation: Evaluation) -> None:
+    assert evaluate(fgclip_rt.load(pocket_path, device="cpu", precision="fp16")) == evaluation
 
 
 @pytest.mark.slow
-def test_int8_loses_half_a_point_at_most_on_500_scenes(pocket_all_path: Path, evaluation: Evaluation) -> None:
-    lower = evaluate(fgclip_rt.load(pocket_all_path, device="cpu", precision="int8"))
+def test_int8_loses_half_a_point_at_most_on_500_scenes(pocket_path: Path, evaluation: Evaluation) -> None:
+    lower = evaluate(fgclip_rt.load(pocket_path, device="cpu", precision="int8"))
     assert max(lost(evaluation, lower)) < 0.00501
 
 

@@ -19,6 +19,7 @@ from fgclip_rt.pocket.scenes import make_scene
 from fgclip_rt.pocket.training import losses, train
 from fgclip_rt.pocket.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from fgclip_rt.text import Tokenizer
+from helpers import hasten
 
 CORPUS = [long_caption(make_scene(seed, "train"), language, seed) for seed in range(60) for language in LANGUAGES]
 
@@ -116,7 +117,10 @@ def test_captions_of_single_things_are_labelled_by_what_is_shown() -> None:
     assert (misplaced == 0).all()
 
 
-def test_a_few_steps_write_a_checkpoint_that_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_steps_write_a_checkpoint_that_exports(
+    pocket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasten(monkeypatch, pocket_path)
     monkeypatch.setattr(train, "_GROUPS", {128: (1, 8, 8)})
     monkeypatch.setattr(train, "_SHARES", ((1.0,), (1.0,)))
     monkeypatch.setattr(train, "validate", lambda checkpoint: str(checkpoint))

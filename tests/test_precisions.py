@@ -26,9 +26,9 @@ from fgclip_rt.errors import ArgumentError, ImageError, ParityError
 from fgclip_rt.export import CalibrationInputs
 from fgclip_rt.export.graph_backend import GraphBackend
 from fgclip_rt.export.layers import find_layers
-from fgclip_rt.export.onnx_writer import GraphSource, external_tensors
+from fgclip_rt.export.onnx_writer import external_tensors
 from fgclip_rt.export.probe import TEXTS, draw_image
-from helpers import GOLDENS, WALK_TYPES, Golden, assert_one_sentence, graph_inputs
+from helpers import GOLDENS, WALK_TYPES, Golden, assert_one_sentence, graph_inputs, hasten
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
@@ -61,29 +61,6 @@ def calibration_inputs() -> CalibrationInputs:
     """Small pictures with structure, which reach three buckets, and texts."""
     images = [Image.fromarray(draw_image(60 + 10 * i, 150 + 10 * i, seed=100 + i)) for i in range(20)]
     return CalibrationInputs(images, [f"{TEXTS[i % len(TEXTS)][:40]} {i}" for i in range(20)])
-
-
-def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> None:
-    """Have exports take the graphs, but not the weights, of a bundle of the same sizes, and probe two images only."""
-
-    def trace(source: GraphSource) -> ir.Model:
-        models = (ir.load(bundle / f"{name}.onnx") for name in GRAPHS)
-        model = next(m for m in models if [value.name for value in m.graph.outputs] == list(source.outputs))
-        parameters = dict(source.module.named_parameters())
-        for name, value in model.graph.initializers.items():
-            assert value.const_value is not None
-            values = parameters[name].numpy() if name in parameters else value.const_value.numpy()
-            value.const_value = ir.Tensor(np.asarray(values, order="C"), name=name)
-        return model
-
-    patch.setattr("fgclip_rt.export.pipeline.trace", trace)
-    patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
-
-
-@pytest.fixture
-def hasty(masked_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quick exports of the masked golden checkpoint, and of others of its sizes."""
-    hasten(monkeypatch, masked_bundle_path)
 
 
 @dataclass
@@ -238,7 +215,7 @@ def test_load_picks_a_precision_and_takes_the_first_by_itself(complete: Bundle) 
         assert np.abs(vectors[precision] - vectors["fp32"]).max() > 1e-5
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_precision_by_itself_gives_the_same_numbers_and_holds_nothing_else(
     masked: Exported, tmp_path: Path, precision: str
@@ -266,7 +243,7 @@ def test_a_precision_by_itself_gives_the_same_numbers_and_holds_nothing_else(
     np.testing.assert_array_equal(*vectors)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_without_calibration_inputs_a_precision_is_measured_on_the_probe(tmp_path: Path) -> None:
     measured = export_masked(tmp_path / "bundle", ["fp32", "fp16"], inputs=None).manifest.parity.measured
     assert [(row.graph, row.case) for row in measured["fp16"]] == [(row.graph, row.case) for row in measured["fp32"]]
@@ -277,7 +254,7 @@ def test_an_export_says_how_far_each_precision_is(masked: Exported) -> None:
     assert dict(masked.done) == dict(masked.stages)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("stage", "error", "overwrite"),
     [
@@ -341,7 +318,7 @@ def overflow_the_residual(tensors: Tensors) -> None:
             tensors[f"{tower}.encoder.layers.{block}.mlp.fc2.bias"][0] = bias
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, precision: str) -> None:
     source = changed_checkpoint(tmp_path / "checkpoint", overflow_the_residual)
@@ -372,7 +349,7 @@ def overflow_a_layer(tensors: Tensors) -> None:
     tensors[f"{mlp}.fc2.bias"] -= 1
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_exactly_the_layer_whose_input_float16_cannot_hold_moves_to_float32(tmp_path: Path) -> None:
     source = changed_checkpoint(tmp_path / "checkpoint", overflow_a_layer)
     bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
@@ -381,7 +358,7 @@ def test_exactly_the_layer_whose_input_float16_cannot_hold_moves_to_float32(tmp_
     assert bundle.manifest.lowering["fp16"].moved == {"vision.blocks.0.mlp.fc2": "float32"}
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_a_layer_that_neither_int8_nor_float16_suits_ends_in_float32(tmp_path: Path) -> None:
     source = changed_checkpoint(tmp_path / "checkpoint", overflow_a_layer)
     bundle = export.export(source, tmp_path / "bundle", ["fp32", "int8"], inputs=calibration_inputs())
@@ -389,7 +366,7 @@ def test_a_layer_that_neither_int8_nor_float16_suits_ends_in_float32(tmp_path: P
     assert bundle.manifest.lowering["int8"].moved["vision.blocks.0.mlp.fc2"] == "float32"
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_a_precision_below_its_floor_is_left_out_and_the_others_are_kept(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     with pytest.raises(ParityError) as info:
@@ -420,7 +397,7 @@ def nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgclip_rt.export.planner.Planner._move_back", lambda *_: False)
 
 
-@pytest.mark.usefixtures("hasty", "nothing_moves")
+@pytest.mark.usefixtures("quick", "nothing_moves")
 def test_a_refused_precision_changes_nothing_of_those_that_are_kept(masked: Exported, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     with pytest.raises(ParityError) as info:
@@ -436,7 +413,7 @@ def test_a_refused_precision_changes_nothing_of_those_that_are_kept(masked: Expo
     assert kept.parity.measured == {name: whole.parity.measured[name] for name in ("fp32", "fp16")}
 
 
-@pytest.mark.usefixtures("hasty", "nothing_moves")
+@pytest.mark.usefixtures("quick", "nothing_moves")
 def test_a_later_precision_keeps_what_it_would_have_shared_with_a_refused_one(
     masked: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,7 +431,7 @@ def test_a_later_precision_keeps_what_it_would_have_shared_with_a_refused_one(
     np.testing.assert_array_equal(vectors, expected)
 
 
-@pytest.mark.usefixtures("hasty", "nothing_moves")
+@pytest.mark.usefixtures("quick", "nothing_moves")
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_where_all_that_was_asked_for_is_refused_no_bundle_is_written(
     masked_bundle_path: Path, tmp_path: Path, overwrite: bool
@@ -473,7 +450,7 @@ def test_where_all_that_was_asked_for_is_refused_no_bundle_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"] * overwrite
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_a_floor_only_raises_those_that_are_below_it(masked: Exported, tmp_path: Path) -> None:
     plain, raised = masked.bundle.manifest, export_masked(tmp_path / "bundle", ALL, floor=0.993).manifest
     assert [raised.parity.limits[name] for name in ("fp32", "fp16")] == [parity.LIMITS["fp32"], parity.LIMITS["fp16"]]
@@ -524,7 +501,7 @@ def test_only_the_shipped_checkpoint_brings_its_own_calibration_inputs() -> None
     assert {walk_type: len(texts) for walk_type, texts in inputs.texts.items()} == dict.fromkeys(WALK_TYPES, 192)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", ["absent", "damaged"])
 def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
     images = [tmp_path / f"{index}.png" for index in range(16)]
@@ -540,7 +517,7 @@ def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path: Path, kind: 
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("quick")
 def test_the_manifest_says_how_ranges_were_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgclip_rt.export.observation._BINS", 512)  # the search takes long
     bundle = export_masked(tmp_path / "bundle", ["int8"], method="entropy")

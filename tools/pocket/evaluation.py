@@ -10,7 +10,7 @@ import numpy as np
 
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.heatmap import largest_at, similarity_maps
-from fgclip_rt.model import FloatArray, Model
+from fgclip_rt.model import FloatArray, Model, l2_normalize
 
 from .captions import (
     CHANGES,
@@ -119,13 +119,15 @@ def evaluate(
     for scene in drawn:
         picture = draw(scene)
         image_embeds.append(model.embed_images(picture)[0])
-        regions = model.embed_regions(picture, [thing.box for thing in scene.things])
-        dense = model.dense_features(picture)[0]
+        patches = model.preparation(picture)
+        dense = model.run_vision("dense", [patches], "dense_features")
+        regions = model.pool_regions(dense, patches, [thing.box for thing in scene.things])
+        map_ = l2_normalize(dense[0].reshape(*patches.grid, -1))
         target = scene.things[0]
         for language, texts in names.items():
             chosen = (regions @ texts.T).argmax(axis=1)
             named[language] += sum(looks[i] == thing.look for i, thing in zip(chosen, scene.things, strict=True))
-            (values,) = similarity_maps(dense, texts[[looks.index(target.look)]])
+            (values,) = similarity_maps(map_, texts[[looks.index(target.look)]])
             found[language] += _holds(target.box, largest_at(values, picture.size))
         left, top, right, bottom = target.box
         boxed += (right - left) * (bottom - top) / (scene.width * scene.height)

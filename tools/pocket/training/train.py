@@ -1,7 +1,7 @@
 """Training the pocket checkpoint.
 
 A batch is many scenes of one size, so that all share a grid and no patch is padding. The drawn scenes take 8 GB of
-memory. Training is in bfloat16, so that another machine gives weights that differ a little.
+memory. Training is in bfloat16 where the CPU has it, so that another machine gives weights that differ a little.
 """
 
 from __future__ import annotations
