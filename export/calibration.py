@@ -23,7 +23,7 @@ from .probe import probe_boxes
 
 _T = TypeVar("_T")
 
-#: Fewest images, and fewest texts of a walk type: less says little about what a model meets.
+#: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
 LEAST = 16
 #: Most that are used; of more, this many are taken at even distances.
 MOST = 512
@@ -48,14 +48,14 @@ class CalibrationInputs:
         """Refuse what is too little.
 
         Raises:
-            ArgumentError: there are fewer than :data:`LEAST` images, or texts of a walk type.
+            ArgumentError: there are fewer than :data:`LEAST` different images, or texts of a walk type.
         """
         texts = list(self.texts.values()) if isinstance(self.texts, Mapping) else [self.texts]
-        fewest = min(map(len, texts), default=0)
-        for kind, count in (("images", len(self.images)), ("texts", fewest)):
+        images = {id(image) if isinstance(image, Image.Image) else Path(image) for image in self.images}
+        for kind, count in (("images", len(images)), ("texts", min((len(set(t)) for t in texts), default=0))):
             if count < LEAST:
                 raise ArgumentError(
-                    f"calibration was given {count} {kind} and needs at least {LEAST}; "
+                    f"calibration was given {count} different {kind} and needs at least {LEAST}; "
                     "give more of what the model will meet."
                 )
 
@@ -69,7 +69,7 @@ class CalibrationData:
         texts: by walk type.
         held_out_images: as ``images``; not used for calibration, but to see what became of the vectors.
         held_out_texts: as ``texts``, likewise.
-        sha256: digest over the bytes of all images, then all texts.
+        sha256: digest over the digests of all images, then all texts.
     """
 
     images: Sequence[Path | Image.Image]
@@ -164,11 +164,11 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
     texts = {walk_type: _spread(values) for walk_type, values in by_walk_type.items()}
     digest = hashlib.sha256()
     for image in images:
-        digest.update(_checked_bytes(image))
+        digest.update(hashlib.sha256(_checked_bytes(image)).digest())
         done()
     for walk_type, values in texts.items():
         for text in (walk_type, *values):
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     used_images, held_out_images = _divide(images)
     divided = {walk_type: _divide(values) for walk_type, values in texts.items()}
     return CalibrationData(
@@ -189,7 +189,7 @@ def _checked_bytes(image: Path | Image.Image) -> bytes:
     if isinstance(image, Path):
         load_image(image)
         return image.read_bytes()
-    return image.tobytes()
+    return repr((image.mode, image.size)).encode() + image.tobytes()
 
 
 def _spread(items: Sequence[_T]) -> Sequence[_T]:

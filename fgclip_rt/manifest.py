@@ -179,7 +179,7 @@ class Calibration(_Strict, frozen=True):
         texts: number of texts measured.
         held_out_images: number of images kept back, on which the outcome was judged.
         held_out_texts: number of texts kept back.
-        sha256: digest over the images' bytes and the texts.
+        sha256: digest over the digests of the images and the texts.
     """
 
     method: str

@@ -55,11 +55,11 @@ def counter() -> tuple[list[None], Callable[[], None]]:
 @pytest.mark.parametrize(
     ("few_images", "few_texts", "named"),
     [
-        (15, 16, "15 images"),
-        (0, 16, "0 images"),
-        (16, 15, "15 texts"),
-        (16, {"short": texts(16), "long": texts(3)}, "3 texts"),
-        (16, {"short": []}, "0 texts"),
+        (15, 16, "15 different images"),
+        (0, 16, "0 different images"),
+        (16, 15, "15 different texts"),
+        (16, {"short": texts(16), "long": texts(3)}, "3 different texts"),
+        (16, {"short": []}, "0 different texts"),
     ],
 )
 def test_too_few_inputs_are_refused(few_images: int, few_texts: Any, named: str) -> None:
@@ -67,6 +67,17 @@ def test_too_few_inputs_are_refused(few_images: int, few_texts: Any, named: str)
     with pytest.raises(ArgumentError) as info:
         CalibrationInputs(images(few_images), given_texts)
     assert_one_sentence(info.value, named, "16", "give more")
+
+
+def test_the_same_again_is_no_other_input(tmp_path: Path) -> None:
+    (picture,) = images(1)
+    for same in ([picture] * 20, [tmp_path / "a.png"] * 10 + [str(tmp_path / "a.png")] * 10):
+        with pytest.raises(ArgumentError) as info:
+            CalibrationInputs(same, texts(16))
+        assert_one_sentence(info.value, "1 different images")
+    with pytest.raises(ArgumentError) as info:
+        CalibrationInputs(images(16), [""] * 30)
+    assert_one_sentence(info.value, "1 different texts")
 
 
 def test_inputs_with_no_texts_at_all_are_refused() -> None:
@@ -148,6 +159,10 @@ def test_the_digest_is_of_what_the_images_and_texts_hold(tmp_path: Path) -> None
         changed[index].putpixel((2, 1), (index, 0, 8))
         others.append(digest(changed, words))
         others.append(digest(pictures, [*words[:index], words[index] + "!", *words[index + 1 :]]))
+    # The same bytes in another shape, the same characters divided in another way.
+    turned = Image.frombytes("RGB", pictures[0].size[::-1], pictures[0].tobytes())
+    others.append(digest([turned, *pictures[1:]], words))
+    others.append(digest(pictures, [words[0][:-1], words[0][-1:] + words[1], *words[2:]]))
     others.append(digest(pictures[::-1], words))
     others.append(digest(pictures, words[::-1]))
     others.append(digest(pictures[:16], words))

@@ -121,7 +121,11 @@ def _umask() -> int:
         ),
         (
             ["--model", "{checkpoint}", "--calibration", "{photo}", "--calibration-texts", "{texts}"],
-            ["given 1 images", "at least 16"],
+            ["given 1 different images", "at least 16"],
+        ),
+        (
+            ["--model", "{checkpoint}", "--calibration", "{photo}", "--calibration", "absent"],
+            ["absent does not exist", "--calibration"],
         ),
         (["--model", "{checkpoint}", "--calibration-method", "largest"], ["largest", "percentile", "entropy"]),
         (["--model", "{checkpoint}", "--floor", "1.5"], ["floor is 1.5", "between 0 and 1"]),
@@ -191,6 +195,7 @@ def test_export_reports_every_precision(lowered: Completed, lowered_path: Path) 
         assert f"\n  {precision}: {len(rows)} comparisons with the reference passed, " in lowered.stdout
     for lowering in manifest.lowering.values():
         assert f"\n    linear layers {lowering.linear}, attention and token table float16" in lowered.stdout
+    assert lowered.stdout.endswith(f"\n  every comparison: fgclip-rt inspect {lowered_path}\n")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -247,6 +252,9 @@ def test_export_shows_why_a_precision_was_refused_and_keeps_the_others(
     assert rows
     assert all("FAILED" in row for row in rows)
     assert f"int8 was refused: {len(rows)} of " in result.stderr
+    # What was kept is reported like a success.
+    assert f"\n{tmp_path / 'bundle'}: checkpoint, " in result.stdout
+    assert "\n  fp32: 16 comparisons with the reference passed, " in result.stdout
     assert fgclip_rt.load(tmp_path / "bundle").manifest.precisions == ("fp32",)
 
 
@@ -664,6 +672,9 @@ def test_the_pocket_checkpoint_exports_by_name(pocket_export: tuple[Path, Comple
     report = json.loads(result.stdout)
     assert (report["bundle"], report["weights"]) == ("fg-clip2-pocket", "shipped")
     assert list(report["parity"]) == ["fp32", "fp16", "int8"]
+    assert list(report["lowering"]) == ["fp16", "int8"]
+    # It has patches where it is undecided, and only there.
+    assert report["parity"]["fp16"]["within"] == 1 > report["parity"]["int8"]["within"] >= 0.95
     assert [path.name for path in folder.iterdir()] == ["fg-clip2-pocket"]
     assert "leave out --revision" in error_of(
         "export", "--model", "fg-clip2-pocket", "--revision", "main", cwd=tmp_path

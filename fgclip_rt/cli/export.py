@@ -10,7 +10,7 @@ import typer
 
 from ..bundle import Bundle
 from ..doctor import EXPORT_PACKAGES, missing_packages
-from ..errors import ArgumentError, MissingDependencyError, ParityError
+from ..errors import ArgumentError, ImageError, MissingDependencyError, ParityError
 from . import options
 from .console import describe_lowering, progress_bars, say, say_json, say_parity, warn
 from .inputs import find_images, read_texts
@@ -82,13 +82,16 @@ def run(
                 begin=begin,
             )
     except ParityError as error:
-        kept = str(path) if error.kept else None
+        kept = Bundle.open(path, check_hashes=False) if error.kept else None
         if json:
             rows = msgspec.to_builtins(error.measured)
-            say_json({"passed": False, "bundle": kept, "precisions": error.kept, "refused": rows})
+            bundle_path = None if kept is None else str(kept.path)
+            say_json({"passed": False, "bundle": bundle_path, "precisions": error.kept, "refused": rows})
         else:
             for name, rows in error.measured.items():
                 say_parity((row for row in rows if not row.passed), f"comparisons that {name} failed")
+            if kept is not None:
+                _report(kept, json=False)
         raise
     _report(bundle, json)
 
@@ -96,6 +99,9 @@ def run(
 def _calibration_inputs(images: list[Path] | None, texts: Path | None) -> CalibrationInputs | None:
     from fgclip_rt.export import CalibrationInputs
 
+    for path in images or ():
+        if not path.exists():
+            raise ImageError(f"{path} does not exist; name images, or a folder of them, with --calibration.")
     if images and texts is not None:
         return CalibrationInputs(find_images(images), read_texts(texts))
     if images or texts is not None:
@@ -111,6 +117,7 @@ def _report(bundle: Bundle, json: bool) -> None:
             "comparisons": len(rows),
             "max_error": max(row.max_error for row in rows),
             "min_cosine": min(row.min_cosine for row in rows),
+            "within": min(row.within for row in rows),
         }
         for precision, rows in manifest.parity.measured.items()
     }
@@ -123,18 +130,22 @@ def _report(bundle: Bundle, json: bool) -> None:
                 "embedding_size": manifest.embedding_size,
                 "size": bundle.size,
                 "parity": worst,
+                "lowering": msgspec.to_builtins(manifest.lowering),
             }
         )
         return
     say(f"{bundle.path}: {manifest.model.name}, {bundle.size / 1e6:,.1f} MB, vectors of {manifest.embedding_size}")
     for precision, figures in worst.items():
+        share = f", dense maps within the floor in {figures['within']:.1%} and more" if figures["within"] < 1 else ""
         say(
             f"  {precision}: {figures['comparisons']} comparisons with the reference passed, "
             f"largest error {figures['max_error']:.1e} of the largest value, smallest cosine 1 - "
-            f"{1 - figures['min_cosine']:.0e}"
+            f"{1 - figures['min_cosine']:.0e}{share}"
         )
         if precision in manifest.lowering:
             say(f"    {describe_lowering(manifest.lowering[precision])}")
+    if manifest.lowering:
+        say(f"  every comparison: fgclip-rt inspect {bundle.path}")
 
 
 def require_export_packages() -> None:
