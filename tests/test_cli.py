@@ -330,7 +330,7 @@ def int8(masked_bundle_path: Path, tmp_path: Path) -> Path:
         add_int8(document)
         for row in document["parity"]["measured"]["int8"]:
             if row["graph"] == "region":
-                row |= {"mean_cosine": 0.75, "max_difference": 0.0123, "flips": 1234}
+                row |= {"mean_cosine": 0.75, "within": 0.99996, "max_difference": 0.0123, "flips": 1234}
             if row["graph"] == "text":
                 row |= {"logit_shift": None, "flips": None}
 
@@ -360,7 +360,7 @@ def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
         assert line[2] == f"{row.count:,}"
         assert line[7] == f"{row.max_difference:.1e}"
         if row.graph == "region":
-            assert (line[4], line[7], line[9]) == ("2.5e-01", "1.2e-02", "1,234")
+            assert (line[4], line[5], line[7], line[9]) == ("2.5e-01", "99.9%", "1.2e-02", "1,234")
         if row.graph == "text":
             assert line[8:10] == ["-", "-"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -104,13 +105,18 @@ def parity_cells(row: ParityRow) -> tuple[str, ...]:
         f"{row.count:,}",
         _from_one(row.min_cosine),
         _from_one(row.mean_cosine),
-        f"{row.within:.1%}",
+        floored(row.within),
         f"{row.max_error:.1e}",
         f"{row.max_difference:.1e}",
         "-" if row.logit_shift is None else f"{row.logit_shift:.1e}",
         "-" if row.flips is None else f"{row.flips:,}",
         "ok" if row.passed else "FAILED",
     )
+
+
+def floored(share: float) -> str:
+    """A share in percent that says all only where it is all."""
+    return f"{math.floor(1000 * share) / 1000:.1%}"
 
 
 def _from_one(cosine: float) -> str:

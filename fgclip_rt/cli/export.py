@@ -12,7 +12,7 @@ from ..bundle import Bundle
 from ..doctor import EXPORT_PACKAGES, missing_packages
 from ..errors import ArgumentError, ImageError, MissingDependencyError, ParityError
 from . import options
-from .console import describe_lowering, progress_bars, say, say_json, say_parity, warn
+from .console import describe_lowering, floored, progress_bars, say, say_json, say_parity, warn
 from .inputs import find_images, read_texts
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _report(bundle: Bundle, json: bool) -> None:
         return
     say(f"{bundle.path}: {manifest.model.name}, {bundle.size / 1e6:,.1f} MB, vectors of {manifest.embedding_size}")
     for precision, figures in worst.items():
-        share = f", dense maps within the floor in {figures['within']:.1%} and more" if figures["within"] < 1 else ""
+        within = figures["within"]
+        share = f"; of each dense map, {floored(within)} or more of the vectors keep the floor" if within < 1 else ""
         say(
             f"  {precision}: {figures['comparisons']} comparisons with the reference passed, "
             f"largest error {figures['max_error']:.1e} of the largest value, smallest cosine 1 - "

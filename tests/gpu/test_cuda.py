@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 import fgclip_rt
-from fgclip_rt import export, parity
+from fgclip_rt import parity
 from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.probe import Probe
 
@@ -25,10 +25,8 @@ def test_the_probe_keeps_its_limits(bundle_path: Path, masked_bundle_path: Path)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_lower_precisions_keep_their_limits(tmp_path: Path, precision: str) -> None:
-    source = export.checkpoint_source("fg-clip2-pocket")
-    bundle = export.export(source, tmp_path / "bundle", [precision])
-    assert failures(bundle.path, precision) == []
+def test_lower_precisions_keep_their_limits(pocket_path: Path, precision: str) -> None:
+    assert failures(pocket_path, precision) == []
 
 
 def test_auto_takes_the_gpu_and_says_so(bundle_path: Path, goldens: Path) -> None:
