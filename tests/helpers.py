@@ -21,12 +21,13 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from fgclip_rt import cli, parity
+from fgclip_rt import cli, export, parity
 from fgclip_rt.export import fgclip2
 from fgclip_rt.export.attention import add_definition
 from fgclip_rt.export.families import ReferenceModel
 from fgclip_rt.export.fgclip2 import graphs
 from fgclip_rt.export.onnx_writer import GraphSource
+from fgclip_rt.export.progress import BeginStage
 
 GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
@@ -155,6 +156,31 @@ def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
     patch.setattr("fgclip_rt.export.pipeline.trace", trace)
     patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
     return trace
+
+
+def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
+    """What to tell an export's progress to, so that it is interrupted when it comes to ``stage``."""
+
+    def begin(name: str, _: int) -> Callable[[], None]:
+        if name == stage:
+            raise error
+        return lambda: None
+
+    return begin
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Everything below a folder, and what the files hold."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def unused_source() -> export.Source:
+    """A source that must not be loaded, because an argument or the output is refused first."""
+
+    def load() -> Any:
+        raise AssertionError("loaded before everything else was checked")
+
+    return export.Source("unused", load)
 
 
 def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:

@@ -30,7 +30,19 @@ from fgclip_rt.images import Patches
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
-from helpers import GOLDENS, Golden, Trace, assert_one_sentence, assert_parity, picture, small_random, tamper
+from helpers import (
+    GOLDENS,
+    Golden,
+    Trace,
+    assert_one_sentence,
+    assert_parity,
+    contents,
+    picture,
+    raise_at,
+    small_random,
+    tamper,
+    unused_source,
+)
 
 GRAPHS = ("vision", "dense", "text", "region")
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
@@ -107,26 +119,14 @@ def test_a_graph_with_another_weight_than_the_reference_is_not_written(
 def test_an_interrupted_export_leaves_everything_as_it_was(
     masked_bundle_path: Path, tmp_path: Path, stage: str, error: type[BaseException], overwrite: bool
 ) -> None:
-    def begin(name: str, steps: int) -> Callable[[], None]:  # noqa: ARG001 (a BeginStage)
-        if name == stage:
-            raise error
-        return lambda: None
-
     if overwrite:
         shutil.copytree(masked_bundle_path, tmp_path / "bundle")
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
     with pytest.raises(error):
-        export.export(export.checkpoint_source(MASKED), tmp_path / "bundle", overwrite=overwrite, begin=begin)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def unused() -> export.Source:
-    """A source that must not be loaded, because the output is refused first."""
-
-    def load() -> Any:
-        raise AssertionError("loaded before the output was checked")
-
-    return export.Source("unused", load)
+        export.export(
+            export.checkpoint_source(MASKED), tmp_path / "bundle", overwrite=overwrite, begin=raise_at(stage, error)
+        )
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -150,11 +150,11 @@ def test_an_output_that_is_no_bundle_is_never_replaced(
             (output / "notes.txt").write_text("mine")
         if kind == "another manifest":
             (output / "manifest.json").write_text('{"name": "my web app"}')
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
     with pytest.raises(OutputError) as info:
-        export.export(unused(), output, overwrite=overwrite)
+        export.export(unused_source(), output, overwrite=overwrite)
     assert_one_sentence(info.value, str(output), "--output")
-    assert sorted(tmp_path.rglob("*")) == before
+    assert contents(tmp_path) == before
 
 
 def test_a_link_to_a_bundle_stays_a_link(masked_bundle_path: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_link_to_a_bundle_stays_a_link(masked_bundle_path: Path, tmp_path: Pat
 def test_an_existing_bundle_is_replaced_only_when_asked(masked_bundle_path: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(masked_bundle_path, tmp_path / "bundle"))
     with pytest.raises(OutputError) as info:
-        export.export(unused(), output)
+        export.export(unused_source(), output)
     assert_one_sentence(info.value, str(output), "--overwrite")
     assert Bundle.open(output)
 
@@ -186,7 +186,7 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file" / "bundle", tmp_path / "file" / "deeper" / "bundle"):
         with pytest.raises(OutputError) as info:
-            export.export(unused(), output)
+            export.export(unused_source(), output)
         assert_one_sentence(info.value, str(output), "cannot be written")
 
 
@@ -199,7 +199,7 @@ def test_files_of_a_bundle_have_the_mode_of_new_files(masked_bundle_path: Path, 
 @pytest.mark.parametrize("precision", ["fp64", "int4", ""])
 def test_an_unknown_precision_is_refused(tmp_path: Path, precision: str) -> None:
     with pytest.raises(ArgumentError) as info:
-        export.export(unused(), tmp_path / "bundle", ["fp32", precision])
+        export.export(unused_source(), tmp_path / "bundle", ["fp32", precision])
     assert_one_sentence(info.value, repr(precision), "fp32")
 
 

@@ -28,7 +28,17 @@ from fgclip_rt.export.graph_backend import GraphBackend
 from fgclip_rt.export.layers import find_layers
 from fgclip_rt.export.onnx_writer import external_tensors
 from fgclip_rt.export.probe import TEXTS, draw_image
-from helpers import GOLDENS, WALK_TYPES, Golden, assert_one_sentence, graph_inputs, hasten
+from helpers import (
+    GOLDENS,
+    WALK_TYPES,
+    Golden,
+    assert_one_sentence,
+    contents,
+    graph_inputs,
+    hasten,
+    raise_at,
+    unused_source,
+)
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
@@ -266,20 +276,14 @@ def test_an_export_says_how_far_each_precision_is(masked: Exported) -> None:
 def test_an_interrupted_export_leaves_everything_as_it_was(
     masked_bundle_path: Path, tmp_path: Path, stage: str, error: type[BaseException], overwrite: bool
 ) -> None:
-    def begin(name: str, steps: int) -> Callable[[], None]:  # noqa: ARG001 (a BeginStage)
-        if name == stage:
-            raise error
-        return lambda: None
-
     if overwrite:
         shutil.copytree(masked_bundle_path, tmp_path / "bundle")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     # int8 does not keep this one unless layers move back.
     floor = 0.9995 if stage == "find int8's losses" else None
     with pytest.raises(error):
-        export_masked(tmp_path / "bundle", ALL, floor=floor, overwrite=overwrite, begin=begin)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"] * overwrite
+        export_masked(tmp_path / "bundle", ALL, floor=floor, overwrite=overwrite, begin=raise_at(stage, error))
+    assert contents(tmp_path) == before
 
 
 def changed_checkpoint(folder: Path, change: Callable[[Tensors], None]) -> export.Source:
@@ -439,15 +443,14 @@ def test_where_all_that_was_asked_for_is_refused_no_bundle_is_written(
     output = tmp_path / "bundle"
     if overwrite:
         shutil.copytree(masked_bundle_path, output)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(ParityError) as info:
         export_masked(output, ["int8", "fp16"], floor=0.9999999, overwrite=overwrite)
     assert_one_sentence(info.value, "fp16 was refused", "int8 was refused", "no bundle was written")
     assert info.value.kept == ()
     assert info.value.measured.keys() == {"fp16", "int8"}
     assert not any(all(row.passed for row in rows) for rows in info.value.measured.values())
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"] * overwrite
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.usefixtures("quick")
@@ -459,33 +462,24 @@ def test_a_floor_only_raises_those_that_are_below_it(masked: Exported, tmp_path:
     assert raised.lowering == plain.lowering
 
 
-def unused() -> export.Source:
-    """A source that must not be loaded, because an argument is refused first."""
-
-    def load() -> Any:
-        raise AssertionError("loaded before the arguments were checked")
-
-    return export.Source("unused", load)
-
-
 @pytest.mark.parametrize("floor", [0, 1, -0.5, 1.5, float("nan")])
 def test_a_floor_lies_between_0_and_1(tmp_path: Path, floor: float) -> None:
     with pytest.raises(ArgumentError) as info:
-        export.export(unused(), tmp_path / "bundle", ["fp16"], floor=floor)
+        export.export(unused_source(), tmp_path / "bundle", ["fp16"], floor=floor)
     assert_one_sentence(info.value, f"the floor is {floor}", "between 0 and 1")
     assert not list(tmp_path.iterdir())
 
 
 def test_int8_without_calibration_inputs_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as info:
-        export.export(unused(), tmp_path / "bundle", ["fp32", "int8"])
+        export.export(unused_source(), tmp_path / "bundle", ["fp32", "int8"])
     assert_one_sentence(info.value, "int8", "--calibration", "--calibration-texts")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_calibration_method_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as info:
-        export.export(unused(), tmp_path / "bundle", ["int8"], inputs=calibration_inputs(), method="largest")
+        export.export(unused_source(), tmp_path / "bundle", ["int8"], inputs=calibration_inputs(), method="largest")
     assert_one_sentence(info.value, "'largest'", "percentile", "entropy")
     assert not list(tmp_path.iterdir())
 
