@@ -20,7 +20,7 @@ from PIL import Image
 
 import fgclip_rt
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
-from fgclip_rt.errors import ArgumentError, BundleError, DeviceError
+from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
 from helpers import WALK_TYPES, Golden, assert_one_sentence, picture
@@ -165,6 +165,18 @@ def test_regions_are_those_of_the_images_dense_features(model: Model) -> None:
     boxes = [[j * cell[0], i * cell[1], (j + 1) * cell[0], (i + 1) * cell[1]] for i, j in ((0, 0), (2, 3), (5, 1))]
     cells = np.stack([dense[i, j] for i, j in ((0, 0), (2, 3), (5, 1))])
     np.testing.assert_allclose(model.embed_regions(image, boxes, normalize=False), cells, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_regions_can_be_pooled_from_dense_features_that_are_there(model: Model, normalize: bool) -> None:
+    patches = model.preparation(Image.fromarray(IMAGES[1]))
+    dense = model.run_vision("dense", [patches], "dense_features")
+    pooled = model.pool_regions(dense, patches, BOXES, normalize)
+    np.testing.assert_array_equal(pooled, model.embed_regions(IMAGES[1], BOXES, normalize=normalize))
+    assert model.pool_regions(dense, patches, [], normalize).shape == (0, model.dim)
+    with pytest.raises(BoxError) as info:
+        model.pool_regions(dense, patches, [[5, 5, 5, 9]], normalize)
+    assert_one_sentence(info.value, "box")
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
