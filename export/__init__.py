@@ -1,9 +1,10 @@
 """Checkpoints to bundles. Needs PyTorch and ONNX: ``pip install 'fgclip-rt[export]'``."""
 
+from fgclip_rt.progress import BeginStage
+
 from .calibration import CalibrationInputs
 from .pipeline import Source, checkpoint_source, export, random_source, verify_against
 from .precisions import PRECISIONS
-from .progress import BeginStage
 from .registry import MODELS, ModelSpec, find_model
 
 __all__ = [

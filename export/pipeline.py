@@ -21,6 +21,7 @@ from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, Limits, Manifest, ModelIn
 from fgclip_rt.model import open_model
 from fgclip_rt.pocket.calibration import calibration_inputs
 from fgclip_rt.probe import Probe
+from fgclip_rt.progress import BeginStage, silent
 
 from . import calibration, families, probe
 from .assembly import Assembly
@@ -32,7 +33,6 @@ from .onnx_writer import trace
 from .output import new_folder
 from .planner import Inputs, Planner
 from .precisions import FP32, PRECISIONS, Precision
-from .progress import BeginStage, silent
 from .registry import find_model, unknown_model
 
 _PROBE = "probe.safetensors"

@@ -20,6 +20,7 @@ from fgclip_rt.errors import ParityError
 from fgclip_rt.manifest import Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
+from fgclip_rt.progress import BeginStage
 
 from .assembly import Assembly
 from .calibration import CalibrationData
@@ -29,7 +30,6 @@ from .layers import Layer, find_layers
 from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
-from .progress import BeginStage
 from .sensitivity import Sensitivity
 from .smoothing import choose, find_places, smooth
 

@@ -31,6 +31,13 @@ CUDA_REMEDY = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 #: What the ``export`` extra installs, by the names they are imported by.
 EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 
+#: What the backends of ``build`` need, by the names they are imported by.
+ENGINE_PACKAGES = {
+    "tensorrt": ("tensorrt", "cuda", "onnx"),
+    "tensorrt-rtx": ("tensorrt_rtx", "cuda", "onnx"),
+    "onnxruntime-tensorrt": ("cuda", "onnx"),
+}
+
 #: The graphs whose time is taken: what every image and every text goes through.
 TIMED_GRAPHS = ("vision", "text")
 
@@ -103,6 +110,7 @@ def examine() -> list[Check]:
         _fp16(flags),
         _int8(flags),
         _cuda(),
+        *(_engines(library) for library in ("tensorrt", "tensorrt-rtx")),
         _export(),
         _package(
             "parquet output", "pyarrow", "embed --output out.parquet needs pyarrow", "pip install 'fgclip-rt[parquet]'"
@@ -212,6 +220,19 @@ def _export() -> Check:
     if missing := missing_packages(EXPORT_PACKAGES):
         return Check("export", False, f"not installed: {', '.join(missing)}", "pip install 'fgclip-rt[export]'")
     return Check("export", True, f"torch {importlib.metadata.version('torch')}")
+
+
+def _engines(library: str) -> Check:
+    """Whether engines of a library can be built; running them needs a GPU besides, which is another check."""
+    name = f"{library} engines"
+    if missing := missing_packages(ENGINE_PACKAGES[library]):
+        return Check(name, False, f"not installed: {', '.join(missing)}", f"pip install 'fgclip-rt[{library}]'")
+    module, *_ = ENGINE_PACKAGES[library]
+    try:
+        version = importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        version = "installed"  # by other means than pip
+    return Check(name, True, f"{library} {version}")
 
 
 def missing_packages(packages: Iterable[str]) -> list[str]:

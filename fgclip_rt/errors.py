@@ -41,6 +41,10 @@ class DeviceError(FgclipError):
     """A device was asked for and this machine does not have it, or its memory ran out."""
 
 
+class EngineError(FgclipError):
+    """An engine cannot be built or run, or is damaged or stale."""
+
+
 class CheckpointError(FgclipError):
     """A checkpoint cannot be found, or is not what its configuration says."""
 

@@ -22,11 +22,11 @@ Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
 Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all parts: immutable, and an unknown key is an error."""
 
 
-class ModelInfo(_Strict, frozen=True):
+class ModelInfo(Strict, frozen=True):
     """Which model this is.
 
     Attributes:
@@ -47,7 +47,7 @@ class ModelInfo(_Strict, frozen=True):
     checkpoint_sha256: str | None
 
 
-class Score(_Strict, frozen=True):
+class Score(Strict, frozen=True):
     """logits = exp(logit_scale) · cosine + logit_bias, then ``activation``."""
 
     activation: Literal["sigmoid", "softmax"]
@@ -55,7 +55,7 @@ class Score(_Strict, frozen=True):
     logit_bias: float
 
 
-class ImageSpec(_Strict, frozen=True):
+class ImageSpec(Strict, frozen=True):
     """NaFlex preparation: resize to a grid of patches that fills a bucket, keeping the aspect ratio.
 
     Attributes:
@@ -75,14 +75,14 @@ class ImageSpec(_Strict, frozen=True):
     max_num_patches: Positive
 
 
-class WalkTypeSpec(_Strict, frozen=True):
+class WalkTypeSpec(Strict, frozen=True):
     """``index`` is the text graph's ``walk_type`` input; ``length`` the number of tokens, padding included."""
 
     index: Natural
     length: Positive
 
 
-class TextSpec(_Strict, frozen=True):
+class TextSpec(Strict, frozen=True):
     """Tokenisation.
 
     Attributes:
@@ -100,7 +100,7 @@ class TextSpec(_Strict, frozen=True):
     walk_types: dict[str, WalkTypeSpec]
 
 
-class TensorSpec(_Strict, frozen=True):
+class TensorSpec(Strict, frozen=True):
     """An input or output of a graph; a named axis is dynamic."""
 
     name: str
@@ -108,7 +108,7 @@ class TensorSpec(_Strict, frozen=True):
     shape: tuple[int | str, ...]
 
 
-class GraphFile(_Strict, frozen=True):
+class GraphFile(Strict, frozen=True):
     """One graph in one precision."""
 
     file: str
@@ -116,7 +116,7 @@ class GraphFile(_Strict, frozen=True):
     outputs: tuple[TensorSpec, ...]
 
 
-class Limits(_Strict, frozen=True):
+class Limits(Strict, frozen=True):
     """What parity demands.
 
     Attributes:
@@ -131,7 +131,7 @@ class Limits(_Strict, frozen=True):
     dense_share: float
 
 
-class ParityRow(_Strict, frozen=True):
+class ParityRow(Strict, frozen=True):
     """One comparison with the reference.
 
     Attributes:
@@ -162,7 +162,7 @@ class ParityRow(_Strict, frozen=True):
     passed: bool
 
 
-class Parity(_Strict, frozen=True):
+class Parity(Strict, frozen=True):
     """The recorded probe, and what was measured on it at export, by precision."""
 
     probe: str
@@ -170,7 +170,7 @@ class Parity(_Strict, frozen=True):
     measured: dict[str, tuple[ParityRow, ...]]
 
 
-class Calibration(_Strict, frozen=True):
+class Calibration(Strict, frozen=True):
     """What the ranges of whole-number layers were measured on.
 
     Attributes:
@@ -190,7 +190,7 @@ class Calibration(_Strict, frozen=True):
     sha256: str
 
 
-class Lowering(_Strict, frozen=True):
+class Lowering(Strict, frozen=True):
     """What was done to the fp32 graphs to make those of a lower precision.
 
     Attributes:
@@ -208,14 +208,14 @@ class Lowering(_Strict, frozen=True):
     calibration: Calibration | None
 
 
-class FileInfo(_Strict, frozen=True):
+class FileInfo(Strict, frozen=True):
     """Size in bytes and digest of one file."""
 
     size: Natural
     sha256: str
 
 
-class Manifest(_Strict, frozen=True):
+class Manifest(Strict, frozen=True):
     """The whole ``manifest.json``; ``lowering`` is by precision, and fp32 has none."""
 
     format: Literal["fgclip-rt-bundle"]

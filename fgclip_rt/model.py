@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .backends import Backend
-from .backends.onnxruntime import OnnxRuntimeBackend
+from .backends import Backend, Result
+from .backends.choice import choose_backend
 from .boxes import check_boxes
 from .bundle import Bundle
 from .errors import ArgumentError, check_positive
@@ -23,9 +24,9 @@ from .text import Tokenizer, as_texts
 _T = TypeVar("_T")
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
-#: Tokens or patches that a batch holds unless its size is given: enough to keep the cores busy, and few enough that
-#: activations stay small. A bucket of more patches runs one image at a time.
-_TOKENS_PER_BATCH = 2048
+#: Batches that are begun before the first of them is waited for. A backend that works by itself runs one while the next
+#: is prepared.
+_BATCHES_AHEAD = 2
 
 
 def load(
@@ -34,6 +35,7 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     *,
+    backend: str | None = None,
     check_hashes: bool = True,
 ) -> Model:
     """Open a bundle and make its model ready.
@@ -46,27 +48,32 @@ def load(
             ``model.backend`` what it chose and why.
         precision: one of the bundle's; None takes its first.
         threads: CPU threads of one operator; None leaves it to onnxruntime.
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the latter two run engines made by
+            ``fgclip-rt build``, and nothing else. None takes engines on a GPU that they fit, and onnxruntime for what
+            they do not take; ``model.backend`` says which and why.
         check_hashes: compare every file with its recorded SHA-256 (about a second per 1.5 GB).
 
     Raises:
         BundleError: the bundle is incomplete, altered, or from a newer version.
-        ArgumentError: device, precision or threads cannot be used.
+        ArgumentError: device, precision, threads or backend cannot be used.
         DeviceError: the device is not there.
+        EngineError: engines were asked for and none fits, or one is damaged.
     """
-    return open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads)
+    return open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads, backend)
 
 
-def open_model(bundle: Bundle, device: str = "auto", precision: str | None = None, threads: int | None = None) -> Model:
-    """Make the model of a bundle that is open already ready; the arguments are those of :func:`load`.
-
-    Raises:
-        ArgumentError: device, precision or threads cannot be used.
-        DeviceError: the device is not there.
-    """
+def open_model(
+    bundle: Bundle,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    backend: str | None = None,
+) -> Model:
+    """Make the model of a bundle that is open already ready; arguments and errors are those of :func:`load`."""
     available = bundle.manifest.precisions
     if precision is not None and precision not in available:
         raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
-    return Model(bundle, OnnxRuntimeBackend(bundle, precision or available[0], device, threads))
+    return Model(bundle, choose_backend(bundle, precision or available[0], device, threads, backend))
 
 
 class Model:
@@ -134,8 +141,7 @@ class Model:
         """
         output = "image_embeds" if normalize else "image_features"
         rows: dict[int, FloatArray] = {}
-        for batch in self._image_batches(images, max_num_patches, batch_size):
-            vectors = self.run_vision("vision", [patches for _, patches in batch], output)
+        for batch, vectors in self._run_images("vision", images, max_num_patches, batch_size, output):
             rows.update((index, vector) for (index, _), vector in zip(batch, vectors, strict=True))
         return self._stack([rows[index] for index in range(len(rows))])
 
@@ -156,14 +162,18 @@ class Model:
         """
         kind = self.tokenizer.walk_type(walk_type)
         output = "text_embeds" if normalize else "text_features"
-        vectors: list[FloatArray] = []
-        for batch in _batches(as_texts(texts), max(1, _TOKENS_PER_BATCH // kind.length)):
-            tokens = self.tokenizer(batch, walk_type, first=len(vectors))
-            inputs = {"input_ids": tokens.input_ids, "walk_type": np.array(kind.index, np.int32)}
-            if self.manifest.text.attention_mask:
-                inputs["attention_mask"] = tokens.attention_mask
-            vectors.extend(self.backend.run("text", inputs, [output])[0])
-        return self._stack(vectors)
+
+        def begin() -> Iterator[Result]:
+            first = 0
+            for batch in _batches(as_texts(texts), self.backend.batch_size("text", kind.length)):
+                tokens = self.tokenizer(batch, walk_type, first=first)
+                inputs = {"input_ids": tokens.input_ids, "walk_type": np.array(kind.index, np.int32)}
+                if self.manifest.text.attention_mask:
+                    inputs["attention_mask"] = tokens.attention_mask
+                yield self.backend.submit("text", inputs, [output])
+                first += len(batch)
+
+        return self._stack([vector for running in _ahead(begin()) for vector in running.result()[0]])
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that are longer than the walk type's length and would lose their end."""
@@ -193,8 +203,7 @@ class Model:
             A list of float32 [h, w, D], one per image, (h, w) being its grid of patches.
         """
         maps: dict[int, FloatArray] = {}
-        for batch in self._image_batches(images, max_num_patches, None):
-            features = self.run_vision("dense", [patches for _, patches in batch], "dense_features")
+        for batch, features in self._run_images("dense", images, max_num_patches, None, "dense_features"):
             for (index, patches), feature in zip(batch, features, strict=True):
                 height, width = patches.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
@@ -262,8 +271,26 @@ class Model:
             probabilities = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
         return probabilities
 
+    def _run_images(
+        self,
+        graph: str,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None,
+        batch_size: int | None,
+        output: str,
+    ) -> Iterator[tuple[list[tuple[int, Patches]], FloatArray]]:
+        """Every batch of images, with their indices, and what ``graph`` makes of it."""
+
+        def begin() -> Iterator[tuple[list[tuple[int, Patches]], Result]]:
+            for batch in self._image_batches(graph, images, max_num_patches, batch_size):
+                yield batch, self._submit_vision(graph, [patches for _, patches in batch], output)
+
+        for batch, running in _ahead(begin()):
+            yield batch, running.result()[0]
+
     def _image_batches(
         self,
+        graph: str,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None,
         batch_size: int | None,
@@ -275,7 +302,7 @@ class Model:
             patches = self.preparation(load_image(source, name=_image_name(source, index)), max_num_patches)
             queue = queues.setdefault(patches.bucket, [])
             queue.append((index, patches))
-            if len(queue) >= (batch_size or max(1, _TOKENS_PER_BATCH // patches.bucket)):
+            if len(queue) >= (batch_size or self.backend.batch_size(graph, patches.bucket)):
                 yield queues.pop(patches.bucket)
         yield from queues.values()
 
@@ -290,12 +317,15 @@ class Model:
         Returns:
             float32 [B, D], or [B, N, D] for ``dense_features``; rows past an image's grid mean nothing.
         """
+        return self._submit_vision(graph, batch, output).result()[0]
+
+    def _submit_vision(self, graph: str, batch: list[Patches], output: str) -> Result:
         length = max(len(patches.pixels) for patches in batch)
         pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
         for row, patches in zip(pixels, batch, strict=True):
             row[: len(patches.pixels)] = patches.pixels
         shapes = np.array([patches.grid for patches in batch], np.int32)
-        return self.backend.run(graph, {"patches": pixels, "spatial_shapes": shapes}, [output])[0]
+        return self.backend.submit(graph, {"patches": pixels, "spatial_shapes": shapes}, [output])
 
     def pool_regions(self, dense: FloatArray, patches: Patches, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
         """One vector per box of an image whose dense features are there already.
@@ -345,6 +375,16 @@ def l2_normalize(vectors: FloatArray) -> FloatArray:
 def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
     while batch := list(islice(items, size)):
         yield batch
+
+
+def _ahead(begun: Iterator[_T]) -> Iterator[_T]:
+    """The items, each when :data:`_BATCHES_AHEAD` later ones have been begun."""
+    waiting: deque[_T] = deque()
+    for item in begun:
+        waiting.append(item)
+        if len(waiting) > _BATCHES_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _image_name(source: ImageSource, index: int) -> str:

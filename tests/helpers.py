@@ -27,7 +27,7 @@ from fgclip_rt.export.attention import add_definition
 from fgclip_rt.export.families import ReferenceModel
 from fgclip_rt.export.fgclip2 import graphs
 from fgclip_rt.export.onnx_writer import GraphSource
-from fgclip_rt.export.progress import BeginStage
+from fgclip_rt.progress import BeginStage
 
 GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")

@@ -1,11 +1,36 @@
-"""What runs the graphs of a bundle: one module per library."""
+"""What runs the graphs of a bundle: one module per library, and the choice between them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Result(Protocol):
+    """Outputs that may still be on their way."""
+
+    def result(self) -> list[Array]:
+        """The outputs, waited for where they are not here yet.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Outputs that are here."""
+
+    outputs: list[Array]
+
+    def result(self) -> list[Array]:
+        """The outputs."""
+        return self.outputs
 
 
 class Backend(Protocol):
@@ -22,12 +47,19 @@ class Backend(Protocol):
     def __str__(self) -> str:
         """Which library runs on which device, and why."""
 
-    def run(
-        self, graph: str, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str]
-    ) -> list[np.ndarray[Any, Any]]:
+    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run ``graph`` and return ``outputs`` in order.
 
         Raises:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, or the precision cannot run here.
         """
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Begin to run ``graph``; a backend that works by itself returns before it is done.
+
+        The inputs may be changed once this returns. Raises as :meth:`run`.
+        """
+
+    def batch_size(self, graph: str, length: int) -> int:
+        """How many images or texts of ``length`` patches or tokens to run at a time, unless the caller knows better."""

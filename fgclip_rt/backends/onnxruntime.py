@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
 from ..bundle import Bundle
 from ..doctor import CUDA_REMEDY, nvidia_gpus
 from ..errors import ArgumentError, DeviceError, check_positive
+from . import Array, Finished, Result
 
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
+
+#: Patches or tokens that a batch holds unless its size is given: enough to keep the cores busy, and few enough that
+#: activations stay small. What has more runs alone.
+_TOKENS_PER_BATCH = 2048
 
 
 class OnnxRuntimeBackend:
@@ -28,7 +32,9 @@ class OnnxRuntimeBackend:
         reason: why ``auto`` chose that device.
     """
 
-    def __init__(self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str = ""
+    ) -> None:
         """Prepare to run ``bundle``.
 
         Args:
@@ -36,6 +42,7 @@ class OnnxRuntimeBackend:
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
             threads: threads of one operator on the CPU; None leaves it to onnxruntime.
+            note: why nothing else runs it, to be told with the reason for the device.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.
@@ -49,14 +56,13 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
-        self.device, self.reason = _choose_device(device)
+        self.device, reason = _choose_device(device)
+        self.reason = f"{reason}; {note}" if note else reason
 
     def __str__(self) -> str:
         return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
 
-    def run(
-        self, graph: str, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str]
-    ) -> list[np.ndarray[Any, Any]]:
+    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run ``graph`` and return ``outputs`` in order.
 
         Raises:
@@ -64,7 +70,7 @@ class OnnxRuntimeBackend:
             DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
         try:
-            results: list[np.ndarray[Any, Any]] = self._session(graph).run(list(outputs), dict(inputs))
+            results: list[Array] = self._session(graph).run(list(outputs), dict(inputs))
         except RuntimeException as error:
             if "allocate" not in str(error):
                 raise
@@ -73,6 +79,14 @@ class OnnxRuntimeBackend:
                 "or a machine with more memory."
             ) from None
         return results
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`run`, and as long."""
+        return Finished(self.run(graph, inputs, outputs))
+
+    def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
+        """As many as make :data:`_TOKENS_PER_BATCH` patches or tokens, and at least one."""
+        return max(1, _TOKENS_PER_BATCH // length)
 
     def _session(self, graph: str) -> ort.InferenceSession:
         with self._lock:
@@ -90,7 +104,7 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = int(self._threads)
         file = self._bundle.file(graphs[graph][self.precision].file)
         # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
-        providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
+        providers = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
         self._bundle.check_unchanged()
         try:
             session = self._create(graph, file, options, providers)
@@ -101,7 +115,7 @@ class OnnxRuntimeBackend:
                 f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'})."
             ) from None
         self._bundle.check_unchanged()
-        if self.device == "cuda" and _CUDA not in session.get_providers():
+        if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
             raise DeviceError(
                 "onnxruntime lists its CUDA provider but could not start it; "
@@ -121,7 +135,7 @@ class OnnxRuntimeBackend:
 
 
 def _choose_device(device: str) -> tuple[str, str]:
-    has_cuda = _CUDA in ort.get_available_providers()
+    has_cuda = CUDA_PROVIDER in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceError(
             f"device 'cuda' needs onnxruntime's CUDA provider, which is not installed; run '{CUDA_REMEDY}', "

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from .. import __version__
-from . import doctor, embed, evaluate, export, heatmap, inspect, regions, scene, score, verify
+from . import build, doctor, embed, evaluate, export, heatmap, inspect, regions, scene, score, verify
 from .console import command
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def _common(
 
 for _name, _module in (
     ("export", export),
+    ("build", build),
     ("verify", verify),
     ("inspect", inspect),
     ("embed", embed),

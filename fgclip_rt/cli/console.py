@@ -156,8 +156,8 @@ def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except FgclipError as error:
             warn(f"fgclip-rt: {error}")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            warn("fgclip-rt: interrupted; nothing was written.")
+        except KeyboardInterrupt as stop:
+            warn(f"fgclip-rt: interrupted; {stop}." if str(stop) else "fgclip-rt: interrupted; nothing was written.")
             raise typer.Exit(130) from None
         except OSError as error:
             # A reader of our output that has gone away is the affair of the shell.
@@ -190,9 +190,9 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         yield begin
 
 
-def open_model(bundle: Path, device: str, precision: str | None, threads: int | None) -> Model:
+def open_model(bundle: Path, device: str, precision: str | None, threads: int | None, backend: str | None) -> Model:
     """Load a bundle for a command, and say so when its weights are random."""
-    model = load(bundle, device, precision, threads)
+    model = load(bundle, device, precision, threads, backend=backend)
     if model.manifest.model.weights == "random":
         warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
     return model

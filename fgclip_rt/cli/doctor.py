@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from ..backends.choice import Fit, fit_engines
+from ..bundle import Bundle
 from ..doctor import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Check, Timing, examine, time_precisions
 from ..errors import ArgumentError
 from . import options
@@ -25,20 +27,29 @@ def run(
 ) -> None:
     """Show what this machine can run, and why not for the rest.
 
-    With BUNDLE, also time its precisions side by side, as a quick look; --device and --threads are for that.
+    With BUNDLE, also time its precisions side by side, as a quick look, and say which of its engines fit; --device and
+    --threads are for the timing.
     """
     if bundle is None and (device != "auto" or threads is not None):
         raise ArgumentError("--device and --threads are for timing a bundle; name its folder too, or leave them out.")
     timings = [] if bundle is None else _timings(bundle, device, threads)
     checks = examine()
+    fits = [] if bundle is None else fit_engines(Bundle.open(bundle, check_hashes=False))
     if json:
         found = msgspec.to_builtins(checks)
-        timed = {"bundle": str(bundle), "checks": found, "timings": msgspec.to_builtins(timings)}
+        timed = {
+            "bundle": str(bundle),
+            "checks": found,
+            "timings": msgspec.to_builtins(timings),
+            "engines": [{"engine": fit.engine.path.name, "problem": fit.problem} for fit in fits],
+        }
         say_json(found if bundle is None else timed)
         return
     _say_checks(checks)
     if bundle is not None:
         _say_timings(bundle, timings)
+    if fits:
+        say_table("", ("engine", "here"), _engine_rows(fits), right=False)
 
 
 def verdict(timing: Timing) -> str:
@@ -61,6 +72,10 @@ def verdict(timing: Timing) -> str:
 def _timings(bundle: Path, device: str, threads: int | None) -> list[Timing]:
     with progress_bars() as begin:
         return time_precisions(bundle, device, threads, begin("time precisions", len(TIMED_GRAPHS) * ROUNDS))
+
+
+def _engine_rows(fits: Iterable[Fit]) -> list[tuple[str, str]]:
+    return [(fit.engine.path.name, f"does not fit: {fit.problem}" if fit.problem else "fits") for fit in fits]
 
 
 def _say_checks(checks: Iterable[Check]) -> None:

@@ -41,6 +41,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -55,7 +56,7 @@ def run(
     set_max_image_pixels(max_image_pixels)
     files = find_images(images or [])
     lines = read_texts(texts) if texts is not None else []
-    model = open_model(bundle, device, precision, threads)
+    model = open_model(bundle, device, precision, threads, backend)
     model.tokenizer.walk_type(walk_type)
     truncated = warn_truncated(model, lines, walk_type)
 

@@ -21,6 +21,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
     """Count right choices on scenes that are drawn for it and that fg-clip2-pocket was not trained on.
@@ -29,7 +30,7 @@ def run(
     dense maps, in English and Chinese. It measures bundles of fg-clip2-pocket; other models never saw such scenes.
     """
     check_scenes(scenes)
-    model = open_model(bundle, device, precision, threads)
+    model = open_model(bundle, device, precision, threads, backend)
     if model.manifest.model.weights != "shipped":
         warn(
             "fgclip-rt: only fg-clip2-pocket was made for these scenes; other models can do little better than chance."

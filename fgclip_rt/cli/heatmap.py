@@ -27,6 +27,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -37,7 +38,7 @@ def run(
     check_picture_output(output, overwrite)
     set_max_image_pixels(max_image_pixels)
     check_text_arguments(text)
-    model = open_model(bundle, device, precision, threads)
+    model = open_model(bundle, device, precision, threads, backend)
     warn_truncated(model, text, walk_type)
     (photo,) = read_images([image], exif_transpose)
     maps = similarity_maps(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ..bundle import Bundle
+from ..engine_files import Engine, Profile, find_engines
 from ..manifest import Manifest, ParityRow, TensorSpec
 from . import options
 from .console import PARITY_COLUMNS, describe_lowering, parity_cells, say, say_json, say_table
@@ -12,8 +15,12 @@ def run(bundle: options.Bundle, json: options.Json = False) -> None:
     """Show what is inside a bundle, once every file has been checked against its digest."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
+    built = find_engines(opened)
     if json:
-        say_json({"path": str(opened.path), "size": opened.size, "manifest": manifest.to_builtins()})
+        engines = {engine.path.name: msgspec.to_builtins(engine.record) for engine in built}
+        say_json(
+            {"path": str(opened.path), "size": opened.size, "manifest": manifest.to_builtins(), "engines": engines}
+        )
         return
     for name, value in _facts(opened):
         say(f"{name:<12} {value}")
@@ -32,6 +39,9 @@ def run(bundle: options.Bundle, json: options.Json = False) -> None:
         ("file", "bytes", "sha256"),
         ((name, f"{info.size:,}", info.sha256) for name, info in manifest.files.items()),
     )
+    if built:
+        columns = ("engine", "library", "targets", "inputs", "bytes", "layers", "seconds")
+        say_table("engines", columns, map(_engine, built), right=False)
     say_table("parity at export", ("precision", *PARITY_COLUMNS), _parity(manifest))
 
 
@@ -61,6 +71,25 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("texts", f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
+
+
+def _engine(engine: Engine) -> tuple[str, ...]:
+    key, record = engine.key, engine.record
+    return (
+        engine.path.name,
+        str(key.library),
+        ", ".join([*key.targets, *([key.gpu] if key.gpu else [])]),
+        "\n".join(f"{name} {_shapes(profile)}" for name, profile in key.profiles.items()),
+        f"{engine.size:,}",
+        "-" if record.layers is None else f"{record.layers:,}",
+        f"{record.seconds:.1f}",
+    )
+
+
+def _shapes(profile: Profile) -> str:
+    """The shapes of an input, with min, opt and max where they differ."""
+    sizes = zip(profile.min, profile.opt, profile.max, strict=True)
+    return f"[{', '.join('/'.join(map(str, dict.fromkeys(axis))) for axis in sizes)}]"
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:

@@ -11,6 +11,10 @@ Bundle = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.  [default: engines where they fit, else onnxruntime]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 MaxNumPatches = Annotated[

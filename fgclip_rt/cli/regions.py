@@ -25,13 +25,14 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
     """Print the cosine of each text with each box of an image."""
     set_max_image_pixels(max_image_pixels)
     boxes = [parse_box(value) for value in box]
     check_text_arguments(text)
-    model = open_model(bundle, device, precision, threads)
+    model = open_model(bundle, device, precision, threads, backend)
     warn_truncated(model, text, walk_type)
     (picture,) = read_images([image], exif_transpose)
     regions = model.embed_regions(picture, boxes, max_num_patches)

@@ -23,12 +23,13 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
     """Print the probability that each text describes each image."""
     set_max_image_pixels(max_image_pixels)
     check_text_arguments(text)
-    model = open_model(bundle, device, precision, threads)
+    model = open_model(bundle, device, precision, threads, backend)
     warn_truncated(model, text, walk_type)
     text_embeds = model.embed_texts(text, walk_type)
     image_embeds = model.embed_images(read_images(images, exif_transpose), max_num_patches)

@@ -25,6 +25,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
     """Check that a bundle gives the reference's numbers on this machine.
@@ -32,7 +33,7 @@ def run(
     The probe recorded in the bundle needs no PyTorch; --checkpoint runs the reference anew and does.
     """
     opened = Bundle.open(bundle)
-    model = open_model(opened, device, precision, threads)
+    model = open_model(opened, device, precision, threads, backend)
     with progress_bars() as begin:
         if checkpoint is None:
             probe = Probe.load(opened.file(opened.manifest.parity.probe))

@@ -1,4 +1,4 @@
-"""How an export says how far it is."""
+"""How long work says how far it is."""
 
 from __future__ import annotations
 

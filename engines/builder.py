@@ -1,0 +1,148 @@
+"""One graph to one plan, by TensorRT's builder: a strongly typed network, whose types are those of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fgclip_rt.engine_files import Profile
+from fgclip_rt.errors import EngineError
+
+from .libraries import TensorRtLibrary
+from .logger import make_logger, reason
+from .network import parser_input
+from .task import Task
+
+
+class TensorRtBuilder:
+    """Builds plans in this process, one at a time: the library knows one logger, whoever passes which."""
+
+    def __init__(self, library: TensorRtLibrary) -> None:
+        self._library = library
+        self._errors: list[str] = []
+        self._logger = make_logger(library.trt, self._errors)
+
+    def build(self, task: Task, report: Callable[[int], None]) -> int | None:
+        """As :meth:`Builder.build`."""
+        trt = self._library.trt
+        self._errors.clear()
+        builder = trt.Builder(self._logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._logger)
+        # The path is where the parser looks for the weights.
+        if not parser.parse(parser_input(Path(task.graph), task.fixed), task.graph):
+            reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            raise EngineError(self._failure(task, reasons))
+
+        config = builder.create_builder_config()
+        # It rounds float32 products to three decimal digits, and parity would not hold.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        config.progress_monitor = _monitor(trt, report)
+        config.add_optimization_profile(_profile(builder, network, task.profiles))
+        self._library.set_targets(config, task.targets)
+        cache = _TimingCache(config, task.timing_cache)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise EngineError(self._failure(task, self._errors))
+        cache.save()
+        Path(task.plan).write_bytes(plan)
+        return int(network.num_layers)
+
+    def _failure(self, task: Task, reasons: list[str]) -> str:
+        why = reason(reasons)
+        if "memory" in why.lower():
+            return f"memory ran out in {self._library} ({why}); build with a smaller --batch or fewer --jobs."
+        return (
+            f"{self._library} refused {Path(task.graph).name} for {', '.join(task.targets)} ({why}); leave that "
+            "out, or try another target or precision."
+        )
+
+
+def _monitor(trt: Any, report: Callable[[int], None]) -> Any:
+    progress = Progress(report)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            progress.start(name, parent, steps)
+
+        def phase_finish(self, name: str) -> None:
+            progress.finish(name)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress.step(name, step)
+            return True
+
+    return Monitor()
+
+
+class Progress:
+    """How much of a build is done, in percent, from the phases within phases that the library tells of."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._phases: dict[str, tuple[str | None, int, int]] = {}
+        self._reported = 0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase of ``steps`` steps begins, as a part of the present step of ``parent``."""
+        self._phases[name] = (parent, max(1, steps), 0)
+
+    def step(self, name: str, index: int) -> None:
+        """Step ``index`` of a phase, counted from zero, is done."""
+        if name not in self._phases:
+            return
+        parent, steps, _ = self._phases[name]
+        self._phases[name] = (parent, steps, index + 1)
+        share = 0.0
+        at: str | None = name
+        while at is not None and at in self._phases:
+            at, steps, done = self._phases[at]
+            share = min(1.0, (done + share) / steps)
+        # A phase whose parent has ended, or that begins anew, would set it back.
+        percent = int(100 * share)
+        if at is None and percent > self._reported:
+            self._reported = percent
+            self._report(percent)
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        self._phases.pop(name, None)
+
+
+def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile]) -> Any:
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        value = network.get_input(index)
+        if -1 in tuple(value.shape):
+            shapes = profiles[value.name]
+            profile.set_shape(value.name, shapes.min, shapes.opt, shapes.max)
+    return profile
+
+
+class _TimingCache:
+    """Timings of kernels in a file, where the library has any use for them."""
+
+    def __init__(self, config: Any, path: str | None) -> None:
+        self._path = None if path is None else Path(path)
+        if self._path is None:
+            return
+        self._config = config
+        self._cache = config.create_timing_cache(self._read())
+        config.set_timing_cache(self._cache, ignore_mismatch=False)
+
+    def save(self) -> None:
+        """Write the file anew, with what others have added to it since."""
+        if self._path is None:
+            return
+        self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=True)
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial.write_bytes(self._cache.serialize())
+        partial.replace(self._path)
+
+    def _read(self) -> bytes:
+        assert self._path is not None
+        return self._path.read_bytes() if self._path.exists() else b""

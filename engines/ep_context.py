@@ -1,0 +1,63 @@
+"""One graph to an EP-context model: an ONNX file that onnxruntime's TensorRT provider has compiled already.
+
+A service that uses onnxruntime, in C for instance, opens it like any model, and need not wait for the provider to build
+its engine. The format: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
+
+from fgclip_rt.engine_files import Profile
+from fgclip_rt.errors import EngineError
+
+from .libraries import OnnxRuntimeTensorRt
+from .network import parser_input
+from .task import Task
+
+
+class EpContextBuilder:
+    """Builds by onnxruntime's compile API."""
+
+    def __init__(self, provider: str = OnnxRuntimeTensorRt.provider) -> None:
+        """Take the name of the provider that compiles."""
+        self._provider = provider
+
+    def build(self, task: Task, report: Callable[[int], None]) -> int | None:
+        """As :meth:`Builder.build`. The provider tells nothing while it builds, nor of its layers."""
+        graph = Path(task.graph)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # The graph comes from memory, so onnxruntime has to be told where its weights and its result lie.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+        options.add_session_config_entry("ep.context_file_path", task.plan)
+        options.add_provider(self._provider, provider_options(task.profiles))
+        try:
+            ort.ModelCompiler(options, parser_input(graph, task.fixed)).compile_to_file(task.plan)
+        except (Fail, InvalidGraph, NotImplemented, RuntimeException) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise EngineError(
+                f"onnxruntime {ort.__version__} refused {graph.name} ({reason}); try another precision."
+            ) from None
+        report(100)
+        return None
+
+
+def provider_options(profiles: Mapping[str, Profile]) -> dict[str, str]:
+    """Options of the TensorRT provider. With no precision among them, it makes a strongly typed network.
+
+    Args:
+        profiles: by input.
+    """
+    return {
+        f"trt_profile_{kind}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, getattr(profile, kind)))}"
+            for name, profile in profiles.items()
+            if getattr(profile, kind)
+        )
+        for kind in ("min", "opt", "max")
+    }

@@ -1,0 +1,306 @@
+"""One engine at work: inputs into page-locked memory, over the bus, through the engine and back, two at a time.
+
+While the GPU runs one batch, the next is copied to it: each of two slots has its own memory on both sides, and copies
+in either direction have streams of their own. Shapes that come again are captured as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fgclip_rt.errors import DeviceError
+
+from .cuda import Cuda, DeviceMemory, OutOfMemoryError, PinnedMemory
+from .execution import Execution, Plan, Shape
+
+Array = np.ndarray[Any, Any]
+
+#: Shapes of inputs whose executions a slot keeps; the one that came first goes first.
+_KEPT_SHAPES = 32
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What goes in and out of an engine.
+
+    Attributes:
+        dtypes: by name, of inputs and outputs.
+        outputs: names of the outputs.
+    """
+
+    dtypes: Mapping[str, np.dtype[Any]]
+    outputs: Sequence[str]
+
+    def sizes(self, execution: Execution, shapes: Mapping[str, Shape]) -> dict[str, int]:
+        """Bytes of every input and output, when the inputs have ``shapes``."""
+        every = {**shapes, **{name: execution.output_shape(name) for name in self.outputs}}
+        return {name: math.prod(shape) * self.dtypes[name].itemsize for name, shape in every.items()}
+
+
+class Pending:
+    """Outputs on their way; whoever needs them first, or their memory, waits for them."""
+
+    def __init__(self, collect: Callable[[], list[Array]]) -> None:
+        self._collect: Callable[[], list[Array]] | None = collect
+        self._lock = threading.Lock()
+        self._outputs: list[Array] = []
+        self._error: Exception | None = None
+
+    def finish(self) -> None:
+        """Wait until the outputs are here, and leave the memory that they came in."""
+        with self._lock:
+            if self._collect is None:
+                return
+            try:
+                self._outputs = self._collect()
+            except Exception as error:  # whoever asks for the result is told
+                self._error = error
+            finally:
+                self._collect = None
+
+    def result(self) -> list[Array]:
+        """The outputs.
+
+        Raises:
+            DeviceError: the GPU failed.
+        """
+        self.finish()
+        if self._error is not None:
+            raise self._error
+        return self._outputs
+
+
+class Lane:
+    """One engine. Safe to use from several threads, whose batches take turns."""
+
+    def __init__(self, name: str, plan: Plan, tensors: Tensors, cuda: Cuda) -> None:
+        """Prepare to run ``plan``.
+
+        Args:
+            name: of the engine, for messages.
+            plan: to run.
+            tensors: its inputs and outputs.
+            cuda: of the GPU that the plan is on.
+        """
+        self._name = name
+        self._plan = plan
+        self._cuda = cuda
+        self._lock = threading.Lock()
+        self._streams = _Streams(cuda)
+        self._activations: DeviceMemory | None = None
+        self._tensors = tensors
+        capture = not plan.captures_graphs
+        self._slots = [_Slot(cuda, tensors, self._streams, capture) for _ in range(2)]
+        self._turn = 0
+
+    def submit(self, inputs: Mapping[str, Array], shapes: Mapping[str, Shape], outputs: Sequence[str]) -> Pending:
+        """Begin to run.
+
+        Args:
+            inputs: by name; each fills the first rows of its shape, and what is left of it is zero.
+            shapes: of the engine's inputs.
+            outputs: which to bring back.
+
+        Raises:
+            DeviceError: the GPU's memory cannot hold it, or the GPU failed.
+        """
+        with self._lock:
+            slot = self._slots[self._turn]
+            slot.drain()
+            try:
+                execution = self._prepared(slot, shapes)
+            except OutOfMemoryError:
+                raise self._too_large(shapes) from None
+            self._turn = 1 - self._turn
+            return slot.start(execution, inputs, shapes, outputs)
+
+    def _prepared(self, slot: _Slot, shapes: Mapping[str, Shape]) -> _Captured:
+        """The slot's execution for ``shapes``, with memory for all that it needs."""
+        known = slot.find(shapes)
+        if known is not None:
+            return known
+        execution = self._plan.execution(shapes)
+        slot.make_room(execution, shapes)
+        if self._activations is None or self._activations.size < execution.memory:
+            # Both slots run in it, one after another, and what is bound to it goes with it.
+            for each in self._slots:
+                each.drain()
+                each.forget()
+            self._activations = None
+            self._activations = self._cuda.device_memory(max(1, execution.memory))
+        return slot.keep(execution, shapes, self._activations)
+
+    def _too_large(self, shapes: Mapping[str, Shape]) -> DeviceError:
+        """Why these shapes do not fit, and how many rows do."""
+        for slot in self._slots:
+            slot.drain()
+            slot.clear()
+        self._activations = None
+        free = self._cuda.free_memory()
+        rows = max(shape[0] for shape in shapes.values() if shape)
+        needed = self._needed(shapes)
+        fits, beyond = 0, rows
+        while beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            smaller = {name: (middle, *shape[1:]) if shape[:1] == (rows,) else shape for name, shape in shapes.items()}
+            if self._can_hold(smaller, free):
+                fits = middle
+            else:
+                beyond = middle
+        remedy = (
+            f"the largest batch that fits is {fits}, so pass batch_size={fits}"
+            if fits
+            else "not even one fits, so use fewer patches, or free memory"
+        )
+        return DeviceError(
+            f"the GPU's memory ran out: {self._name} needs {needed / 1e9:.2f} GB for a batch of {rows}, and "
+            f"{free / 1e9:.2f} GB is free; {remedy}."
+        )
+
+    def _can_hold(self, shapes: Mapping[str, Shape], free: int) -> bool:
+        # A shape below the engine's profile is refused by it.
+        with contextlib.suppress(Exception):
+            return self._needed(shapes) <= free
+        return False
+
+    def _needed(self, shapes: Mapping[str, Shape]) -> int:
+        """Bytes of the GPU that one slot takes."""
+        execution = self._plan.execution(shapes)
+        return execution.memory + sum(self._tensors.sizes(execution, shapes).values())
+
+
+class _Streams:
+    """What is copied in, run, and copied out, each in an order of its own."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.copy_in, self.run, self.copy_out = (cuda.stream() for _ in range(3))
+
+
+class _Captured:
+    """An execution, and the CUDA graph of it once it has run."""
+
+    def __init__(self, cuda: Cuda, execution: Execution, capture: bool) -> None:
+        self._cuda = cuda
+        self._execution = execution
+        self._graph: Any = None
+        # The first run is not captured: the library sets itself up in it.
+        self._runs_until_capture = 1 if capture else -1
+
+    def output_shape(self, name: str) -> Shape:
+        return self._execution.output_shape(name)
+
+    def enqueue(self, stream: Any) -> None:
+        if self._runs_until_capture == 0:
+            self._graph = self._cuda.capture(stream, lambda: self._execution.enqueue(stream))
+        self._runs_until_capture -= 1
+        if self._graph is None:
+            self._execution.enqueue(stream)
+        else:
+            self._cuda.launch(self._graph, stream)
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            with contextlib.suppress(Exception):  # at the end of the process CUDA may be gone first
+                self._cuda.destroy(self._graph)
+
+
+class _Slot:
+    """Memory for one batch, on both sides of the bus."""
+
+    def __init__(self, cuda: Cuda, tensors: Tensors, streams: _Streams, capture: bool) -> None:
+        self._cuda = cuda
+        self._tensors = tensors
+        self._streams = streams
+        self._capture = capture
+        self._device: dict[str, DeviceMemory] = {}
+        self._pinned: dict[str, PinnedMemory] = {}
+        self._executions: dict[tuple[tuple[str, Shape], ...], _Captured] = {}
+        self._copied_in, self._ran, self._copied_out = (cuda.event() for _ in range(3))
+        self._pending: Pending | None = None
+
+    def drain(self) -> None:
+        """Wait until the memory is free again."""
+        if self._pending is not None:
+            self._pending.finish()
+            self._pending = None
+
+    def find(self, shapes: Mapping[str, Shape]) -> _Captured | None:
+        """The execution for ``shapes``, if they came before."""
+        return self._executions.get(tuple(shapes.items()))
+
+    def keep(self, execution: Execution, shapes: Mapping[str, Shape], activations: DeviceMemory) -> _Captured:
+        """Bind an execution to this slot's memory, and keep it for when the shapes come again."""
+        addresses = {name: memory.address for name, memory in self._device.items()}
+        execution.bind(addresses, activations.address, activations.size)
+        while len(self._executions) >= _KEPT_SHAPES:
+            self._executions.pop(next(iter(self._executions)))
+        captured = _Captured(self._cuda, execution, self._capture)
+        self._executions[tuple(shapes.items())] = captured
+        return captured
+
+    def forget(self) -> None:
+        """Drop the executions, because what they are bound to goes."""
+        self._executions.clear()
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self.forget()
+        self._device.clear()
+        self._pinned.clear()
+
+    def make_room(self, execution: Execution, shapes: Mapping[str, Shape]) -> None:
+        """Take memory for inputs and outputs where there is not enough yet.
+
+        Raises:
+            OutOfMemoryError: there is not that much left.
+        """
+        for name, size in self._tensors.sizes(execution, shapes).items():
+            if name not in self._device or self._device[name].size < size:
+                self.forget()
+                for memory in (self._device, self._pinned):
+                    memory.pop(name, None)
+                self._device[name] = self._cuda.device_memory(size)
+                self._pinned[name] = self._cuda.pinned_memory(size)
+
+    def start(
+        self,
+        execution: _Captured,
+        inputs: Mapping[str, Array],
+        shapes: Mapping[str, Shape],
+        outputs: Sequence[str],
+    ) -> Pending:
+        """Give all that a run needs to the streams; what is returned brings the outputs back."""
+        cuda, streams = self._cuda, self._streams
+        for name, shape in shapes.items():
+            view = self._view(name, shape)
+            if inputs[name].shape != shape:
+                view[...] = 0
+            view[tuple(slice(size) for size in inputs[name].shape)] = inputs[name]
+            cuda.copy_in(self._device[name], self._pinned[name], view.nbytes, streams.copy_in)
+        cuda.record(self._copied_in, streams.copy_in)
+        cuda.hold(streams.run, self._copied_in)
+        execution.enqueue(streams.run)
+        cuda.record(self._ran, streams.run)
+        cuda.hold(streams.copy_out, self._ran)
+        views = [self._view(name, execution.output_shape(name)) for name in outputs]
+        for name, view in zip(outputs, views, strict=True):
+            cuda.copy_out(self._pinned[name], self._device[name], view.nbytes, streams.copy_out)
+        cuda.record(self._copied_out, streams.copy_out)
+
+        def collect() -> list[Array]:
+            cuda.wait(self._copied_out)
+            return [view.copy() for view in views]
+
+        self._pending = Pending(collect)
+        return self._pending
+
+    def _view(self, name: str, shape: Shape) -> Array:
+        dtype = self._tensors.dtypes[name]
+        return self._pinned[name].bytes[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)

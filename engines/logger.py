@@ -1,0 +1,35 @@
+"""What TensorRT says while it works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: By the name of the library's module. It keeps the first logger that it is given, and uses it for all.
+_LOGGERS: dict[str, Any] = {}
+
+
+def make_logger(trt: Any, errors: list[str]) -> Any:
+    """A logger that adds to ``errors`` what goes wrong from now on, and drops what the library warns of.
+
+    Only one list is added to at a time: that of the latest call.
+    """
+    if trt.__name__ not in _LOGGERS:
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+                self.errors: list[str] = []
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    self.errors.append(message)
+
+        _LOGGERS[trt.__name__] = Logger()
+    logger = _LOGGERS[trt.__name__]
+    logger.errors = errors
+    return logger
+
+
+def reason(errors: list[str]) -> str:
+    """The first of ``errors`` as part of a sentence."""
+    return " ".join((errors[0] if errors else "it gave no reason").split()).rstrip(".")

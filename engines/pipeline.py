@@ -1,0 +1,230 @@
+"""Bundle to engines: build what is not there yet, each in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from fgclip_rt.bundle import ENGINES, Bundle, file_info
+from fgclip_rt.engine_files import (
+    FORMAT,
+    FORMAT_VERSION,
+    RECIPE,
+    RECORD,
+    Engine,
+    EngineKey,
+    EngineRecord,
+    folder_name,
+    read_engine,
+)
+from fgclip_rt.errors import ArgumentError, EngineError, OutputError, check_positive
+from fgclip_rt.progress import BeginStage, silent
+
+from .cuda import find_gpu
+from .libraries import LIBRARIES, EngineLibrary, resolve
+from .profiles import EngineSpec, Shapes, plan
+from .task import Task
+from .worker import Done
+from .workers import build_all
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that is there now, and whether it was there already."""
+
+    engine: Engine
+    cached: bool
+
+
+def build(
+    bundle: Bundle,
+    backend: str,
+    precisions: Sequence[str],
+    *,
+    targets: Sequence[str] = (),
+    graphs: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
+    jobs: int = 1,
+    rebuild: bool = False,
+    begin: BeginStage = silent,
+) -> list[Built]:
+    """Build the engines of a bundle that are not there yet, in its folder ``engines/``.
+
+    An engine is there when its key is: the same graph and weights, library, targets and shapes. When it ends early,
+    whatever the reason, the engines that are finished stay and no other file does.
+
+    Args:
+        bundle: an opened bundle.
+        backend: ``tensorrt``, ``tensorrt-rtx`` or ``onnxruntime-tensorrt``.
+        precisions: of the bundle's.
+        targets: what to build for, as the library names it; none takes the library's default.
+        graphs: names of graphs; None takes all.
+        shapes: which shapes; None takes all that the bundle's preparation makes.
+        jobs: engines to build at the same time, each in a process of its own.
+        rebuild: build also what is there.
+        begin: is told how far the build is.
+
+    Returns:
+        One per engine, in the order in which they are planned.
+
+    Raises:
+        ArgumentError: an argument cannot be used.
+        MissingDependencyError: the library is not installed.
+        EngineError: the library refused, crashed, or lacks the GPU that the target needs.
+        OutputError: the folder cannot be written.
+    """
+    if backend not in LIBRARIES:
+        raise ArgumentError(f"backend {backend!r} is unknown; choose from {', '.join(LIBRARIES)}.")
+    check_positive("jobs", jobs, most=256)
+    if not precisions:
+        raise ArgumentError(f"no precision was asked for; choose from {', '.join(bundle.manifest.precisions)}.")
+    specs = plan(bundle.manifest, precisions, graphs, shapes)
+    library = LIBRARIES[backend]()
+    asked = library.check_targets(targets)
+    resolved, gpu = resolve(asked, find_gpu())
+    folder = _Folder(bundle, library)
+    wanted = [_Wanted(spec, _key(bundle, spec, library, resolved, gpu)) for spec in specs]
+    found = {} if rebuild else {entry.name: engine for entry in wanted if (engine := folder.find(entry.name))}
+    missing = [entry for entry in wanted if entry.name not in found]
+    built = folder.build(missing, asked, jobs, begin) if missing else {}
+    return [Built({**found, **built}[entry.name], entry.name in found) for entry in wanted]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An engine that was asked for."""
+
+    spec: EngineSpec
+    key: EngineKey
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return folder_name(self.key)
+
+
+def _key(
+    bundle: Bundle, spec: EngineSpec, library: EngineLibrary, targets: Sequence[str], gpu: str | None
+) -> EngineKey:
+    files = bundle.manifest.files
+    return EngineKey(
+        graph=spec.graph,
+        precision=spec.precision,
+        files={name: files[name].sha256 for name in (spec.file, *_weights(bundle, spec.file))},
+        library=library.identity,
+        targets=tuple(targets),
+        gpu=gpu,
+        profiles=dict(spec.profiles),
+        recipe=RECIPE,
+    )
+
+
+def _weights(bundle: Bundle, file: str) -> list[str]:
+    """The files that a graph's weights lie in.
+
+    Raises:
+        EngineError: the graph cannot be read.
+    """
+    try:
+        graph = onnx.load(bundle.file(file), load_external_data=False).graph
+    except Exception as error:  # protobuf's own kinds
+        raise EngineError(f"{bundle.file(file)} is no ONNX graph ({error}); export the bundle again.") from None
+    return sorted({ExternalDataInfo(tensor).location for tensor in graph.initializer if uses_external_data(tensor)})
+
+
+class _Folder:
+    """The folder ``engines/`` of a bundle."""
+
+    def __init__(self, bundle: Bundle, library: EngineLibrary) -> None:
+        self._bundle = bundle
+        self._library = library
+        self._path = bundle.path / ENGINES
+
+    def find(self, name: str) -> Engine | None:
+        """The engine in the folder ``name`` if it is there and intact; one that is damaged counts as missing."""
+        path = self._path / name
+        if not path.is_dir():
+            return None
+        try:
+            engine = read_engine(path)
+            engine.check()
+        except EngineError:
+            return None
+        return engine
+
+    def build(
+        self, wanted: Sequence[_Wanted], targets: Sequence[str], jobs: int, begin: BeginStage
+    ) -> dict[str, Engine]:
+        """Build engines, by the names of their folders, in the place of those that are there."""
+        partial = self._path / f".partial-{uuid.uuid4().hex}"
+        keys = {entry.name: entry.key for entry in wanted}
+        built: dict[str, Engine] = {}
+
+        def finished(task: Task, done: Done) -> None:
+            folder = Path(task.plan).parent
+            built[folder.name] = self._put_in_place(folder, keys[folder.name], Path(task.plan).name, done)
+
+        try:
+            tasks = [self._task(entry.spec, targets, partial / entry.name) for entry in wanted]
+            for task in tasks:
+                Path(task.plan).parent.mkdir(parents=True)
+            build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"{self._path} cannot be written ({reason}); make room there, {_kept(built)}.") from None
+        except EngineError as error:
+            raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept(built)) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._path.rmdir()  # empty where nothing was finished
+        return built
+
+    def _task(self, spec: EngineSpec, targets: Sequence[str], folder: Path) -> Task:
+        cache = self._library.timing_cache
+        return Task(
+            graph=str(self._bundle.file(spec.file)),
+            fixed=spec.fixed,
+            profiles=spec.profiles,
+            targets=targets,
+            plan=str(folder / self._library.plan_name),
+            timing_cache=None if cache is None else str(self._path / cache),
+        )
+
+    def _put_in_place(self, partial: Path, key: EngineKey, plan: str, done: Done) -> Engine:
+        record = EngineRecord(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            key=key,
+            sha256=key.digest,
+            plan=plan,
+            files={path.name: file_info(path) for path in sorted(partial.iterdir())},
+            seconds=round(done.seconds, 3),
+            layers=done.layers,
+        )
+        (partial / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        # The graph may have been another's while the library read it.
+        self._bundle.check_unchanged()
+        folder = self._path / partial.name
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return Engine(folder, record)
+
+
+def _kept(built: Mapping[str, Engine]) -> str:
+    return f"{_counted(len(built))} finished before and kept" if built else "no engine was built"
+
+
+def _counted(engines: int) -> str:
+    return f"{engines} engine{'' if engines == 1 else 's'}"

@@ -1,0 +1,237 @@
+"""The graphs of a bundle in TensorRT engines, and what no engine takes in another backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fgclip_rt.backends import Backend, Result
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.engine_files import Engine, axes
+from fgclip_rt.errors import DeviceError
+from fgclip_rt.manifest import GraphFile, TensorSpec
+
+from .cuda import Cuda
+from .execution import Plan, Shape, TensorRtPlan
+from .lane import Array, Lane, Pending, Tensors
+from .libraries import LIBRARIES, TensorRtLibrary
+from .profiles import Range
+
+#: Axes that an engine has in one size. What lies past an image's grid is not looked at, so patches may be fewer;
+#: padding tokens are, so tokens may not.
+_LENGTHS = ("patches", "tokens")
+_EXACT = ("tokens",)
+
+#: Axes along which a run may be split: boxes do not know of each other, nor do images, nor texts.
+_SPLIT = ("boxes", "batch")
+
+
+class EngineBackend:
+    """Engines by graph and size, each loaded when it is first needed. Safe to use from several threads.
+
+    Attributes:
+        precision: the precision that runs.
+        device: ``cuda``.
+    """
+
+    device = "cuda"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        engines: Sequence[Engine],
+        fallback: Backend | str,
+        load: Callable[[Engine], Plan] | None = None,
+        cuda: Cuda | None = None,
+    ) -> None:
+        """Prepare to run ``engines``, which fit the bundle, the library and the GPU.
+
+        Args:
+            bundle: an opened bundle.
+            precision: one of the manifest's.
+            engines: of this precision and one library.
+            fallback: runs what no engine takes; or why nothing does.
+            load: makes a plan ready; None does so by the library that built it.
+            cuda: the GPU; None takes the first.
+
+        Raises:
+            MissingDependencyError: the library or cuda-bindings is not installed.
+            DeviceError: there is no GPU.
+        """
+        self._bundle = bundle
+        self.precision = precision
+        self._fallback = fallback
+        self._library = engines[0].key.library
+        self._cuda = cuda or Cuda()
+        self._load = load or _loader(self._library.name)
+        self._lock = threading.Lock()
+        candidates = [_Candidate(engine, bundle.manifest.graphs[engine.key.graph][precision]) for engine in engines]
+        # The smallest that takes an input runs it, and of those the one that takes most at a time.
+        self._candidates = sorted(candidates, key=lambda candidate: candidate.order)
+        self._lanes: dict[str, Lane] = {}
+
+    def __str__(self) -> str:
+        graphs: dict[str, list[str]] = {}
+        for candidate in self._candidates:
+            graphs.setdefault(candidate.name, []).append(str(candidate.length or ""))
+        engines = ", ".join(f"{graph} {'/'.join(dict.fromkeys(sizes))}".rstrip() for graph, sizes in graphs.items())
+        return f"{self._library} on cuda (engines: {engines}; what they do not take: {self._fallback})"
+
+    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run ``graph`` and return ``outputs`` in order.
+
+        Raises:
+            ArgumentError: the bundle has no such graph.
+            DeviceError: memory ran out, the GPU failed, or neither an engine nor another backend takes the inputs.
+            EngineError: the engine is damaged.
+        """
+        return self.submit(graph, inputs, outputs).result()
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`run`, which goes on while the caller prepares what comes next."""
+        candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
+        if candidate is None:
+            return self._elsewhere(graph, inputs).submit(graph, inputs, outputs)
+        return candidate.submit(self._lane(candidate), inputs, outputs)
+
+    def batch_size(self, graph: str, length: int) -> int:
+        """Images or texts of ``length`` patches or tokens in a run: the number that the engine was tuned for."""
+        candidate = next((each for each in self._candidates if each.name == graph and each.takes_length(length)), None)
+        if candidate is not None:
+            return candidate.ranges["batch"][1]
+        return 1 if isinstance(self._fallback, str) else self._fallback.batch_size(graph, length)
+
+    def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
+        return next((each for each in self._candidates if each.name == graph and each.takes(shapes)), None)
+
+    def _elsewhere(self, graph: str, inputs: Mapping[str, Array]) -> Backend:
+        if isinstance(self._fallback, str):
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise DeviceError(
+                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with 'fgclip-rt "
+                f"build {self._bundle.path} --graph {graph}', or use device 'cpu'."
+            )
+        return self._fallback
+
+    def _lane(self, candidate: _Candidate) -> Lane:
+        name = candidate.engine.path.name
+        with self._lock:
+            if name not in self._lanes:
+                self._bundle.check_unchanged()
+                plan = self._load(candidate.engine)
+                self._lanes[name] = Lane(name, plan, candidate.tensors, self._cuda)
+            return self._lanes[name]
+
+
+def _loader(library: str) -> Callable[[Engine], Plan]:
+    """Makes plans ready by the library called ``library``."""
+    loaded = LIBRARIES[library]()
+    assert isinstance(loaded, TensorRtLibrary)
+    return lambda engine: TensorRtPlan(loaded, engine)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An engine, and what it takes.
+
+    Attributes:
+        engine: its folder and record.
+        graph: the graph's inputs and outputs.
+    """
+
+    engine: Engine
+    graph: GraphFile
+
+    @property
+    def name(self) -> str:
+        """Of the graph."""
+        return self.engine.key.graph
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Smallest, usual and largest size of every axis, by the axis's name."""
+        return axes(self.engine.key.profiles, self.graph.inputs)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it stands among the engines of its graph: what takes less comes first, or as much in larger batches."""
+        return self.length or 0, -self.ranges["batch"][2]
+
+    @property
+    def length(self) -> int | None:
+        """Number of patches or tokens."""
+        return next((most for axis, (_, _, most) in self.ranges.items() if axis in _LENGTHS), None)
+
+    @property
+    def tensors(self) -> Tensors:
+        """What goes in and out."""
+        specs = (*self.graph.inputs, *self.graph.outputs)
+        return Tensors({spec.name: np.dtype(spec.dtype) for spec in specs}, [spec.name for spec in self.graph.outputs])
+
+    def takes_length(self, length: int) -> bool:
+        """Whether it takes images or texts of this many patches or tokens."""
+        return all(_fits(axis, length, most) for axis, (_, _, most) in self.ranges.items() if axis in _LENGTHS)
+
+    def takes(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether it takes inputs of these shapes, in parts if need be."""
+        sizes = self._sizes(shapes)
+        return all(axis == self._split or _fits(axis, sizes[axis], most) for axis, (_, _, most) in self.ranges.items())
+
+    def submit(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Give the inputs to the engine, in parts where they are more than it takes."""
+        sizes = self._sizes({name: array.shape for name, array in inputs.items()})
+        most = self.ranges[self._split][2]
+        specs = {spec.name: spec for spec in self.graph.outputs}
+        parts = []
+        for start in range(0, max(1, sizes[self._split]), most):
+            actual = {**sizes, self._split: min(most, sizes[self._split] - start)}
+            taken = {
+                axis: largest if axis in _LENGTHS else max(smallest, actual[axis])
+                for axis, (smallest, _, largest) in self.ranges.items()
+            }
+            rows = slice(start, start + actual[self._split])
+            part = {
+                spec.name: inputs[spec.name][rows] if spec.shape[:1] == (self._split,) else inputs[spec.name]
+                for spec in self.graph.inputs
+            }
+            shapes = {spec.name: _shape(spec, taken) for spec in self.graph.inputs}
+            parts.append((lane.submit(part, shapes, outputs), [_shape(specs[name], actual) for name in outputs]))
+        return _Parts(parts)
+
+    @property
+    def _split(self) -> str:
+        return next(axis for axis in _SPLIT if axis in self.ranges)
+
+    def _sizes(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
+        """Size of every axis in inputs of these shapes."""
+        pairs = (pair for spec in self.graph.inputs for pair in zip(spec.shape, shapes[spec.name], strict=True))
+        return {axis: size for axis, size in pairs if isinstance(axis, str)}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Outputs that come in parts, each with the shapes of what of it was asked for."""
+
+    parts: Sequence[tuple[Pending, Sequence[Shape]]]
+
+    def result(self) -> list[Array]:
+        """The outputs, joined."""
+        results = [
+            [array[tuple(map(slice, shape))] for array, shape in zip(pending.result(), shapes, strict=True)]
+            for pending, shapes in self.parts
+        ]
+        return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*results, strict=True)]
+
+
+def _fits(axis: str, size: int, most: int) -> bool:
+    """Whether an axis of an input fits into that of an engine."""
+    return size == most if axis in _EXACT else size <= most
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> Shape:
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)

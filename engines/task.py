@@ -1,0 +1,48 @@
+"""What to build, and who builds it: what a process is told, and what it must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fgclip_rt.engine_files import Profile
+from fgclip_rt.manifest import Strict
+
+
+class Task(Strict, frozen=True):
+    """One engine to build.
+
+    Attributes:
+        graph: path of the ONNX file.
+        fixed: size by the name of the axis.
+        profiles: by input.
+        targets: as the library calls them.
+        plan: path to write.
+        timing_cache: path of a cache to begin with and to add to; None for none.
+    """
+
+    graph: str
+    fixed: Mapping[str, int]
+    profiles: Mapping[str, Profile]
+    targets: Sequence[str]
+    plan: str
+    timing_cache: str | None
+
+
+class Builder(Protocol):
+    """Builds engines in this process, one at a time."""
+
+    def build(self, task: Task, report: Callable[[int], None]) -> int | None:
+        """Write the plan of ``task``.
+
+        Args:
+            task: what to build.
+            report: is told how much is done, in percent, whenever that is more.
+
+        Returns:
+            The number of the network's layers; None where the library does not say.
+
+        Raises:
+            EngineError: the library cannot build it; the message holds its reason.
+            OSError: a file cannot be read or written.
+        """

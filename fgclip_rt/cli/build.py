@@ -1,0 +1,127 @@
+"""``fgclip-rt build``: bundle to engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from ..bundle import Bundle
+from ..doctor import ENGINE_PACKAGES, missing_packages
+from ..errors import ArgumentError, MissingDependencyError
+from . import options
+from .console import progress_bars, say, say_json, say_table
+
+if TYPE_CHECKING:
+    from fgclip_rt.engines import Built
+
+
+def run(
+    bundle: options.Bundle,
+    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or onnxruntime-tensorrt.")],
+    precision: Annotated[
+        list[str] | None, typer.Option(help="One of the bundle's; repeatable.  [default: fp16, if the bundle has it]")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="GPUs to build for, such as sm89,sm120, or current.  [default: by the backend]"),
+    ] = None,
+    graph: Annotated[list[str] | None, typer.Option(help="One of the graphs; repeatable.  [default: all]")] = None,
+    buckets: Annotated[str | None, typer.Option(help="Numbers of patches.  [default: the model's buckets]")] = None,
+    text_lengths: Annotated[str | None, typer.Option(help="Numbers of tokens.  [default: the model's]")] = None,
+    batch: Annotated[str, typer.Option(help="Fewest, most usual and most images or texts in a run.")] = "1,8,32",
+    boxes: Annotated[str, typer.Option(help="Fewest, most usual and most boxes in a run.")] = "1,16,256",
+    jobs: Annotated[int, typer.Option(help="Engines to build at the same time; each takes a core and memory.")] = 1,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build also what is there.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Build TensorRT engines of a bundle, in its folder engines/.
+
+    One engine is built for each graph, precision and number of patches or tokens. What is there already, of the same
+    graph, weights, library, targets and shapes, is kept. Each engine appears whole or not at all, and those that are
+    finished when the command is interrupted stay.
+    """
+    if backend in ENGINE_PACKAGES and (missing := missing_packages(ENGINE_PACKAGES[backend])):
+        extra = "tensorrt" if backend == "onnxruntime-tensorrt" else backend
+        raise MissingDependencyError(
+            f"backend {backend!r} needs {', '.join(missing)}, which is not installed; run pip install "
+            f"'fgclip-rt[{extra}]'."
+        )
+    from fgclip_rt import engines
+
+    shapes = engines.Shapes(
+        buckets=None if buckets is None else _numbers("buckets", buckets),
+        text_lengths=None if text_lengths is None else _numbers("text-lengths", text_lengths),
+        batch=_three("batch", batch),
+        boxes=_three("boxes", boxes),
+    )
+    opened = Bundle.open(bundle)
+    with progress_bars() as begin:
+        built = engines.build(
+            opened,
+            backend,
+            precision or [_default_precision(opened)],
+            targets=target.split(",") if target else (),
+            graphs=graph or None,
+            shapes=shapes,
+            jobs=jobs,
+            rebuild=rebuild,
+            begin=begin,
+        )
+    _report(opened, built, json)
+
+
+def _default_precision(bundle: Bundle) -> str:
+    precisions = bundle.manifest.precisions
+    return "fp16" if "fp16" in precisions else precisions[0]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"--{option} is {text!r}; give whole numbers with commas between them.") from None
+
+
+def _three(option: str, text: str) -> tuple[int, int, int]:
+    numbers = _numbers(option, text)
+    if len(numbers) != 3:
+        raise ArgumentError(f"--{option} is {text!r}; give the smallest, the most usual and the largest number.")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _report(bundle: Bundle, built: list[Built], json: bool) -> None:
+    size = sum(entry.engine.size for entry in built)
+    if json:
+        rows = [
+            {
+                "path": str(entry.engine.path),
+                "cached": entry.cached,
+                "size": entry.engine.size,
+                **msgspec.to_builtins(entry.engine.record),
+            }
+            for entry in built
+        ]
+        say_json({"bundle": str(bundle.path), "size": size, "engines": rows})
+        return
+    say_table(
+        "",
+        ("engine", "", "MB", "layers", "seconds"),
+        (
+            (
+                entry.engine.path.name,
+                "was there" if entry.cached else "built",
+                f"{entry.engine.size / 1e6:,.1f}",
+                "-" if entry.engine.record.layers is None else f"{entry.engine.record.layers:,}",
+                f"{entry.engine.record.seconds:.1f}",
+            )
+            for entry in built
+        ),
+    )
+    key = built[0].engine.key
+    on = f"{', '.join(key.targets)}" + (f" on {key.gpu}" if key.gpu else "")
+    say(
+        f"{bundle.path}: {len(built)} engines for {key.library} and {on}, {size / 1e6:,.1f} MB on disk, for each holds "
+        "its own weights"
+    )
