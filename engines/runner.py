@@ -82,18 +82,14 @@ class EngineBackend:
         engines = ", ".join(f"{graph} {'/'.join(dict.fromkeys(sizes))}".rstrip() for graph, sizes in graphs.items())
         return f"{self._library} on cuda (engines: {engines}; what they do not take: {self._fallback})"
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run ``graph`` and return ``outputs`` in order.
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Run ``graph``, while the caller prepares what comes next.
 
         Raises:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, the GPU failed, or neither an engine nor another backend takes the inputs.
             EngineError: the engine is damaged.
         """
-        return self.submit(graph, inputs, outputs).result()
-
-    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`run`, which goes on while the caller prepares what comes next."""
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
             return self._elsewhere(graph, inputs).submit(graph, inputs, outputs)

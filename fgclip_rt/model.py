@@ -351,7 +351,7 @@ class Model:
             "box_images": np.zeros(len(checked), np.int32),
         }
         output = "region_embeds" if normalize else "region_features"
-        return self.backend.run("region", inputs, [output])[0]
+        return self.backend.submit("region", inputs, [output]).result()[0]
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
+from fgclip_rt.backends import Array, Finished
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError
 from fgclip_rt.manifest import Score
@@ -311,9 +312,13 @@ class Constant:
     def __str__(self) -> str:
         return "ones on an abacus"
 
-    def run(self, graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> list[Any]:
-        assert (graph, outputs) == ("text", ["text_embeds"])
-        return [np.ones((len(inputs["input_ids"]), 96), np.float32)]
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Finished:
+        assert (graph, list(outputs)) == ("text", ["text_embeds"])
+        return Finished([np.ones((len(inputs["input_ids"]), 96), np.float32)])
+
+    def batch_size(self, graph: str, length: int) -> int:
+        assert (graph, length) == ("text", 64)
+        return 2
 
 
 def test_anything_that_runs_graphs_can_be_a_backend(model: Model) -> None:
@@ -341,7 +346,7 @@ def test_a_subclass_of_the_backend_may_open_another_graph(model: Model) -> None:
 
 def test_an_unknown_graph_is_refused(model: Model) -> None:
     with pytest.raises(ArgumentError) as info:
-        model.backend.run("audio", {}, [])
+        model.backend.submit("audio", {}, [])
     assert_one_sentence(info.value, "audio", "vision, dense, text, region")
 
 

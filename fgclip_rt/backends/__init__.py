@@ -47,18 +47,14 @@ class Backend(Protocol):
     def __str__(self) -> str:
         """Which library runs on which device, and why."""
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run ``graph`` and return ``outputs`` in order.
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Run ``graph`` for ``outputs``, in their order; a backend that works by itself returns before it is done.
+
+        The inputs may be changed once this returns.
 
         Raises:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, or the precision cannot run here.
-        """
-
-    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """Begin to run ``graph``; a backend that works by itself returns before it is done.
-
-        The inputs may be changed once this returns. Raises as :meth:`run`.
         """
 
     def batch_size(self, graph: str, length: int) -> int:
