@@ -54,8 +54,8 @@ class TensorRtBuilder:
         if "memory" in why.lower():
             return f"memory ran out in {self._library} ({why}); build with a smaller --batch or fewer --jobs."
         return (
-            f"{self._library} refused {Path(task.graph).name} for {', '.join(task.targets)} ({why}); leave that "
-            "out, or try another target or precision."
+            f"{self._library} refused {Path(task.graph).name} for {', '.join(task.targets)} ({why}); try "
+            "another target or precision."
         )
 
 

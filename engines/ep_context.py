@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,  # noqa: A004 (its name)
+    RuntimeException,
+)
 
 from fgclip_rt.engine_files import Profile
 from fgclip_rt.errors import EngineError
@@ -32,13 +38,12 @@ class EpContextBuilder:
         graph = Path(task.graph)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # The graph comes from memory, so onnxruntime has to be told where its weights and its result lie.
+        # The graph comes from memory, so onnxruntime has to be told where its weights lie.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-        options.add_session_config_entry("ep.context_file_path", task.plan)
         options.add_provider(self._provider, provider_options(task.profiles))
         try:
             ort.ModelCompiler(options, parser_input(graph, task.fixed)).compile_to_file(task.plan)
-        except (Fail, InvalidGraph, NotImplemented, RuntimeException) as error:
+        except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise EngineError(
                 f"onnxruntime {ort.__version__} refused {graph.name} ({reason}); try another precision."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 #: By the name of the library's module. It keeps the first logger that it is given, and uses it for all.
@@ -30,6 +32,9 @@ def make_logger(trt: Any, errors: list[str]) -> Any:
     return logger
 
 
-def reason(errors: list[str]) -> str:
-    """The first of ``errors`` as part of a sentence."""
-    return " ".join((errors[0] if errors else "it gave no reason").split()).rstrip(".")
+def reason(errors: Sequence[str]) -> str:
+    """The first of ``errors`` as part of a sentence, without the places in the library's code that it names."""
+    if not errors:
+        return "it gave no reason"
+    text = re.sub(r"^.*?Error Code \d+: ", "", " ".join(errors[0].split()))
+    return re.sub(r"\.? In \w+ at /.*$", "", text).replace(". ", "; ").rstrip(".")

@@ -99,10 +99,12 @@ def fit_engines(bundle: Bundle, precision: str | None = None, library: str | Non
     ]
 
 
-def rebuild_command(bundle: Bundle, key: EngineKey) -> str:
-    """The command that builds an engine like that of ``key`` here."""
+def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
+    """The command that builds an engine like that of ``key``, for ``gpu`` where there is one."""
     graph = bundle.manifest.graphs.get(key.graph, {}).get(key.precision)
     options = ["--backend", key.library.name, "--graph", key.graph, "--precision", key.precision]
+    if gpu is not None:
+        options += ["--target", "current"]
     if graph is not None and set(key.profiles) == {spec.name for spec in graph.inputs}:
         for axis, (smallest, usual, largest) in axes(key.profiles, graph.inputs).items():
             option, value = {
@@ -159,13 +161,13 @@ def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]
             f"backend {backend!r} runs on NVIDIA GPUs, and {NO_GPU} here; use device 'cpu', or check the driver with "
             "nvidia-smi."
         )
-    command_again = rebuild_command(bundle, fits[0].engine.key)
-    return EngineError(f"{_problems(fits)}; build for this machine with '{command_again}'.")
+    _, gpu, _ = _surroundings(set())
+    return EngineError(f"{_problems(fits)}; build again with '{rebuild_command(bundle, fits[0].engine.key, gpu)}'.")
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:
-    """Whether nothing is the matter but the machine."""
-    return {fit.problem for fit in fits} == {NO_GPU}
+    """Whether the machine is what is the matter, and not the engines."""
+    return NO_GPU in {fit.problem for fit in fits}
 
 
 def _problems(fits: Sequence[Fit]) -> str:
