@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Callable
@@ -263,12 +264,14 @@ def test_the_command_line_says_what_is_missing_here(bundle: Bundle) -> None:
     assert_one_sentence(error, "there is no NVIDIA GPU here", "nvidia-smi")
     verified = run_command("verify", bundle.path).stdout
     assert "engine" not in verified.splitlines()[-1]
+    shown = run_command("doctor", bundle.path).stdout
+    assert "does not fit: there is no NVIDIA GPU" in shown
+    shutil.rmtree(bundle.path / "engines")
     write_engine(bundle, key_of(bundle, library=Library("tensorrt-rtx", "0.9")))
     error = run_command("verify", *arguments, status=1).stderr.strip()
     assert_one_sentence(error, "tensorrt-rtx 0.9", f"{library.version} is installed", "fgclip-rt build")
-    shown = run_command("doctor", bundle.path).stdout
-    assert "does not fit: there is no NVIDIA GPU" in shown
-    assert "does not fit: it was built with tensorrt-rtx 0.9" in shown
+    described = json.loads(run_command("doctor", bundle.path, "--json").stdout)["engines"]
+    assert "tensorrt-rtx 0.9" in described[0]["problem"]
 
 
 def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_path: Path) -> None:
@@ -279,11 +282,10 @@ def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_pa
     (engine,) = find_engines(bundle)
     command = shlex.split(rebuild_command(bundle, engine.key, None))
     assert "was there" in run_command(*command[1:]).stdout
-    assert rebuild_command(bundle, engine.key, GPU).split()[-12:-6] != command[-12:-6]
     assert "--target current" in rebuild_command(bundle, engine.key, GPU)
 
 
-def test_targets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_by_name() -> None:
     rtx = TensorRtRtx()
     assert rtx.check_targets(()) == ("sm80", "sm86", "sm89", "sm120", "sm121")
     assert rtx.check_targets(["sm120", "sm86", "sm120"]) == ("sm86", "sm120")
