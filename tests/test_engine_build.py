@@ -19,7 +19,7 @@ import pytest
 
 import fgclip_rt
 from fgclip_rt.bundle import Bundle, sha256
-from fgclip_rt.engine_files import find_engines
+from fgclip_rt.engine_files import Profile, find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.builder import Progress, TensorRtBuilder
 from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
@@ -29,6 +29,8 @@ from fgclip_rt.engines.network import parser_input
 from fgclip_rt.engines.profiles import plan
 from fgclip_rt.engines.task import Task
 from fgclip_rt.errors import ArgumentError, EngineError, MissingDependencyError, OutputError
+from fgclip_rt.export import fgclip2, find_model
+from fgclip_rt.export.onnx_writer import WeightFiles, trace
 from fgclip_rt.manifest import Manifest
 from helpers import Json, assert_one_sentence, contents, run_command, run_program
 
@@ -430,6 +432,31 @@ def task_for(bundle: Path, folder: Path, **changes: object) -> Task:
         "timing_cache": None,
     }
     return Task(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
+    """At its real size, 93 million weights with the pooling head; of the text tower there is as little as may be."""
+    spec = find_model("fg-clip2-base")
+    assert spec is not None
+    text = {**spec.config["text_config"], "num_hidden_layers": 1, "vocab_size": 260}
+    model = fgclip2.random({**spec.config, "text_config": text}, 0)
+    WeightFiles(tmp_path).write({"vision.onnx": trace(model.graphs()["vision"])}, "weights.safetensors")
+    profiles = {
+        "patches": Profile((1, 256, 768), (8, 256, 768), (32, 256, 768)),
+        "spatial_shapes": Profile((1, 2), (8, 2), (32, 2)),
+    }
+    targets = ["sm86", "sm89", "sm120"]
+    task = Task(str(tmp_path / "vision.onnx"), {"patches": 256}, profiles, targets, str(tmp_path / "plan"), None)
+    reported: list[int] = []
+    layers = TensorRtBuilder(TensorRtRtx()).build(task, reported.append)
+    weights = (tmp_path / "weights.safetensors").stat().st_size
+    assert weights == pytest.approx(4 * 93e6, rel=0.02)
+    # Three targets take the room of one.
+    assert weights < (tmp_path / "plan").stat().st_size < 1.05 * weights
+    assert layers is not None
+    assert layers > 1000
+    assert len(reported) > 20
+    assert reported == sorted(set(reported))
 
 
 def test_a_builder_says_what_it_cannot_read(pocket_path: Path, tmp_path: Path) -> None:
