@@ -255,7 +255,11 @@ def onnxruntime(bundle: Bundle, precision: str, device: str) -> Contender:
 def engines(bundle: Bundle, precision: str, library: str) -> Contender:
     """The bundle's engines of a library."""
     runtime = open_model(bundle, "cuda", precision, backend=library)
-    found = [fit.engine for fit in fit_engines(bundle, precision, library) if fit.engine.key.graph == "vision"]
+    found = [
+        fit.engine
+        for fit in fit_engines(bundle, precision)
+        if not fit.problem and fit.engine.key.library.name == library and fit.engine.key.graph == "vision"
+    ]
 
     def model(case: Case) -> Callable[[], float]:
         engine = next((engine for engine in found if _takes(bundle, engine, case)), None)

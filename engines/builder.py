@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class TensorRtBuilder:
         config.progress_monitor = _monitor(trt, report)
         config.add_optimization_profile(_profile(builder, network, task.profiles))
         self._library.set_targets(config, task.targets)
-        cache = _TimingCache(config, task.timing_cache)
+        cache = TimingCache(config, task.timing_cache)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineError(self._failure(task, self._errors))
@@ -123,7 +124,7 @@ def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile]) -> Any
     return profile
 
 
-class _TimingCache:
+class TimingCache:
     """Timings of kernels in a file, where the library has any use for them."""
 
     def __init__(self, config: Any, path: str | None) -> None:
@@ -139,7 +140,7 @@ class _TimingCache:
         if self._path is None:
             return
         self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=True)
-        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         partial.write_bytes(self._cache.serialize())
         partial.replace(self._path)
 

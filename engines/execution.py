@@ -75,11 +75,13 @@ class TensorRtPlan:
         return self._library.captures_graphs
 
     def execution(self, shapes: Mapping[str, Shape]) -> Execution:
-        return _TensorRtExecution(self._library.create_context(self._engine), shapes)
+        free = {name: shape for name, shape in shapes.items() if -1 in tuple(self._engine.get_tensor_shape(name))}
+        return _TensorRtExecution(self._library.create_context(self._engine), free)
 
 
 class _TensorRtExecution:
     def __init__(self, context: Any, shapes: Mapping[str, Shape]) -> None:
+        """Set the shapes that the engine leaves free."""
         self._context = context
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):

@@ -9,6 +9,8 @@ from typing import Any
 #: By the name of the library's module. It keeps the first logger that it is given, and uses it for all.
 _LOGGERS: dict[str, Any] = {}
 
+_MOST_ERRORS = 20
+
 
 def make_logger(trt: Any, errors: list[str]) -> Any:
     """A logger that adds to ``errors`` what goes wrong from now on, and drops what the library warns of.
@@ -23,7 +25,8 @@ def make_logger(trt: Any, errors: list[str]) -> Any:
                 self.errors: list[str] = []
 
             def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                # The first few tell; a service that fails for days must not keep them all.
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and len(self.errors) < _MOST_ERRORS:
                     self.errors.append(message)
 
         _LOGGERS[trt.__name__] = Logger()

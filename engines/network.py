@@ -7,6 +7,9 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from fgclip_rt.errors import EngineError
 
 
 def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
@@ -28,3 +31,16 @@ def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
     del model.graph.value_info[:]
     serialised: bytes = model.SerializeToString()
     return serialised
+
+
+def weight_files(path: Path) -> list[str]:
+    """Names of the files, beside the ONNX file at ``path``, that its weights lie in.
+
+    Raises:
+        EngineError: it is no ONNX file.
+    """
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own kinds
+        raise EngineError(f"{path} is no ONNX graph ({error}); export the bundle again.") from None
+    return sorted({ExternalDataInfo(tensor).location for tensor in graph.initializer if uses_external_data(tensor)})

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from fgclip_rt.bundle import ENGINES, Bundle, file_info
 from fgclip_rt.engine_files import (
@@ -31,8 +29,7 @@ from fgclip_rt.progress import BeginStage, silent
 from .cuda import find_gpu
 from .libraries import LIBRARIES, EngineLibrary, resolve
 from .profiles import EngineSpec, Shapes, plan
-from .task import Task
-from .worker import Done
+from .task import Done, Task
 from .workers import build_all
 
 
@@ -114,30 +111,20 @@ class _Wanted:
 def _key(
     bundle: Bundle, spec: EngineSpec, library: EngineLibrary, targets: Sequence[str], gpu: str | None
 ) -> EngineKey:
+    # Those who run engines need no onnx, and come by here.
+    from .network import weight_files
+
     files = bundle.manifest.files
     return EngineKey(
         graph=spec.graph,
         precision=spec.precision,
-        files={name: files[name].sha256 for name in (spec.file, *_weights(bundle, spec.file))},
+        files={name: files[name].sha256 for name in (spec.file, *weight_files(bundle.file(spec.file)))},
         library=library.identity,
         targets=tuple(targets),
         gpu=gpu,
         profiles=dict(spec.profiles),
         recipe=RECIPE,
     )
-
-
-def _weights(bundle: Bundle, file: str) -> list[str]:
-    """The files that a graph's weights lie in.
-
-    Raises:
-        EngineError: the graph cannot be read.
-    """
-    try:
-        graph = onnx.load(bundle.file(file), load_external_data=False).graph
-    except Exception as error:  # protobuf's own kinds
-        raise EngineError(f"{bundle.file(file)} is no ONNX graph ({error}); export the bundle again.") from None
-    return sorted({ExternalDataInfo(tensor).location for tensor in graph.initializer if uses_external_data(tensor)})
 
 
 class _Folder:
@@ -179,7 +166,10 @@ class _Folder:
             build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
         except OSError as error:
             reason = error.strerror or error
-            raise OutputError(f"{self._path} cannot be written ({reason}); make room there, {_kept(built)}.") from None
+            raise OutputError(
+                f"{self._path} cannot be written ({reason}); check the disk's space and the folder's permissions; "
+                f"{_kept(built)}."
+            ) from None
         except EngineError as error:
             raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.") from None
         except KeyboardInterrupt:

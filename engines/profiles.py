@@ -42,9 +42,6 @@ class EngineSpec:
     fixed: Mapping[str, int]
     profiles: Mapping[str, Profile]
 
-    def __str__(self) -> str:
-        return " ".join([self.graph, self.precision, *(f"{size} {axis}" for axis, size in self.fixed.items())])
-
 
 @dataclass(frozen=True)
 class Shapes:

@@ -1,9 +1,11 @@
-"""What to build, and who builds it: what a process is told, and what it must do."""
+"""What to build, who builds it, and how a process that does says how it went."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+import msgspec
 
 from fgclip_rt.engine_files import Profile
 from fgclip_rt.manifest import Strict
@@ -46,3 +48,36 @@ class Builder(Protocol):
             EngineError: the library cannot build it; the message holds its reason.
             OSError: a file cannot be read or written.
         """
+
+
+class Share(msgspec.Struct, frozen=True, tag=True):
+    """How much of a build is done, in percent."""
+
+    percent: int
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The plan is written.
+
+    Attributes:
+        layers: of its network; None where the library does not say.
+        seconds: that it took.
+    """
+
+    layers: int | None
+    seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The library cannot build the plan."""
+
+    message: str
+
+
+class Unwritable(msgspec.Struct, frozen=True, tag=True):
+    """A file cannot be read or written."""
+
+    reason: str
+
+
+Answer: TypeAlias = Share | Done | Failed | Unwritable

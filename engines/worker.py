@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from time import perf_counter
-from typing import TypeAlias
 
 import msgspec
 
@@ -18,40 +17,7 @@ from fgclip_rt.errors import FgclipError
 from .builder import TensorRtBuilder
 from .ep_context import EpContextBuilder
 from .libraries import LIBRARIES, TensorRtLibrary
-from .task import Builder, Task
-
-
-class Share(msgspec.Struct, frozen=True, tag=True):
-    """How much of a build is done, in percent."""
-
-    percent: int
-
-
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """The plan is written.
-
-    Attributes:
-        layers: of its network; None where the library does not say.
-        seconds: that it took.
-    """
-
-    layers: int | None
-    seconds: float
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The library cannot build the plan."""
-
-    message: str
-
-
-class Unwritable(msgspec.Struct, frozen=True, tag=True):
-    """A file cannot be read or written."""
-
-    reason: str
-
-
-Answer: TypeAlias = Share | Done | Failed | Unwritable
+from .task import Answer, Builder, Done, Failed, Share, Task, Unwritable
 
 
 def make_builder(name: str) -> Builder:

@@ -16,8 +16,7 @@ import msgspec
 
 from fgclip_rt.errors import EngineError
 
-from .task import Task
-from .worker import Answer, Done, Failed, Share, Unwritable
+from .task import Answer, Done, Failed, Share, Task, Unwritable
 
 
 def build_all(

@@ -11,6 +11,7 @@ import pytest
 import fgclip_rt
 from fgclip_rt import export
 from fgclip_rt.model import Model
+from fgclip_rt.pocket.evaluation import Evaluation, evaluate
 from helpers import GOLDEN_NAMES, GOLDENS, MODULES, Completed, Golden, Trace, hasten, run_program
 
 # How long an example takes says nothing here, and a run must not depend on luck.
@@ -56,6 +57,12 @@ def pocket_path(pocket_export: tuple[Path, Completed]) -> Path:
 def pocket(pocket_path: Path) -> Model:
     """The one model here whose answers mean something."""
     return fgclip_rt.load(pocket_path, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def hundred(pocket: Model) -> Evaluation:
+    """What it answers on a hundred scenes."""
+    return evaluate(pocket, scenes=100)
 
 
 def _export(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

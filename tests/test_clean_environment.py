@@ -18,7 +18,7 @@ PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` folder of a new environment with the package installed from a copy of its sources."""
     folder = tmp_path_factory.mktemp("clean")
-    for name in ("fgclip_rt", "export", "tools"):
+    for name in ("fgclip_rt", "engines", "export", "tools"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / "source")
@@ -44,7 +44,7 @@ def test_nothing_heavy_is_installed(clean: Path) -> None:
     listed = subprocess.run([clean / "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
     installed = {entry["name"].lower() for entry in json.loads(listed.stdout)}
     assert "fgclip-rt" in installed
-    assert not installed & {"torch", "transformers", "onnx", "onnxscript", "tensorrt", "pyarrow"}
+    assert not installed & {"torch", "transformers", "onnx", "onnxscript", "tensorrt", "tensorrt-rtx", "pyarrow"}
 
 
 def test_every_command_but_export_runs(clean: Path, bundle_path: Path, tmp_path: Path) -> None:
@@ -67,6 +67,8 @@ def test_what_needs_an_extra_says_which(clean: Path, bundle_path: Path, tmp_path
         (["export", "--model", "fg-clip2-base"], "fgclip-rt[export]"),
         (["verify", bundle_path, "--checkpoint", tmp_path], "fgclip-rt[export]"),
         (["embed", bundle_path, PHOTO, "--output", tmp_path / "out.parquet"], "fgclip-rt[parquet]"),
+        (["build", bundle_path, "--backend", "tensorrt"], "fgclip-rt[tensorrt]"),
+        (["build", bundle_path, "--backend", "tensorrt-rtx"], "fgclip-rt[tensorrt-rtx]"),
     ):
         assert extra in run(clean, *arguments, status=1).stderr
     checks = {check["name"]: check for check in json.loads(run(clean, "doctor", "--json").stdout)}

@@ -68,6 +68,7 @@ def test_version_and_help_list_every_command() -> None:
     text = run_program("--help").stdout
     for command in (
         "export",
+        "build",
         "verify",
         "inspect",
         "embed",
@@ -610,7 +611,7 @@ def test_random_weights_are_said_loudly(bundle_path: Path, photo: Path, tmp_path
     assert "RANDOM" in run_command("inspect", bundle).stdout
 
 
-def test_evaluate_counts_right_choices(pocket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_counts_right_choices(pocket_path: Path, hundred: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Evaluation] = []
 
     def evaluate_once(*arguments: Any, **options: Any) -> Evaluation:
@@ -618,8 +619,10 @@ def test_evaluate_counts_right_choices(pocket_path: Path, monkeypatch: pytest.Mo
         return found[0]
 
     monkeypatch.setattr("fgclip_rt.cli.evaluate.evaluate_model", evaluate_once)
-    report = json.loads(run_command("evaluate", pocket_path, "--scenes", 100, "--seed", 3, "--json").stdout)
-    assert (report["scenes"], report["seed"], report["precision"]) == (100, 3, "fp32")
+    report = json.loads(run_command("evaluate", pocket_path, "--scenes", 100, "--json").stdout)
+    # The same scenes get the same answers.
+    assert found == [hundred]
+    assert (report["scenes"], report["seed"], report["precision"]) == (100, hundred.seed, "fp32")
     figures = {(figure["measure"], figure["language"]): figure for figure in report["figures"]}
     assert len(figures) == 14
     for figure in figures.values():
@@ -630,8 +633,15 @@ def test_evaluate_counts_right_choices(pocket_path: Path, monkeypatch: pytest.Mo
         figures["true before false caption", language]["right"] for language in ("en", "zh")
     )
     # The same again takes as long, and is shown as a table.
-    monkeypatch.setattr("fgclip_rt.cli.evaluate.evaluate_model", lambda *_, **__: found[0])
-    table = run_command("evaluate", pocket_path, "--scenes", 100, "--seed", 3).stdout
+    asked: list[tuple[Any, ...]] = []
+
+    def again(*arguments: Any, **_: Any) -> Evaluation:
+        asked.append(arguments[1:3])
+        return found[0]
+
+    monkeypatch.setattr("fgclip_rt.cli.evaluate.evaluate_model", again)
+    table = run_command("evaluate", pocket_path, "--scenes", 200, "--seed", 3).stdout
+    assert asked == [(200, 3)]
     assert f"{figures['short text to image', 'zh']['share']:.1%}" in table
     assert "by chance" in table
 

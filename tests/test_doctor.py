@@ -211,7 +211,8 @@ def test_one_precision_is_compared_with_nothing(masked_bundle_path: Path) -> Non
 @pytest.mark.usefixtures("steady")
 def test_a_program_reads_the_times_beside_the_checks(two_precisions: Path) -> None:
     report = json.loads(run_command("doctor", two_precisions, "--device", "cpu", "--threads", 1, "--json").stdout)
-    assert set(report) == {"bundle", "checks", "timings"}
+    assert set(report) == {"bundle", "checks", "timings", "engines"}
+    assert report["engines"] == []
     assert report["bundle"] == str(two_precisions)
     assert len(report["timings"]) == 4
     for entry in report["timings"]:

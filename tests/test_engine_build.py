@@ -21,13 +21,13 @@ import fgclip_rt
 from fgclip_rt.bundle import Bundle, sha256
 from fgclip_rt.engine_files import Profile, find_engines
 from fgclip_rt.engines import Shapes, build
-from fgclip_rt.engines.builder import Progress, TensorRtBuilder
+from fgclip_rt.engines.builder import Progress, TensorRtBuilder, TimingCache
 from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
 from fgclip_rt.engines.execution import TensorRtPlan
 from fgclip_rt.engines.libraries import TensorRtRtx
 from fgclip_rt.engines.network import parser_input
 from fgclip_rt.engines.profiles import plan
-from fgclip_rt.engines.task import Task
+from fgclip_rt.engines.task import Done, Task
 from fgclip_rt.errors import ArgumentError, EngineError, MissingDependencyError, OutputError
 from fgclip_rt.export import fgclip2, find_model
 from fgclip_rt.export.onnx_writer import WeightFiles, trace
@@ -56,6 +56,20 @@ def built(pocket_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def bundle(pocket_path: Path, tmp_path: Path) -> Path:
     """A copy of the pocket bundle without engines."""
     return shutil.copytree(pocket_path, tmp_path / "pocket", copy_function=os.link)
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds that take no time and make plans that are none."""
+
+    def build_all(
+        _: str, tasks: Sequence[Task], __: int, finished: Callable[[Task, Done], None], ___: Callable[[], None]
+    ) -> None:
+        for task in tasks:
+            Path(task.plan).write_bytes(str(task).encode())
+            finished(task, Done(7, 0.5))
+
+    monkeypatch.setattr("fgclip_rt.engines.pipeline.build_all", build_all)
 
 
 def test_every_graph_bucket_and_precision_gets_an_engine(built: tuple[Path, Json]) -> None:
@@ -126,6 +140,7 @@ def test_one_target_alone(bundle: Path, target: str) -> None:
     assert engine["key"]["gpu"] is None
 
 
+@pytest.mark.usefixtures("made_up")
 def test_another_target_batch_or_bundle_is_another_engine(bundle: Path) -> None:
     names = set()
     for options in (["--target", "sm86"], ["--target", "sm89"], ["--target", "sm89", "--batch", "1,2,4"]):
@@ -136,20 +151,21 @@ def test_another_target_batch_or_bundle_is_another_engine(bundle: Path) -> None:
     assert len(names) == 3
 
 
+@pytest.mark.usefixtures("made_up")
 def test_a_damaged_engine_is_refused_and_built_again(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     command = ("build", bundle, *ONE, "--target", "sm89", "--json")
     path = Path(json.loads(run_command(*command).stdout)["engines"][0]["path"])
     plan_file = path / "engine.plan"
     whole = plan_file.read_bytes()
-    plan_file.write_bytes(whole[:1000] + b"?" + whole[1001:])
+    plan_file.write_bytes(whole[:100] + b"?" + whole[101:])
     (engine,) = find_engines(opened)
     with pytest.raises(EngineError) as info:
         TensorRtPlan(TensorRtRtx(), engine)
     assert_one_sentence(info.value, "engine.plan", "is not the file that was built", "fgclip-rt build")
     for damage in (
         lambda: None,
-        lambda: plan_file.write_bytes(whole[:1000]),
+        lambda: plan_file.write_bytes(whole[:100]),
         plan_file.unlink,
         lambda: (path / "engine.json").write_text("{}"),
         (path / "engine.json").unlink,
@@ -161,6 +177,7 @@ def test_a_damaged_engine_is_refused_and_built_again(bundle: Path) -> None:
         engine.check()
 
 
+@pytest.mark.usefixtures("made_up")
 def test_asking_for_it_builds_again(bundle: Path) -> None:
     command = ("build", bundle, *ONE, "--target", "sm89", "--json")
     first, second, third = (
@@ -292,6 +309,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path) -> None:
     assert contents(bundle) == before
 
 
+@pytest.mark.usefixtures("made_up")
 def test_a_bundle_replaced_while_it_builds_is_noticed(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     manifest = bundle / "manifest.json"
@@ -368,6 +386,46 @@ def test_the_progress_of_a_real_build_counts_to_a_hundred(bundle: Path) -> None:
     assert counted == {"build 2 engines": 100}
 
 
+class Timings:
+    """A timing cache that is a set of words."""
+
+    def __init__(self, data: bytes) -> None:
+        self.words = set(data.split())
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> None:
+        assert ignore_mismatch
+        self.words |= other.words
+
+    def serialize(self) -> bytes:
+        return b" ".join(sorted(self.words))
+
+
+class Config:
+    """What of a builder's configuration the timing cache needs."""
+
+    def create_timing_cache(self, data: bytes) -> Timings:
+        return Timings(data)
+
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> None:
+        assert not ignore_mismatch
+        self.cache = cache
+
+
+def test_timings_are_kept_with_those_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    configs = [Config(), Config()]
+    caches = [TimingCache(config, str(path)) for config in configs]
+    for config, cache, word in zip(configs, caches, ("one", "two"), strict=True):
+        config.cache.words.add(word.encode())
+        cache.save()
+    assert path.read_bytes() == b"one two"
+    assert list(tmp_path.iterdir()) == [path]
+    third = Config()
+    TimingCache(third, str(path))
+    assert third.cache.words == {b"one", b"two"}
+    TimingCache(Config(), None).save()
+
+
 def test_the_parser_gets_fixed_sizes_and_standard_operators(pocket_path: Path) -> None:
     model = ir.serde.deserialize_model(_proto(parser_input(pocket_path / "dense.fp16.onnx", {"patches": 576})))
     patches = next(value for value in model.graph.inputs if value.name == "patches")
@@ -385,7 +443,12 @@ def _proto(data: bytes) -> object:
 def test_a_profile_of_every_input(pocket_path: Path) -> None:
     manifest = Bundle.open(pocket_path, check_hashes=False).manifest
     (spec,) = plan(manifest, ["fp16"], ["region"], Shapes(buckets=[256], batch=(1, 2, 3), boxes=(4, 5, 6)))
-    assert str(spec) == "region fp32 256 patches"
+    assert (spec.graph, spec.precision, spec.file, dict(spec.fixed)) == (
+        "region",
+        "fp32",
+        "region.onnx",
+        {"patches": 256},
+    )
     shapes = {name: (profile.min, profile.opt, profile.max) for name, profile in spec.profiles.items()}
     assert shapes == {
         "dense_features": ((1, 256, 160), (2, 256, 160), (3, 256, 160)),

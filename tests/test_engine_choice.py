@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def write_engine(bundle: Bundle, key: EngineKey, change: Callable[[Json], None] 
 @pytest.fixture
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with the made-up GPU and the library of the made-up engines."""
-    monkeypatch.setattr(choice, "_surroundings", lambda _: (INSTALLED, GPU, ""))
+    monkeypatch.setattr(choice, "_installed", lambda _: INSTALLED)
+    monkeypatch.setattr(choice, "_gpu", lambda: (GPU, ""))
     monkeypatch.setattr("fgclip_rt.engines.runner.Cuda", FakeCuda)
     monkeypatch.setattr("fgclip_rt.engines.runner._loader", lambda _: None)
 
@@ -220,7 +222,7 @@ def test_engines_that_were_never_built(bundle: Bundle) -> None:
 @pytest.mark.usefixtures("gpu_machine")
 def test_the_library_with_most_engines_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"tensorrt": "10.9", **INSTALLED}
-    monkeypatch.setattr(choice, "_surroundings", lambda _: (both, GPU, ""))
+    monkeypatch.setattr(choice, "_installed", lambda _: both)
     write_engine(bundle, key_of(bundle, library=Library("tensorrt", "10.9")))
     assert str(fgclip_rt.load(bundle.path).backend).startswith("tensorrt 10.9")
     write_engine(bundle, key_of(bundle))
@@ -243,7 +245,6 @@ def test_an_engine_serves_every_precision_that_has_its_graph(bundle: Bundle) -> 
         write_engine(edited, key_of(edited, graph))
     assert len(fit_engines(edited)) == len(fit_engines(edited, "fp32")) == 2
     assert [fit.engine.key.graph for fit in fit_engines(edited, "fp16")] == ["region"]
-    assert fit_engines(edited, "fp32", "tensorrt") == []
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,24 @@ def test_the_command_line_says_what_is_missing_here(bundle: Bundle) -> None:
     assert_one_sentence(error, "tensorrt-rtx 0.9", f"{library.version} is installed", "fgclip-rt build")
     described = json.loads(run_command("doctor", bundle.path, "--json").stdout)["engines"]
     assert "tensorrt-rtx 0.9" in described[0]["problem"]
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_models_for_onnxruntime_are_left_to_those_who_use_it(bundle: Bundle) -> None:
+    write_engine(bundle, key_of(bundle, library=Library("onnxruntime-tensorrt", ort.__version__)))
+    (fit,) = fit_engines(bundle)
+    assert "services that use onnxruntime" in fit.problem
+    assert "engine" not in str(fgclip_rt.load(bundle.path).backend)
+
+
+def test_a_gpu_that_cannot_be_asked_for_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cuda-bindings nobody can tell; the reason given is that they are missing."""
+    write_engine(bundle, key_of(bundle, library=TensorRtRtx().identity))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(EngineError) as info:
+        fgclip_rt.load(bundle.path, backend="tensorrt-rtx")
+    assert_one_sentence(info.value, "cuda-bindings", "fgclip-rt[tensorrt-rtx]")
+    assert isinstance(fgclip_rt.load(bundle.path).backend, OnnxRuntimeBackend)
 
 
 def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ import fgclip_rt, fgclip_rt.backends, fgclip_rt.cli, fgclip_rt.pocket
 count = 0
 for package in (fgclip_rt, fgclip_rt.backends, fgclip_rt.cli, fgclip_rt.pocket):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if module.name not in ("fgclip_rt.export", "fgclip_rt.engines", "fgclip_rt.pocket.training"):
+        if module.name not in ("fgclip_rt.export", "fgclip_rt.pocket.training"):
             importlib.import_module(module.name)
             count += 1
 print(count)

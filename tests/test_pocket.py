@@ -45,11 +45,6 @@ def evaluation(pocket: Model) -> Evaluation:
     return evaluate(pocket)
 
 
-@pytest.fixture(scope="module")
-def hundred(pocket: Model) -> Evaluation:
-    return evaluate(pocket, scenes=100)
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("measure", LEAST)
 def test_it_means_something(evaluation: Evaluation, measure: Measure, language: Language) -> None:
@@ -81,10 +76,6 @@ def test_a_wrong_preparation_shows(pocket: Model, hundred: Evaluation, monkeypat
     for measure in ("short text to image", "image to short text", "region to box caption"):
         for language in LANGUAGES:
             assert wrong[measure, language] < right[measure, language] - 0.2
-
-
-def test_an_evaluation_repeats(pocket: Model, hundred: Evaluation) -> None:
-    assert evaluate(pocket, scenes=100) == hundred
 
 
 def test_lower_precisions_keep_their_floors_on_scenes_that_were_held_out(pocket_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..doctor import CUDA_REMEDY
+from ..doctor import CUDA_REMEDY, nvidia_gpus
 from ..engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, misfit
 from ..errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
 from . import Backend
@@ -51,18 +52,19 @@ def choose_backend(
         raise ArgumentError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
     if device == "cpu" and backend in ENGINE_BACKENDS:
         raise ArgumentError(f"{backend} runs on NVIDIA GPUs only; use device 'cuda', or another backend.")
-    if device == "cpu" or backend == "onnxruntime":
+    # Where there is no GPU, nothing that is said of engines is of use to those who did not ask for them.
+    if device == "cpu" or backend == "onnxruntime" or (device == "auto" and backend is None and not _has_gpu()):
         return OnnxRuntimeBackend(bundle, precision, device, threads)
 
-    fits = fit_engines(bundle, precision, backend)
+    libraries = ENGINE_BACKENDS if backend is None else (backend,)
+    fits = [fit for fit in fit_engines(bundle, precision) if fit.engine.key.library.name in libraries]
     fitting = _of_one_library([fit.engine for fit in fits if not fit.problem])
     if backend is not None:
         if not fitting:
             raise _none_fits(bundle, precision, backend, fits)
         return _engine_backend(bundle, precision, fitting, f"backend {backend!r} was asked for alone")
     if not fitting:
-        # That there is no GPU is what onnxruntime's backend says itself.
-        why = "" if _lacks_gpu(fits) else _why_not(bundle, fits)
+        why = _why_not(bundle, fits)
         try:
             return OnnxRuntimeBackend(bundle, precision, device, threads, why)
         except DeviceError as error:
@@ -72,31 +74,29 @@ def choose_backend(
     return _engine_backend(bundle, precision, fitting, f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')")
 
 
-def fit_engines(bundle: Bundle, precision: str | None = None, library: str | None = None) -> list[Fit]:
-    """The engines of a bundle, and whether they can be run here.
+def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
+    """The engines of a bundle, and whether we can run them here.
 
     Args:
         bundle: an opened bundle.
         precision: takes those of one precision; None takes all.
-        library: takes those of one library; None takes all.
 
     Raises:
         EngineError: an engine is damaged.
     """
-    engines = [
-        engine
-        for engine in find_engines(bundle)
-        if precision is None or _serves(bundle, engine.key, precision)
-        if library is None or engine.key.library.name == library
-    ]
+    engines = [engine for engine in find_engines(bundle) if precision is None or _serves(bundle, engine.key, precision)]
     if not engines:
         return []
-    installed, gpu, unknown = _surroundings({engine.key.library.name for engine in engines})
-    problems = [misfit(engine.key, bundle, installed, gpu) for engine in engines]
-    return [
-        Fit(engine, unknown if unknown and problem == NO_GPU else problem)
-        for engine, problem in zip(engines, problems, strict=True)
-    ]
+    gpu, unknown = _gpu()
+    installed = _installed({engine.key.library.name for engine in engines})
+    return [Fit(engine, _problem(engine.key, bundle, installed, gpu, unknown)) for engine in engines]
+
+
+def _problem(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None, unknown: str) -> str:
+    if key.library.name not in ENGINE_BACKENDS:
+        return "it is for services that use onnxruntime themselves"
+    problem = misfit(key, bundle, installed, gpu)
+    return unknown if unknown and problem == NO_GPU else problem
 
 
 def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
@@ -121,21 +121,31 @@ def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
     return key.precision == precision or (graph is not None and graph.file in key.files)
 
 
-def _surroundings(libraries: set[str]) -> tuple[dict[str, str], Gpu | None, str]:
-    """Versions of those ``libraries`` that are here, the GPU, and why it cannot be said whether there is one."""
-    from fgclip_rt.engines.cuda import find_gpu
+def _installed(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of those ``libraries`` that are here."""
     from fgclip_rt.engines.libraries import LIBRARIES
 
-    installed = {}
-    for name in libraries & set(ENGINE_BACKENDS):
-        try:
-            installed[name] = LIBRARIES[name]().version
-        except (MissingDependencyError, EngineError):
-            continue  # reported as not installed, where an engine needs it
+    versions = {}
+    for name in set(libraries) & set(ENGINE_BACKENDS):
+        # Reported as not installed, where an engine needs it.
+        with contextlib.suppress(MissingDependencyError, EngineError):
+            versions[name] = LIBRARIES[name]().version
+    return versions
+
+
+def _gpu() -> tuple[Gpu | None, str]:
+    """The GPU, and why it cannot be said whether there is one."""
+    from fgclip_rt.engines.cuda import find_gpu
+
     try:
-        return installed, find_gpu(), ""
+        return find_gpu(), ""
     except MissingDependencyError as error:
-        return installed, None, str(error).rstrip(".")
+        return None, str(error).rstrip(".")
+
+
+def _has_gpu() -> bool:
+    gpu, unknown = _gpu()
+    return gpu is not None or (bool(unknown) and bool(nvidia_gpus()))
 
 
 def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
@@ -161,8 +171,8 @@ def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]
             f"backend {backend!r} runs on NVIDIA GPUs, and {NO_GPU} here; use device 'cpu', or check the driver with "
             "nvidia-smi."
         )
-    _, gpu, _ = _surroundings(set())
-    return EngineError(f"{_problems(fits)}; build again with '{rebuild_command(bundle, fits[0].engine.key, gpu)}'.")
+    command_again = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
+    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.")
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:
