@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fgclip_rt.engine_files import Profile
+from fgclip_rt.engine_files import REFIT, Profile
 from fgclip_rt.errors import EngineError
 
 from .libraries import TensorRtLibrary
@@ -31,14 +31,19 @@ class TensorRtBuilder:
         builder = trt.Builder(self._logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._logger)
+        graph = parser_input(Path(task.graph), task.fixed)
         # The path is where the parser looks for the weights.
-        if not parser.parse(parser_input(Path(task.graph), task.fixed), task.graph):
+        if not parser.parse(graph, task.graph):
             reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
             raise EngineError(self._failure(task, reasons))
 
         config = builder.create_builder_config()
         # It rounds float32 products to three decimal digits, and parity would not hold.
         config.clear_flag(trt.BuilderFlag.TF32)
+        if task.strip:
+            # An engine that may be given other weights can lose a bias (TensorRT 11.3); one for the same cannot.
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+            config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
         config.progress_monitor = _monitor(trt, report)
         config.add_optimization_profile(_profile(builder, network, task.profiles))
         self._library.set_targets(config, task.targets)
@@ -48,6 +53,8 @@ class TensorRtBuilder:
             raise EngineError(self._failure(task, self._errors))
         cache.save()
         Path(task.plan).write_bytes(plan)
+        if task.strip:
+            Path(task.plan).with_name(REFIT).write_bytes(graph)
         return int(network.num_layers)
 
     def _failure(self, task: Task, reasons: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -124,7 +125,7 @@ class Cuda:
 
     def destroy(self, graph: Any) -> None:
         """Give a captured graph back."""
-        self._call("cudaGraphExecDestroy", graph)
+        self._free("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         status, *results = getattr(self._runtime, name)(*arguments)
@@ -139,22 +140,20 @@ class Cuda:
             f"{name} failed ({text}); check the GPU and its driver with nvidia-smi, and load the model again."
         )
 
-    def _free(self, name: str, address: int) -> None:
+    def _free(self, name: str, handle: Any) -> None:
         # A GPU that has failed has nothing to give back.
         with contextlib.suppress(DeviceError, OutOfMemoryError):
-            self._call(name, address)
+            self._call(name, handle)
 
 
 class DeviceMemory:
     """Memory of the GPU, given back with the object."""
 
     def __init__(self, address: int, size: int, free: Callable[[], None]) -> None:
+        """Take charge of ``size`` bytes at ``address``; ``free`` gives them back."""
         self.address = address
         self.size = size
-        self._free = free
-
-    def __del__(self) -> None:
-        self._free()
+        weakref.finalize(self, free)
 
 
 class PinnedMemory(DeviceMemory):

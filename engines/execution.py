@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fgclip_rt.engine_files import Engine
+from fgclip_rt.engine_files import REFIT, Engine
 from fgclip_rt.errors import DeviceError, EngineError
 
 from .libraries import TensorRtLibrary
@@ -69,6 +69,21 @@ class TensorRtPlan:
                     f"{path} does not fit into the GPU's memory ({why}); free some, or use fewer graphs or buckets."
                 )
             raise EngineError(f"{library} refuses {path} ({why}); build it again with 'fgclip-rt build'.")
+        if engine.key.stripped:
+            self._refit(engine)
+
+    def _refit(self, engine: Engine) -> None:
+        """Give the plan the weights of the bundle that its folder lies in."""
+        trt, logger = self._library.trt, self._runtime.logger
+        refitter = trt.Refitter(self._engine, logger)
+        (graph,) = (name for name in engine.key.files if name.endswith(".onnx"))
+        parser = trt.OnnxParserRefitter(refitter, logger)
+        found = parser.refit_from_bytes((engine.path / REFIT).read_bytes(), str(engine.path.parents[1] / graph))
+        if not (found and refitter.refit_cuda_engine()):
+            raise EngineError(
+                f"{self._library} cannot give {engine.path.name} its weights ({reason(self._errors)}); build it again "
+                "without --strip-weights."
+            )
 
     @property
     def captures_graphs(self) -> bool:
@@ -76,7 +91,13 @@ class TensorRtPlan:
 
     def execution(self, shapes: Mapping[str, Shape]) -> Execution:
         free = {name: shape for name, shape in shapes.items() if -1 in tuple(self._engine.get_tensor_shape(name))}
-        return _TensorRtExecution(self._library.create_context(self._engine), free)
+        context = self._library.create_context(self._engine)
+        if context is None:
+            raise DeviceError(
+                f"{self._library} could not set up an engine ({reason(self._errors)}); free memory of the GPU, or use "
+                "fewer graphs or buckets."
+            )
+        return _TensorRtExecution(context, free)
 
 
 class _TensorRtExecution:

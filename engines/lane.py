@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,16 +200,13 @@ class _Captured:
     def enqueue(self, stream: Any) -> None:
         if self._runs_until_capture == 0:
             self._graph = self._cuda.capture(stream, lambda: self._execution.enqueue(stream))
+            if self._graph is not None:
+                weakref.finalize(self, self._cuda.destroy, self._graph)
         self._runs_until_capture -= 1
         if self._graph is None:
             self._execution.enqueue(stream)
         else:
             self._cuda.launch(self._graph, stream)
-
-    def __del__(self) -> None:
-        if self._graph is not None:
-            with contextlib.suppress(Exception):  # at the end of the process CUDA may be gone first
-                self._cuda.destroy(self._graph)
 
 
 class _Slot:

@@ -72,6 +72,14 @@ class EngineLibrary(ABC):
             raise ArgumentError(f"target {CURRENT!r} stands alone; leave out the others, or name them all.")
         return tuple(target for target in choices if target in asked) or self.default_targets
 
+    def check_strippable(self, targets: Sequence[str]) -> None:  # noqa: ARG002 (for those that can)
+        """Make sure that engines for these targets can do without their weights.
+
+        Raises:
+            ArgumentError: they cannot.
+        """
+        raise ArgumentError(f"{self.name} has no engines without weights; leave out --strip-weights.")
+
 
 class TensorRtLibrary(EngineLibrary):
     """TensorRT or TensorRT-RTX, imported.
@@ -102,6 +110,14 @@ class TensorRtLibrary(EngineLibrary):
         except (ImportError, OSError) as error:
             raise EngineError(f"{self.name} cannot be loaded ({error}); run {remedy} again.") from None
         self.version = str(self.trt.__version__)
+
+    def check_strippable(self, targets: Sequence[str]) -> None:
+        # Compiled ahead of time, TensorRT-RTX looks for a GPU at the very end of such a build.
+        if not {CURRENT, AMPERE_PLUS} & set(targets):
+            raise ArgumentError(
+                f"{self} leaves weights out only of engines for the GPU that is there; use --target {CURRENT}, or "
+                "leave out --strip-weights."
+            )
 
     @abstractmethod
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from fgclip_rt.engine_files import (
     Engine,
     EngineKey,
     EngineRecord,
+    Library,
     folder_name,
     read_engine,
 )
@@ -49,6 +50,7 @@ def build(
     targets: Sequence[str] = (),
     graphs: Sequence[str] | None = None,
     shapes: Shapes | None = None,
+    strip_weights: bool = False,
     jobs: int = 1,
     rebuild: bool = False,
     begin: BeginStage = silent,
@@ -65,6 +67,7 @@ def build(
         targets: what to build for, as the library names it; none takes the library's default.
         graphs: names of graphs; None takes all.
         shapes: which shapes; None takes all that the bundle's preparation makes.
+        strip_weights: leave the weights out of the engines, which then read them from the bundle when they are loaded.
         jobs: engines to build at the same time, each in a process of its own.
         rebuild: build also what is there.
         begin: is told how far the build is.
@@ -86,13 +89,26 @@ def build(
     specs = plan(bundle.manifest, precisions, graphs, shapes)
     library = LIBRARIES[backend]()
     asked = library.check_targets(targets)
+    if strip_weights:
+        library.check_strippable(asked)
     resolved, gpu = resolve(asked, find_gpu())
+    target = _Target(library.identity, resolved, gpu, strip_weights)
     folder = _Folder(bundle, library)
-    wanted = [_Wanted(spec, _key(bundle, spec, library, resolved, gpu)) for spec in specs]
+    wanted = [_Wanted(spec, _key(bundle, spec, target)) for spec in specs]
     found = {} if rebuild else {entry.name: engine for entry in wanted if (engine := folder.find(entry.name))}
     missing = [entry for entry in wanted if entry.name not in found]
     built = folder.build(missing, asked, jobs, begin) if missing else {}
     return [Built({**found, **built}[entry.name], entry.name in found) for entry in wanted]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What of a key is the same for all engines of a build."""
+
+    library: Library
+    targets: tuple[str, ...]
+    gpu: str | None
+    stripped: bool
 
 
 @dataclass(frozen=True)
@@ -108,21 +124,20 @@ class _Wanted:
         return folder_name(self.key)
 
 
-def _key(
-    bundle: Bundle, spec: EngineSpec, library: EngineLibrary, targets: Sequence[str], gpu: str | None
-) -> EngineKey:
+def _key(bundle: Bundle, spec: EngineSpec, target: _Target) -> EngineKey:
     # Those who run engines need no onnx, and come by here.
     from .network import weight_files
 
-    files = bundle.manifest.files
+    files, weights = bundle.manifest.files, weight_files(bundle.file(spec.file))
     return EngineKey(
         graph=spec.graph,
         precision=spec.precision,
-        files={name: files[name].sha256 for name in (spec.file, *weight_files(bundle.file(spec.file)))},
-        library=library.identity,
-        targets=tuple(targets),
-        gpu=gpu,
+        files={name: files[name].sha256 for name in (spec.file, *weights)},
+        library=target.library,
+        targets=target.targets,
+        gpu=target.gpu,
         profiles=dict(spec.profiles),
+        stripped=target.stripped and bool(weights),
         recipe=RECIPE,
     )
 
@@ -160,7 +175,7 @@ class _Folder:
             built[folder.name] = self._put_in_place(folder, keys[folder.name], Path(task.plan).name, done)
 
         try:
-            tasks = [self._task(entry.spec, targets, partial / entry.name) for entry in wanted]
+            tasks = [self._task(entry, targets, partial / entry.name) for entry in wanted]
             for task in tasks:
                 Path(task.plan).parent.mkdir(parents=True)
             build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
@@ -180,13 +195,14 @@ class _Folder:
                 self._path.rmdir()  # empty where nothing was finished
         return built
 
-    def _task(self, spec: EngineSpec, targets: Sequence[str], folder: Path) -> Task:
+    def _task(self, wanted: _Wanted, targets: Sequence[str], folder: Path) -> Task:
         cache = self._library.timing_cache
         return Task(
-            graph=str(self._bundle.file(spec.file)),
-            fixed=spec.fixed,
-            profiles=spec.profiles,
+            graph=str(self._bundle.file(wanted.spec.file)),
+            fixed=wanted.spec.fixed,
+            profiles=wanted.spec.profiles,
             targets=targets,
+            strip=wanted.key.stripped,
             plan=str(folder / self._library.plan_name),
             timing_cache=None if cache is None else str(self._path / cache),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,9 +109,10 @@ class EngineBackend:
     def _elsewhere(self, graph: str, inputs: Mapping[str, Array]) -> Backend:
         if isinstance(self._fallback, str):
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            command = ["fgclip-rt", "build", str(self._bundle.path), "--backend", self._library.name, "--graph", graph]
             raise DeviceError(
-                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with 'fgclip-rt "
-                f"build {self._bundle.path} --graph {graph}', or use device 'cpu'."
+                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with "
+                f"'{shlex.join(command)}', or use device 'cpu'."
             )
         return self._fallback
 

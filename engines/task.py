@@ -19,6 +19,7 @@ class Task(Strict, frozen=True):
         fixed: size by the name of the axis.
         profiles: by input.
         targets: as the library calls them.
+        strip: whether to leave the weights out, and to write beside the plan what they are found by again.
         plan: path to write.
         timing_cache: path of a cache to begin with and to add to; None for none.
     """
@@ -27,6 +28,7 @@ class Task(Strict, frozen=True):
     fixed: Mapping[str, int]
     profiles: Mapping[str, Profile]
     targets: Sequence[str]
+    strip: bool
     plan: str
     timing_cache: str | None
 

@@ -26,6 +26,9 @@ FORMAT_VERSION: Literal[1] = 1
 
 RECORD = "engine.json"
 
+#: In the folder of a stripped engine, the graph that its weights are found by; they lie beside the bundle's graphs.
+REFIT = "refit.onnx"
+
 #: Changes when the same key would make another plan, because this package makes networks in another way.
 RECIPE = 1
 
@@ -65,6 +68,7 @@ class EngineKey(Strict, frozen=True):
         targets: compute capabilities that it runs on, such as ``sm89``, or :data:`AMPERE_PLUS`.
         gpu: name of the GPU that it was tuned on and for; None where it was built for targets by name.
         profiles: by input.
+        stripped: whether the plan lacks its weights, which are read from the bundle when it is loaded.
         recipe: :data:`RECIPE`.
     """
 
@@ -75,6 +79,7 @@ class EngineKey(Strict, frozen=True):
     targets: tuple[str, ...]
     gpu: str | None
     profiles: dict[str, Profile]
+    stripped: bool
     recipe: int
 
     @property

@@ -122,7 +122,10 @@ class FakeCuda:
             self._streams[stream] += graph
 
     def destroy(self, graph: list[tuple[str, Any]]) -> None:
-        pass
+        graph.append(("do", self._gone))
+
+    def _gone(self) -> None:
+        raise AssertionError("a graph was launched that was given back")
 
     def do(self, stream: int, work: Callable[[], None]) -> None:
         """Give work to a stream."""
@@ -222,6 +225,6 @@ def make_engine(
 ) -> Engine:
     """What is known of an engine that was never built."""
     files = {spec.file: bundle.manifest.files[spec.file].sha256}
-    key = EngineKey(spec.graph, spec.precision, files, library, targets, gpu, dict(spec.profiles), RECIPE)
+    key = EngineKey(spec.graph, spec.precision, files, library, targets, gpu, dict(spec.profiles), False, RECIPE)
     record = EngineRecord("fgclip-rt-engine", 1, key, key.digest, "engine.plan", {}, 1.0, 7)
     return Engine(Path(f"{spec.graph}-{'-'.join(map(str, spec.fixed.values()))}"), record)

@@ -22,6 +22,7 @@ from fgclip_rt.bundle import Bundle, sha256
 from fgclip_rt.engine_files import Profile, find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.builder import Progress, TensorRtBuilder, TimingCache
+from fgclip_rt.engines.cuda import find_gpu
 from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
 from fgclip_rt.engines.execution import TensorRtPlan
 from fgclip_rt.engines.libraries import TensorRtRtx
@@ -206,6 +207,9 @@ def test_asking_for_it_builds_again(bundle: Path) -> None:
         (["--batch", "0,1,2"], ["--batch", "from 1"]),
         (["--boxes", "1,2,100000"], ["--boxes", "65536"]),
         (["--jobs", "0"], ["jobs", "0"]),
+        (["--strip-weights"], [RTX, "--target current"]),
+        (["--strip-weights", "--target", "sm89"], [RTX, "--target current"]),
+        (["--strip-weights", "--target", "current"], ["NVIDIA GPU"]),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(bundle: Path, arguments: Sequence[str], parts: Sequence[str]) -> None:
@@ -491,6 +495,7 @@ def task_for(bundle: Path, folder: Path, **changes: object) -> Task:
         "fixed": spec.fixed,
         "profiles": spec.profiles,
         "targets": ["sm89"],
+        "strip": False,
         "plan": str(folder / "plan.onnx"),
         "timing_cache": None,
     }
@@ -509,7 +514,7 @@ def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
         "spatial_shapes": Profile((1, 2), (8, 2), (32, 2)),
     }
     targets = ["sm86", "sm89", "sm120"]
-    task = Task(str(tmp_path / "vision.onnx"), {"patches": 256}, profiles, targets, str(tmp_path / "plan"), None)
+    task = Task(str(tmp_path / "vision.onnx"), {"patches": 256}, profiles, targets, False, str(tmp_path / "plan"), None)
     reported: list[int] = []
     layers = TensorRtBuilder(TensorRtRtx()).build(task, reported.append)
     weights = (tmp_path / "weights.safetensors").stat().st_size
@@ -529,6 +534,16 @@ def test_a_builder_says_what_it_cannot_read(pocket_path: Path, tmp_path: Path) -
     with pytest.raises(EngineError) as info:
         TensorRtBuilder(TensorRtRtx()).build(task, lambda _: None)
     assert_one_sentence(info.value, "tensorrt-rtx", "text.int8.onnx", "weights")
+
+
+def test_weights_cannot_be_left_out_without_a_gpu(pocket_path: Path, tmp_path: Path) -> None:
+    """Why that is refused: the library finds out itself, at the end of the build."""
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    with pytest.raises(EngineError) as info:
+        TensorRtBuilder(TensorRtRtx()).build(task_for(pocket_path, tmp_path, strip=True), lambda _: None)
+    assert_one_sentence(info.value, "tensorrt-rtx", "text.int8.onnx", "CUDA_SUCCESS")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_compile_api_of_onnxruntime(pocket_path: Path, tmp_path: Path) -> None:

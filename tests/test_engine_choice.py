@@ -115,9 +115,10 @@ def test_every_part_of_a_key_changes_its_digest(bundle: Bundle) -> None:
         key_of(bundle, targets=("sm86",)),
         key_of(bundle, gpu="GPU"),
         key_of(bundle, profiles=key_of(bundle, "vision").profiles),
+        key_of(bundle, stripped=True),
         key_of(bundle, recipe=2),
     ]
-    assert len({each.digest for each in [key, *others]}) == 9
+    assert len({each.digest for each in [key, *others]}) == 10
     assert key.digest == key_of(bundle).digest
     assert folder_name(key) == f"text-fp32-64-tensorrt-rtx-{key.digest[:12]}"
 
@@ -301,7 +302,8 @@ def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_pa
     (engine,) = find_engines(bundle)
     command = shlex.split(rebuild_command(bundle, engine.key, None))
     assert "was there" in run_command(*command[1:]).stdout
-    assert "--target current" in rebuild_command(bundle, engine.key, GPU)
+    stripped = msgspec.structs.replace(engine.key, stripped=True)
+    assert "--strip-weights --target current" in rebuild_command(bundle, stripped, GPU)
 
 
 def test_targets_by_name() -> None:

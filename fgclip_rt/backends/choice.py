@@ -103,6 +103,8 @@ def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
     """The command that builds an engine like that of ``key``, for ``gpu`` where there is one."""
     graph = bundle.manifest.graphs.get(key.graph, {}).get(key.precision)
     options = ["--backend", key.library.name, "--graph", key.graph, "--precision", key.precision]
+    if key.stripped:
+        options += ["--strip-weights"]
     if gpu is not None:
         options += ["--target", "current"]
     if graph is not None and set(key.profiles) == {spec.name for spec in graph.inputs}:

@@ -32,6 +32,9 @@ def run(
     text_lengths: Annotated[str | None, typer.Option(help="Numbers of tokens.  [default: the model's]")] = None,
     batch: Annotated[str, typer.Option(help="Fewest, most usual and most images or texts in a run.")] = "1,8,32",
     boxes: Annotated[str, typer.Option(help="Fewest, most usual and most boxes in a run.")] = "1,16,256",
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave weights out; they are read from the bundle at loading.")
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Engines to build at the same time; each takes a core and memory.")] = 1,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build also what is there.")] = False,
     json: options.Json = False,
@@ -65,6 +68,7 @@ def run(
             targets=target.split(",") if target else (),
             graphs=graph or None,
             shapes=shapes,
+            strip_weights=strip_weights,
             jobs=jobs,
             rebuild=rebuild,
             begin=begin,
@@ -121,7 +125,6 @@ def _report(bundle: Bundle, built: list[Built], json: bool) -> None:
     )
     key = built[0].engine.key
     on = f"{', '.join(key.targets)}" + (f" on {key.gpu}" if key.gpu else "")
-    say(
-        f"{bundle.path}: {len(built)} engines for {key.library} and {on}, {size / 1e6:,.1f} MB on disk, for each holds "
-        "its own weights"
-    )
+    weights = "whose weights stay in the bundle" if key.stripped else "for each holds its own weights"
+    engines = f"{len(built)} engine{'s' if len(built) > 1 else ''}"
+    say(f"{bundle.path}: {engines} for {key.library} and {on}, {size / 1e6:,.1f} MB on disk, {weights}")

@@ -15,6 +15,7 @@ import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.doctor import ENGINE_PACKAGES, missing_packages, nvidia_gpus
+from fgclip_rt.engine_files import find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.cuda import Cuda, OutOfMemoryError, find_gpu
 from fgclip_rt.engines.libraries import TensorRtRtx
@@ -74,6 +75,18 @@ def test_a_vector_does_not_depend_on_its_batch(built: Path, library: str, precis
         np.testing.assert_allclose(model.embed_images(IMAGES * 3, batch_size=batch_size)[:5], alone, atol=tolerance)
     texts = np.concatenate([model.embed_texts([text]) for text in TEXTS])
     np.testing.assert_allclose(model.embed_texts(TEXTS * 5)[:4], texts, atol=tolerance)
+
+
+def test_weights_that_were_left_out_come_from_the_bundle(built: Path, library: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "stripped", ignore=shutil.ignore_patterns("engines"))
+    engines = build(Bundle.open(folder), library, ["fp16", "int8"], targets=["current"], strip_weights=True)
+    whole = {engine.key.graph: engine.size for engine in find_engines(Bundle.open(built))}
+    assert sum(entry.engine.size for entry in engines) < sum(whole.values()) / 2
+    for precision in ("fp16", "int8"):
+        model = load(folder, library, precision)
+        probe = Probe.load(folder / model.manifest.parity.probe)
+        rows = parity.check(model, probe, model.manifest.parity.limits[precision])
+        assert [row for row in rows if not row.passed] == []
 
 
 def test_threads_share_a_model(built: Path, library: str) -> None:
