@@ -11,7 +11,7 @@ from fgclip_rt.engine_files import REFIT, Profile
 from fgclip_rt.errors import EngineError
 
 from .libraries import TensorRtLibrary
-from .logger import make_logger, reason
+from .logger import make_logger, ran_out_of_memory, reason
 from .network import parser_input
 from .task import Task
 
@@ -59,7 +59,7 @@ class TensorRtBuilder:
 
     def _failure(self, task: Task, reasons: list[str]) -> str:
         why = reason(reasons)
-        if "memory" in why.lower():
+        if ran_out_of_memory(why):
             return f"memory ran out in {self._library} ({why}); build with a smaller --batch or fewer --jobs."
         return (
             f"{self._library} refused {Path(task.graph).name} for {', '.join(task.targets)} ({why}); try "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.engine_files import Gpu
 from fgclip_rt.errors import DeviceError, MissingDependencyError
 
@@ -25,15 +26,22 @@ def find_gpu() -> Gpu | None:
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
+        DeviceError: there is one that CUDA cannot use, as when its driver is too old.
     """
     runtime = _runtime()
     status, count = runtime.cudaGetDeviceCount()
-    if status != runtime.cudaError_t.cudaSuccess or not count:
-        return None
-    status, properties = runtime.cudaGetDeviceProperties(0)
-    if status != runtime.cudaError_t.cudaSuccess:
-        return None
-    return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+    if status == runtime.cudaError_t.cudaSuccess and count:
+        status, properties = runtime.cudaGetDeviceProperties(0)
+        if status == runtime.cudaError_t.cudaSuccess:
+            return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+    # CUDA says of a machine with no driver at all that its driver is too old.
+    if gpus := nvidia_gpus():
+        text = runtime.cudaGetErrorString(status)[1].decode()
+        raise DeviceError(
+            f"CUDA cannot use {gpus[0]} ({text}); update its driver or install the cuda-bindings of an older CUDA, and "
+            "look at CUDA_VISIBLE_DEVICES."
+        )
+    return None
 
 
 class Cuda:

@@ -9,7 +9,7 @@ from fgclip_rt.engine_files import REFIT, Engine
 from fgclip_rt.errors import DeviceError, EngineError
 
 from .libraries import TensorRtLibrary
-from .logger import make_logger, reason
+from .logger import make_logger, ran_out_of_memory, reason
 
 Shape = tuple[int, ...]
 
@@ -64,7 +64,7 @@ class TensorRtPlan:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             why = reason(self._errors)
-            if "memory" in why.lower():
+            if ran_out_of_memory(why):
                 raise DeviceError(
                     f"{path} does not fit into the GPU's memory ({why}); free some, or use fewer graphs or buckets."
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import onnxruntime as ort
@@ -218,14 +218,19 @@ LIBRARIES: dict[str, type[EngineLibrary]] = {
 }
 
 
-def resolve(targets: Sequence[str], gpu: Gpu | None) -> tuple[tuple[str, ...], str | None]:
+def resolve(targets: Sequence[str], find_gpu: Callable[[], Gpu | None]) -> tuple[tuple[str, ...], str | None]:
     """Targets as they stand in an engine's key, and the name of the GPU that it is tuned on, if it is on one.
+
+    Args:
+        targets: as they were asked for.
+        find_gpu: gives the GPU of this machine; it is not called where the targets need none.
 
     Raises:
         EngineError: the target is this machine's GPU and there is none.
     """
     if CURRENT not in targets and AMPERE_PLUS not in targets:
         return tuple(targets), None
+    gpu = find_gpu()
     if gpu is None:
         raise EngineError(
             f"target {targets[0]!r} needs an NVIDIA GPU and its driver, and this machine has none; build where the "

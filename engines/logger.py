@@ -35,6 +35,11 @@ def make_logger(trt: Any, errors: list[str]) -> Any:
     return logger
 
 
+def ran_out_of_memory(why: str) -> bool:
+    """Whether a reason is that the GPU or the host had not enough memory."""
+    return bool(re.search(r"out ?of ?memory|memory.* could not be allocated", why, re.IGNORECASE))
+
+
 def reason(errors: Sequence[str]) -> str:
     """The first of ``errors`` as part of a sentence, without the places in the library's code that it names."""
     if not errors:

@@ -79,6 +79,7 @@ def build(
         ArgumentError: an argument cannot be used.
         MissingDependencyError: the library is not installed.
         EngineError: the library refused, crashed, or lacks the GPU that the target needs.
+        DeviceError: CUDA cannot use the GPU that the target needs.
         OutputError: the folder cannot be written.
     """
     if backend not in LIBRARIES:
@@ -91,7 +92,7 @@ def build(
     asked = library.check_targets(targets)
     if strip_weights:
         library.check_strippable(asked)
-    resolved, gpu = resolve(asked, find_gpu())
+    resolved, gpu = resolve(asked, find_gpu)
     target = _Target(library.identity, resolved, gpu, strip_weights)
     folder = _Folder(bundle, library)
     wanted = [_Wanted(spec, _key(bundle, spec, target)) for spec in specs]

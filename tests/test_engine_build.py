@@ -26,6 +26,7 @@ from fgclip_rt.engines.cuda import find_gpu
 from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
 from fgclip_rt.engines.execution import TensorRtPlan
 from fgclip_rt.engines.libraries import TensorRtRtx
+from fgclip_rt.engines.logger import ran_out_of_memory, reason
 from fgclip_rt.engines.network import parser_input
 from fgclip_rt.engines.profiles import plan
 from fgclip_rt.engines.task import Done, Task
@@ -346,6 +347,27 @@ def test_a_crash_of_the_library_is_told_of(bundle: Path, monkeypatch: pytest.Mon
     with pytest.raises(EngineError) as info:
         build(Bundle.open(bundle), RTX, ["int8"], graphs=["text"], targets=["sm89"])
     assert_one_sentence(info.value, "ended with status 9", "out of luck", "no engine was built")
+
+
+@pytest.mark.parametrize(
+    ("errors", "why", "memory"),
+    [
+        (["IBuilder::buildSerializedNetwork: Error Code 1: Myelin (no. In f at /_src/a.cpp:1)"], "Myelin (no", False),
+        (
+            ["Error Code 2: OutOfMemory (Requested size was 9 bytes.)", "later"],
+            "OutOfMemory (Requested size was 9 bytes.)",
+            True,
+        ),
+        (["the kernel takes too much shared memory"], "the kernel takes too much shared memory", False),
+        (["Requested amount of GPU memory (9 bytes) could not be allocated."], None, True),
+        ([], "it gave no reason", False),
+    ],
+)
+def test_the_librarys_reason_becomes_part_of_a_sentence(errors: list[str], why: str | None, memory: bool) -> None:
+    found = reason(errors)
+    assert why in (None, found)
+    assert not found.endswith(".")
+    assert ran_out_of_memory(found) == memory
 
 
 def test_progress_goes_up_to_the_whole() -> None:

@@ -20,6 +20,7 @@ from fgclip_rt.backends import choice
 from fgclip_rt.backends.choice import fit_engines, rebuild_command
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle, file_info
+from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.engine_files import (
     AMPERE_PLUS,
     RECORD,
@@ -310,13 +311,33 @@ def test_targets_by_name() -> None:
     rtx = TensorRtRtx()
     assert rtx.check_targets(()) == ("sm80", "sm86", "sm89", "sm120", "sm121")
     assert rtx.check_targets(["sm120", "sm86", "sm120"]) == ("sm86", "sm120")
-    assert resolve(["sm86"], None) == (("sm86",), None)
-    assert resolve([CURRENT], GPU) == (("sm89",), "Test GPU")
-    assert resolve([AMPERE_PLUS], GPU) == ((AMPERE_PLUS,), None)
+    assert resolve(["sm86"], _must_not_look) == (("sm86",), None)
+    assert resolve([CURRENT], lambda: GPU) == (("sm89",), "Test GPU")
+    assert resolve([AMPERE_PLUS], lambda: GPU) == ((AMPERE_PLUS,), None)
     for target in (CURRENT, AMPERE_PLUS):
         with pytest.raises(EngineError) as info:
-            resolve([target], None)
+            resolve([target], lambda: None)
         assert_one_sentence(info.value, target, "NVIDIA GPU")
+
+
+def _must_not_look() -> None:
+    raise AssertionError("no GPU is needed for a target by name")
+
+
+def test_a_gpu_that_cuda_cannot_use_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here CUDA's answer is that there is no driver; that of a driver too old is the same."""
+    if nvidia_gpus():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr("fgclip_rt.engines.cuda.nvidia_gpus", lambda: ["Old GPU, 4096 MiB"])
+    monkeypatch.setattr(choice, "nvidia_gpus", lambda: ["Old GPU, 4096 MiB"])
+    with pytest.raises(DeviceError) as info:
+        find_gpu()
+    assert_one_sentence(info.value, "Old GPU", "driver")
+    write_engine(bundle, key_of(bundle, library=TensorRtRtx().identity))
+    assert "CUDA cannot use Old GPU" in str(fgclip_rt.load(bundle.path).backend)
+    with pytest.raises(EngineError) as stale:
+        fgclip_rt.load(bundle.path, backend="tensorrt-rtx")
+    assert "CUDA cannot use Old GPU" in str(stale.value)
 
 
 def test_libraries_that_are_not_here() -> None:

@@ -141,7 +141,7 @@ def _gpu() -> tuple[Gpu | None, str]:
 
     try:
         return find_gpu(), ""
-    except MissingDependencyError as error:
+    except (MissingDependencyError, DeviceError) as error:
         return None, str(error).rstrip(".")
 
 
