@@ -33,7 +33,8 @@ def find_gpu() -> Gpu | None:
     if status == runtime.cudaError_t.cudaSuccess and count:
         status, properties = runtime.cudaGetDeviceProperties(0)
         if status == runtime.cudaError_t.cudaSuccess:
-            return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+            name = properties.name.split(b"\0")[0].decode()
+            return Gpu(name, f"sm{properties.major}{properties.minor}")
     # CUDA says of a machine with no driver at all that its driver is too old.
     if gpus := nvidia_gpus():
         text = runtime.cudaGetErrorString(status)[1].decode()
