@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -223,9 +224,14 @@ class _Folder:
         # The graph may have been another's while the library read it.
         self._bundle.check_unchanged()
         folder = self._path / partial.name
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another build of the same was quicker.
+            return read_engine(folder)
         return Engine(folder, record)
 
 

@@ -180,6 +180,16 @@ def test_a_damaged_engine_is_refused_and_built_again(bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("made_up")
+def test_of_two_builds_of_the_same_the_first_stays(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("build", bundle, *ONE, "--target", "sm89", "--json")
+    (first,) = json.loads(run_command(*command).stdout)["engines"]
+    monkeypatch.setattr("fgclip_rt.engines.pipeline.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("fgclip_rt.engines.pipeline._Folder.find", lambda *_: None)
+    (second,) = json.loads(run_command(*command).stdout)["engines"]
+    assert second == first
+
+
+@pytest.mark.usefixtures("made_up")
 def test_asking_for_it_builds_again(bundle: Path) -> None:
     command = ("build", bundle, *ONE, "--target", "sm89", "--json")
     first, second, third = (
