@@ -88,6 +88,10 @@ def build(
     check_positive("jobs", jobs, most=256)
     if not precisions:
         raise ArgumentError(f"no precision was asked for; choose from {', '.join(bundle.manifest.precisions)}.")
+    try:
+        str(bundle.path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{bundle.path} is not UTF-8, as the libraries need it; rename the folder.") from None
     specs = plan(bundle.manifest, precisions, graphs, shapes)
     library = LIBRARIES[backend]()
     asked = library.check_targets(targets)

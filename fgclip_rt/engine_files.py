@@ -157,16 +157,21 @@ class Engine:
 _AGAIN = "build it again with 'fgclip-rt build', or remove its folder"
 
 
+def has_engines(bundle: Bundle) -> bool:
+    """Whether a bundle may have engines; quicker than to look at them."""
+    return (bundle.path / ENGINES).is_dir()
+
+
 def find_engines(bundle: Bundle) -> list[Engine]:
     """The engines in a bundle's folder, whether they fit or not, in the order of their names.
 
     Raises:
         EngineError: a folder holds no engine, or one that is damaged.
     """
-    folder = bundle.path / ENGINES
-    if not folder.is_dir():
+    if not has_engines(bundle):
         return []
     # An unfinished build has a hidden name, and files here are caches of the libraries.
+    folder = bundle.path / ENGINES
     return [read_engine(path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
 
 

@@ -250,6 +250,11 @@ def test_a_missing_library_names_the_extra(bundle: Path, monkeypatch: pytest.Mon
     assert_one_sentence(info.value, "fgclip-rt[tensorrt-rtx]")
 
 
+def test_a_path_that_the_libraries_cannot_read(pocket_path: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pocket_path, tmp_path / os.fsdecode(b"p\xff"), copy_function=os.link)
+    assert_one_sentence(run_command("build", folder, *ONE, status=1).stderr.strip(), "not UTF-8", "rename")
+
+
 def test_no_bundle(tmp_path: Path) -> None:
     error = run_command("build", tmp_path, "--backend", RTX, status=1).stderr
     assert "manifest.json" in error

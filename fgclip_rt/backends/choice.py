@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..doctor import CUDA_REMEDY, nvidia_gpus
-from ..engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, misfit
+from ..engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
 from ..errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
 from . import Backend
 from .onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
@@ -53,7 +53,8 @@ def choose_backend(
     if device == "cpu" and backend in ENGINE_BACKENDS:
         raise ArgumentError(f"{backend} runs on NVIDIA GPUs only; use device 'cuda', or another backend.")
     # Where there is no GPU, nothing that is said of engines is of use to those who did not ask for them.
-    if device == "cpu" or backend == "onnxruntime" or (device == "auto" and backend is None and not _has_gpu()):
+    unasked = device == "auto" and backend is None
+    if device == "cpu" or backend == "onnxruntime" or (unasked and not (has_engines(bundle) and _has_gpu())):
         return OnnxRuntimeBackend(bundle, precision, device, threads)
 
     libraries = ENGINE_BACKENDS if backend is None else (backend,)
