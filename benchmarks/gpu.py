@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py BUNDLE --output results.json
 
-The contenders have the same sizes and inputs: the PyTorch reference (float16 autocast, eager and compiled),
-onnxruntime's CUDA provider in every precision of the bundle, and every engine of the bundle that fits this GPU. They
-take turns, and each figure is the median over the turns:
+The contenders have the same sizes and inputs: the PyTorch reference (eager in float32, eager in float16 autocast, and
+that compiled), onnxruntime's CUDA provider in every precision of the bundle, and every engine of the bundle that fits
+this GPU. They take turns, and each figure is the median over the turns:
 
 - *model*: inputs and outputs stay on the GPU. By CUDA events where we enqueue the work ourselves (PyTorch, engines), by
   the host's clock around a synchronised run for onnxruntime, whose stream is its own.
@@ -183,9 +183,10 @@ def matmul_rate(device: str) -> float:
 
 def find_contenders(bundle: Bundle, device: str) -> tuple[list[Contender], list[dict[str, str]]]:
     """All that can run, and why not for the rest."""
-    makers: dict[str, Callable[[], Contender]] = {"pytorch eager": lambda: pytorch(bundle, device, compiled=False)}
+    makers: dict[str, Callable[[], Contender]] = {"pytorch": lambda: pytorch(bundle, device)}
     if device == "cuda":
-        makers["pytorch compiled"] = lambda: pytorch(bundle, device, compiled=True)
+        makers["pytorch autocast"] = lambda: pytorch(bundle, device, autocast=True)
+        makers["pytorch compiled"] = lambda: pytorch(bundle, device, autocast=True, compiled=True)
     for precision in bundle.manifest.precisions:
         makers[f"onnxruntime {precision}"] = lambda precision=precision: onnxruntime(bundle, precision, device)
     for precision in bundle.manifest.precisions:
@@ -201,8 +202,8 @@ def find_contenders(bundle: Bundle, device: str) -> tuple[list[Contender], list[
     return contenders, absent
 
 
-def pytorch(bundle: Bundle, device: str, *, compiled: bool) -> Contender:
-    """The reference of the bundle's model, with random weights, in float16 autocast."""
+def pytorch(bundle: Bundle, device: str, *, autocast: bool = False, compiled: bool = False) -> Contender:
+    """The reference of the bundle's model, with random weights, in float32 or in float16 autocast."""
     spec = find_model(bundle.manifest.model.name)
     if spec is None:
         raise RuntimeError(f"{bundle.manifest.model.name} is no registered model, so its sizes are not known")
@@ -216,7 +217,7 @@ def pytorch(bundle: Bundle, device: str, *, compiled: bool) -> Contender:
         return pixels.float() / 127.5 - 1, mask.float(), torch.from_numpy(case.shapes)
 
     def run(values: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast(device, torch.float16 if device == "cuda" else torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=autocast):
             return torch.nn.functional.normalize(call(*values), dim=-1)
 
     def model(case: Case) -> Callable[[], float]:
@@ -226,7 +227,8 @@ def pytorch(bundle: Bundle, device: str, *, compiled: bool) -> Contender:
     def end_to_end(case: Case) -> Callable[[], object]:
         return lambda: run(inputs(prepared(bundle, case))).float().cpu().numpy()
 
-    return Contender(f"pytorch {'compiled' if compiled else 'eager'}", model, end_to_end)
+    kind = "compiled" if compiled else "autocast" if autocast else ""
+    return Contender(f"pytorch {kind}".rstrip(), model, end_to_end)
 
 
 def onnxruntime(bundle: Bundle, precision: str, device: str) -> Contender:
