@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 
 import fgclip_rt
-from fgclip_rt.bundle import Bundle, sha256
+from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Profile, find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.builder import Progress, TensorRtBuilder, TimingCache
@@ -598,12 +598,3 @@ def test_builds_say_nothing_on_standard_output_but_their_result(bundle: Path) ->
     result = run_program("build", bundle, *ONE, "--target", "sm75", "--json")
     assert (result.returncode, result.stdout) == (1, "")
     assert_one_sentence(result.stderr.strip(), "sm75")
-
-
-def test_the_same_engine_comes_out_twice(bundle: Path) -> None:
-    digests = set()
-    for _ in range(2):
-        shapes = Shapes(buckets=[128])
-        (entry,) = build(Bundle.open(bundle), RTX, ["int8"], graphs=["region"], shapes=shapes, rebuild=True)
-        digests.add(sha256(entry.engine.path / "engine.plan"))
-    assert len(digests) == 1
