@@ -91,6 +91,9 @@ class TensorRtPlan:
 
     def execution(self, shapes: Mapping[str, Shape]) -> Execution:
         free = {name: shape for name, shape in shapes.items() if -1 in tuple(self._engine.get_tensor_shape(name))}
+        # The reason is to be this call's, and the library may have told another plan's list since.
+        self._errors.clear()
+        make_logger(self._library.trt, self._errors)
         context = self._library.create_context(self._engine)
         if context is None:
             raise DeviceError(

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from fgclip_rt.backends import Array
 from fgclip_rt.errors import DeviceError
 
 from .cuda import Cuda, DeviceMemory, OutOfMemoryError, PinnedMemory
 from .execution import Execution, Plan, Shape
-
-Array = np.ndarray[Any, Any]
 
 #: Shapes of inputs whose executions a slot keeps; the one that came first goes first.
 _KEPT_SHAPES = 32

@@ -110,8 +110,7 @@ def _specs(
                 f"the {graph} graph has an axis {axis!r} that engines cannot have; leave it out with --graph."
             )
     static = next((axis for axis in axes if axis in fixed), None)
-    for size in [None] if static is None else fixed[static]:
-        sizes = {} if static is None or size is None else {static: size}
+    for sizes in [{}] if static is None else [{static: size} for size in fixed[static]]:
         values = {axis: (size, size, size) for axis, size in sizes.items()} | dict(ranges)
         profiles = {spec.name: _profile(spec, values) for spec in entry.inputs}
         yield EngineSpec(graph, first, entry.file, sizes, profiles)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fgclip_rt.backends import Backend, Result
+from fgclip_rt.backends import Array, Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.errors import DeviceError
@@ -18,7 +18,7 @@ from fgclip_rt.manifest import GraphFile, TensorSpec
 
 from .cuda import Cuda
 from .execution import Plan, Shape, TensorRtPlan
-from .lane import Array, Lane, Pending, Tensors
+from .lane import Lane, Pending, Tensors
 from .libraries import LIBRARIES, TensorRtLibrary
 from .profiles import Range
 
