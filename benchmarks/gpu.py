@@ -40,8 +40,8 @@ from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.export import find_model
 from fgclip_rt.export.families import family
-from fgclip_rt.images import NaflexPreparation, Patches
 from fgclip_rt.model import Model, open_model
+from fgclip_rt.preparation import Patches, preparation
 
 OUTPUT = "image_embeds"
 
@@ -66,6 +66,12 @@ class Case:
     def shapes(self) -> np.ndarray[Any, Any]:
         """int32 [B, 2]."""
         return np.array([each.grid for each in self.patches], np.int32)
+
+    def inputs(self, bundle: Bundle) -> dict[str, np.ndarray[Any, Any]]:
+        """What the vision graph takes of them."""
+        known = {"patches": self.pixels, "spatial_shapes": self.shapes}
+        graph = next(iter(bundle.manifest.graphs["vision"].values()))
+        return {spec.name: known[spec.name] for spec in graph.inputs}
 
 
 @dataclass
@@ -207,16 +213,16 @@ def pytorch(bundle: Bundle, device: str, *, autocast: bool = False, compiled: bo
     spec = find_model(bundle.manifest.model.name)
     if spec is None:
         raise RuntimeError(f"{bundle.manifest.model.name} is no registered model, so its sizes are not known")
-    reference = family(spec.family).random(spec.config, 0)._model.to(device)  # type: ignore[attr-defined]
-    features = reference.get_image_features
+    reference = family(spec.family).random(spec.config, 0)
+    features = reference.module.to(device).get_image_features
     call = torch.compile(features) if compiled else features
 
-    def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pixels = torch.from_numpy(case.pixels).to(device)
-        mask = torch.arange(case.bucket, device=device) < torch.from_numpy(case.shapes).prod(1, keepdim=True).to(device)
-        return pixels.float() / 127.5 - 1, mask.float(), torch.from_numpy(case.shapes)
+    def inputs(case: Case) -> tuple[torch.Tensor, ...]:
+        return reference.image_inputs(
+            torch.from_numpy(case.pixels).to(device), torch.from_numpy(case.shapes).to(device)
+        )
 
-    def run(values: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def run(values: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=autocast):
             return torch.nn.functional.normalize(call(*values), dim=-1)
 
@@ -238,7 +244,7 @@ def onnxruntime(bundle: Bundle, precision: str, device: str) -> Contender:
     def model(case: Case) -> Callable[[], float]:
         session = runtime.backend._session("vision")  # type: ignore[attr-defined]
         binding = session.io_binding()
-        for name, values in {"patches": case.pixels, "spatial_shapes": case.shapes}.items():
+        for name, values in case.inputs(bundle).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
         binding.bind_output(OUTPUT, device)
 
@@ -278,7 +284,7 @@ def time_engine(bundle: Bundle, engine: Engine, case: Case) -> Callable[[], floa
     from fgclip_rt.engines.libraries import LIBRARIES
 
     plan = TensorRtPlan(LIBRARIES[engine.key.library.name](), engine)  # type: ignore[arg-type]
-    inputs = {"patches": torch.from_numpy(case.pixels).cuda(), "spatial_shapes": torch.from_numpy(case.shapes).cuda()}
+    inputs = {name: torch.from_numpy(values).cuda() for name, values in case.inputs(bundle).items()}
     execution = plan.execution({name: tuple(values.shape) for name, values in inputs.items()})
     graph = bundle.manifest.graphs[engine.key.graph][engine.key.precision]
     outputs = {spec.name: torch.empty(execution.output_shape(spec.name), device="cuda") for spec in graph.outputs}
@@ -302,17 +308,17 @@ def time_engine(bundle: Bundle, engine: Engine, case: Case) -> Callable[[], floa
 
 def make_case(bundle: Bundle, bucket: int, batch: int) -> Case:
     """Images of noise that fill a bucket."""
-    preparation = NaflexPreparation(bundle.manifest.image)
+    prepare = preparation(bundle.manifest.image)
     side = int(bucket**0.5) * bundle.manifest.image.patch_size
     random = np.random.default_rng(bucket)
     images = [Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(batch)]
-    return Case(bucket, images, [preparation(image, bucket) for image in images])
+    return Case(bucket, images, [prepare(image, bucket) for image in images])
 
 
 def prepared(bundle: Bundle, case: Case) -> Case:
     """The case with its images prepared anew, as it takes time to do."""
-    preparation = NaflexPreparation(bundle.manifest.image)
-    return Case(case.bucket, case.images, [preparation(image, case.bucket) for image in case.images])
+    prepare = preparation(bundle.manifest.image)
+    return Case(case.bucket, case.images, [prepare(image, case.bucket) for image in case.images])
 
 
 def measure(contenders: Sequence[Contender], case: Case, rounds: int, repeats: int) -> list[Figures]:

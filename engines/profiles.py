@@ -13,13 +13,13 @@ from fgclip_rt.manifest import Manifest, TensorSpec
 #: Smallest, most usual and largest value of an axis.
 Range: TypeAlias = tuple[int, int, int]
 
-#: Images or texts in a run, and boxes.
+#: Images or texts in a run, and boxes or masks.
 DEFAULT_BATCH: Range = (1, 8, 32)
 DEFAULT_BOXES: Range = (1, 16, 256)
 
 #: The axes of the graphs by their names in the manifest. An engine has one size of the first two and a range of the
 #: others.
-_PATCHES, _TOKENS, _BATCH, _BOXES = "patches", "tokens", "batch", "boxes"
+_PATCHES, _TOKENS, _BATCH, _BOXES, _MASKS = "patches", "tokens", "batch", "boxes", "masks"
 
 _LARGEST_RANGE = 2**16
 
@@ -52,12 +52,14 @@ class Shapes:
         text_lengths: numbers of tokens, each an engine of its own.
         batch: range of images or texts.
         boxes: range of boxes.
+        masks: range of masks.
     """
 
     buckets: Sequence[int] | None = None
     text_lengths: Sequence[int] | None = None
     batch: Range = DEFAULT_BATCH
     boxes: Range = DEFAULT_BOXES
+    masks: Range = DEFAULT_BOXES
 
 
 def plan(
@@ -83,7 +85,11 @@ def plan(
         _PATCHES: _buckets(manifest, shapes.buckets),
         _TOKENS: _text_lengths(manifest, shapes.text_lengths),
     }
-    ranges = {_BATCH: _range("batch", shapes.batch), _BOXES: _range("boxes", shapes.boxes)}
+    ranges = {
+        _BATCH: _range("batch", shapes.batch),
+        _BOXES: _range("boxes", shapes.boxes),
+        _MASKS: _range("masks", shapes.masks),
+    }
     specs: dict[tuple[str, tuple[tuple[str, int], ...]], EngineSpec] = {}
     for graph in graphs or manifest.graphs:
         for precision in precisions:
@@ -137,9 +143,11 @@ def _buckets(manifest: Manifest, asked: Sequence[int] | None) -> Sequence[int]:
         raise ArgumentError(f"no bucket was asked for; choose from {_listed(known)}.")
     for bucket in asked:
         if bucket not in known and not known[-1] < bucket <= most:
+            larger = (
+                f", or for dense maps a number of patches from {known[-1] + 1} to {most}" if most > known[-1] else ""
+            )
             raise ArgumentError(
-                f"bucket {bucket} is none of this model's ({_listed(known)}); choose from them, or for dense maps "
-                f"a number of patches from {known[-1] + 1} to {most}."
+                f"bucket {bucket} is none of this model's ({_listed(known)}); choose from them{larger}."
             )
     return sorted(set(asked))
 

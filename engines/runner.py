@@ -27,8 +27,8 @@ from .profiles import Range
 _LENGTHS = ("patches", "tokens")
 _EXACT = ("tokens",)
 
-#: Axes along which a run may be split: boxes do not know of each other, nor do images, nor texts.
-_SPLIT = ("boxes", "batch")
+#: Axes along which a run may be split: boxes do not know of each other, nor do masks, images or texts.
+_SPLIT = ("boxes", "masks", "batch")
 
 
 class EngineBackend:

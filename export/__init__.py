@@ -3,6 +3,7 @@
 from fgclip_rt.progress import BeginStage
 
 from .calibration import CalibrationInputs
+from .checkpoint import LocalFiles
 from .pipeline import Source, checkpoint_source, export, random_source, verify_against
 from .precisions import PRECISIONS
 from .registry import MODELS, ModelSpec, find_model
@@ -12,6 +13,7 @@ __all__ = [
     "PRECISIONS",
     "BeginStage",
     "CalibrationInputs",
+    "LocalFiles",
     "ModelSpec",
     "Source",
     "checkpoint_source",

@@ -7,7 +7,8 @@ that does not know it falls back on the definition, and ``onnx.inliner`` replace
 definition keeps its softmax in float32.
 
 onnxruntime's blocks take no mask, so a masked caller hides keys with one more channel: it holds one in every query, and
-in every key a number that is zero, or so negative that the key's weight vanishes (:func:`hide_keys`).
+in every key a number that is zero, or so negative that the key's weight vanishes (:func:`hide_keys`). A mask that
+differs from query to query, as a causal one, is added to the scores instead; they are then held, for texts are short.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ DOMAIN, NAME = "com.microsoft", "MultiHeadAttention"
 HIDDEN = -1e4
 
 
-def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, score_bias: Tensor | None = None
+) -> Tensor:
     """softmax(query · keyᵀ) · value per head; the queries are scaled already.
 
     Args:
@@ -33,22 +36,25 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) 
         key: float [B, N, heads·c].
         value: float [B, N, heads·d].
         heads: number of heads.
+        score_bias: float [1 or B, 1, Q, N], added to the scores. In one graph every attention has one, or none has.
 
     Returns:
         float [B, Q, heads·d].
     """
     if torch.compiler.is_exporting():
         shape = (query.shape[0], query.shape[1], value.shape[2])
+        bias = () if score_bias is None else (None, None, score_bias)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
-            (query, key, value),
+            (query, key, value, *bias),
             {"num_heads": heads, "scale": 1.0},
             dtype=value.dtype,
             shape=shape,
             version=1,
         )
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias, scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def hide_keys(query: Tensor, key: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +87,37 @@ def MultiHeadAttention(query, key, value, num_heads: int, scale: float):  # type
     return op.Reshape(mixed, op.Constant(value_ints=[0, 0, -1]))
 
 
+@onnxscript.script(onnxscript.values.Opset(DOMAIN, 1), default_opset=op)
+def BiasedMultiHeadAttention(  # type: ignore[no-untyped-def] # noqa: N802
+    query,
+    key,
+    value,
+    bias,  # noqa: ARG001 (the operator has it)
+    key_padding_mask,  # noqa: ARG001
+    attention_bias,
+    num_heads: int,
+    scale: float,
+):
+    """The same with a bias of the scores; the operator's two inputs before that are not used."""
+    heads = op.Reshape(op.Constant(value_int=num_heads), op.Constant(value_ints=[1]))
+    split = op.Concat(op.Constant(value_ints=[0, 0]), heads, op.Constant(value_ints=[-1]), axis=0)
+    q = op.Transpose(op.Reshape(query, split), perm=[0, 2, 1, 3])
+    k = op.Transpose(op.Reshape(key, split), perm=[0, 2, 3, 1])
+    v = op.Transpose(op.Reshape(value, split), perm=[0, 2, 1, 3])
+    scores = op.Mul(op.Cast(op.MatMul(q, k), to=1), op.Constant(value_float=scale))
+    scores = op.Add(scores, op.Cast(attention_bias, to=1))
+    weights = op.CastLike(op.Softmax(scores, axis=-1), v)
+    mixed = op.Transpose(op.MatMul(weights, v), perm=[0, 2, 1, 3])
+    return op.Reshape(mixed, op.Constant(value_ints=[0, 0, -1]))
+
+
 def add_definition(model: ir.Model) -> None:
     """Put the operator's definition into a model that uses it."""
-    if any(node.domain == DOMAIN for node in model.graph):
-        function = ir.serde.deserialize_function(MultiHeadAttention.to_function_proto())
+    inputs = {len(node.inputs) for node in model.graph if node.domain == DOMAIN}
+    if inputs:
+        (count,) = inputs
+        definition = MultiHeadAttention if count == 3 else BiasedMultiHeadAttention
+        function = ir.serde.deserialize_function(definition.to_function_proto())
+        function.name = NAME
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1

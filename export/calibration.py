@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import load_image
 from fgclip_rt.manifest import Calibration
+from fgclip_rt.masks import mask_weights
 from fgclip_rt.model import Model
+from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 
-from .probe import probe_boxes
+from .probe import probe_boxes, probe_masks
 
 _T = TypeVar("_T")
 
@@ -85,8 +88,10 @@ class CalibrationData:
 
     def run(self, model: Model, done: Callable[[], None]) -> None:
         """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
+        # The dense graph holds every layer that the other graphs of images have.
+        see = model.dense_features if model.has("dense") else model.embed_images
         for image in self.images:
-            model.dense_features(image)
+            see(image)
             done()
         for walk_type, texts in self.texts.items():
             model.embed_texts(texts, walk_type)
@@ -119,19 +124,7 @@ class CalibrationData:
             size = (columns * model.manifest.image.patch_size, rows * model.manifest.image.patch_size)
             rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
             patches = model.preparation(Image.fromarray(rgb))
-            boxes = probe_boxes(*patches.image_size)
-            dense = model.run_vision("dense", [patches], "dense_features")
-            images.append(
-                ProbeImage(
-                    rgb=rgb,
-                    patches=patches.pixels,
-                    grid=np.array(patches.grid, np.int32),
-                    boxes=boxes,
-                    features=model.embed_images(rgb, normalize=False)[0],
-                    dense=dense[0],
-                    regions=model.pool_regions(dense, patches, boxes, normalize=False),
-                )
-            )
+            images.append(_seen(model, rgb, patches))
             done()
         walk_types = {}
         for walk_type, texts in self.held_out_texts.items():
@@ -140,6 +133,29 @@ class CalibrationData:
             walk_types[walk_type] = ProbeTexts(tuple(texts), tokens.input_ids, tokens.attention_mask, features)
             done()
         return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
+
+
+def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
+    """What a model makes of an image."""
+    boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
+    dense = model.run_vision("dense", [patches], "dense_features") if model.has("dense") else None
+    regions = mask_features = None
+    if dense is not None and model.has("region"):
+        regions = model.pool_regions(dense, patches, boxes, normalize=False)
+    if dense is not None and model.has("mask"):
+        weights = mask_weights(masks, patches.image_size, patches.grid)
+        mask_features = model.pool_masks(dense, weights, normalize=False)
+    return ProbeImage(
+        rgb=rgb,
+        patches=patches.pixels,
+        grid=np.array(patches.grid, np.int32),
+        features=model.embed_images(rgb, normalize=False)[0],
+        dense=None if dense is None else dense[0],
+        boxes=None if regions is None else boxes,
+        regions=regions,
+        masks=None if mask_features is None else masks,
+        mask_features=mask_features,
+    )
 
 
 def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[], None]) -> CalibrationData:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,23 +17,31 @@ from torch import Tensor, nn
 from fgclip_rt.bundle import MANIFEST, sha256
 from fgclip_rt.errors import CheckpointError
 
-from .registry import find_model, unknown_model
+from .registry import ModelSpec, find_model, unknown_model
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+#: Where CLIP's tokenizer comes from, for models that have its vocabulary and come without.
+_CLIP = "openai/clip-vit-base-patch16"
+#: Of files that ``torch.save`` wrote.
+_SUFFIXES = (".pt", ".pth")
+#: Dictionaries that training scripts put around a state dict, and what parallel training puts before every name.
+_WRAPPERS, _PARALLEL = ("state_dict",), "module."
 #: Names of tensors listed in one message before it says how many more there are.
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A folder as ``save_pretrained`` writes it.
+class Checkpoint(ABC):
+    """A model's files, wherever they are.
 
     Attributes:
-        path: the folder.
-        name: registry name, or the folder's.
-        source: Hub id or folder name.
+        path: the folder or file that was named.
+        name: registry name, or the folder's or file's.
+        source: Hub id, or the folder's or file's name.
         revision: commit on the Hub, if it came from there.
         origin: ``released`` from the Hub, ``shipped`` with this package, or ``local``.
+        config_file: the file that states the model's sizes.
     """
 
     path: Path
@@ -38,6 +49,27 @@ class Checkpoint:
     source: str
     revision: str | None
     origin: Literal["released", "shipped", "local"]
+    config_file: ClassVar[str]
+
+    @abstractmethod
+    def where(self, file: str) -> Path:
+        """Where the file called ``file`` is, or should be."""
+
+    @abstractmethod
+    def weight_files(self) -> list[Path]:
+        """The files that hold its tensors.
+
+        Raises:
+            CheckpointError: there are none, or one of them is missing.
+        """
+
+    @abstractmethod
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors by name, one file after the other.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
 
     def json(self, file: str) -> dict[str, Any]:
         """One of its JSON files.
@@ -45,35 +77,22 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, not JSON, or not an object.
         """
-        path = self.path / file
+        path = self._existing(file)
         try:
             document = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} has no {file}; point at a whole checkpoint folder.") from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
         if not isinstance(document, dict):
             raise CheckpointError(f"{path} is not a JSON object; restore the file.")
         return document
 
-    def file(self, name: str) -> Path:
-        """Path of one of its files.
-
-        Raises:
-            CheckpointError: it is missing.
-        """
-        path = self.path / name
-        if not path.is_file():
-            raise CheckpointError(f"{self.path} has no {name}; point at a whole checkpoint folder.")
-        return path
-
-    def text(self, name: str) -> str:
+    def text(self, file: str) -> str:
         """Text of one of its files.
 
         Raises:
             CheckpointError: it is missing, cannot be read, or is not UTF-8.
         """
-        path = self.file(name)
+        path = self._existing(file)
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -90,12 +109,24 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); restore the file.") from None
 
-    def weight_files(self) -> list[Path]:
-        """Its safetensors files: one, or the shards that its index names.
+    def _existing(self, file: str) -> Path:
+        path = self.where(file)
+        if not path.is_file():
+            raise CheckpointError(f"{path.parent} has no {path.name}; point at a whole checkpoint.")
+        return path
 
-        Raises:
-            CheckpointError: there are none, or a shard is missing.
-        """
+
+@dataclass(frozen=True)
+class CheckpointFolder(Checkpoint):
+    """A folder as ``save_pretrained`` writes it."""
+
+    config_file = "config.json"
+
+    def where(self, file: str) -> Path:
+        return self.path / file
+
+    def weight_files(self) -> list[Path]:
+        """Its safetensors files: one, or the shards that its index names."""
         if (self.path / _WEIGHTS).is_file():
             return [self.path / _WEIGHTS]
         if not (self.path / _INDEX).is_file():
@@ -109,21 +140,111 @@ class Checkpoint:
         for name in shards.values():
             if not isinstance(name, str) or Path(name).name != name:
                 raise CheckpointError(f"{self.path / _INDEX} names {name!r}, no file of its folder; restore the file.")
-        return [self.file(name) for name in sorted(set(shards.values()))]
+        return [self._existing(name) for name in sorted(set(shards.values()))]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for path in self.weight_files():
+            try:
+                with safe_open(path, "pt") as file:
+                    # Listed first, so that an error of whoever takes them is not mistaken for one of the file.
+                    tensors = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} is not a readable safetensors file ({error}); restore the file."
+                ) from None
+            yield from tensors
 
 
-def locate(model: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint called ``model``: a registry name or Hub id, downloaded unless it is shipped, or a folder.
+@dataclass(frozen=True)
+class CheckpointFile(Checkpoint):
+    """A file of weights as ``torch.save`` writes it, and the files that go with it.
+
+    Attributes:
+        config: its ``model_config.json``: where that is, or what it holds.
+        tokenizer: its ``tokenizer.json``.
+    """
+
+    config: Path | Mapping[str, Any]
+    tokenizer: Path
+    config_file = "model_config.json"
+
+    def where(self, file: str) -> Path:
+        if file == self.config_file and isinstance(self.config, Path):
+            return self.config
+        return self.tokenizer if file == TOKENIZER else self.path.with_name(file)
+
+    def json(self, file: str) -> dict[str, Any]:
+        if file == self.config_file and not isinstance(self.config, Path):
+            return dict(self.config)
+        return super().json(file)
+
+    def weight_files(self) -> list[Path]:
+        return [self.path]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors; wrapping dictionaries and the prefix of parallel training are taken off."""
+        document = _load(self.path)
+        while isinstance(document, dict) and (wrapper := next((key for key in _WRAPPERS if key in document), None)):
+            document = document[wrapper]
+        if not isinstance(document, dict) or not document:
+            raise CheckpointError(f"{self.path} holds no state dict; save it by torch.save(model.state_dict(), path).")
+        for name, tensor in document.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise CheckpointError(
+                    f"{self.path} holds {name!r}, which is no tensor; save the weights alone, by "
+                    "torch.save(model.state_dict(), path)."
+                )
+            yield name.removeprefix(_PARALLEL), tensor
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is not a file of tensors, or holds other Python objects, whose loading could run code; save the "
+            "weights alone, by torch.save(model.state_dict(), path)."
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as weights ({reason.rstrip('.')}); restore the file.") from None
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """What goes with a model that comes as a file of weights.
+
+    Attributes:
+        weights: the file, for a model that is named by its registry name.
+        config: its ``model_config.json``, for a file that is no registered model's.
+        tokenizer: its ``tokenizer.json``; None takes one that lies beside the weights, or downloads CLIP's.
+    """
+
+    weights: Path | None = None
+    config: Path | None = None
+    tokenizer: Path | None = None
+
+
+def locate(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Checkpoint:
+    """The checkpoint called ``model``: a registry name or Hub id, downloaded unless it is shipped, a folder or a file.
 
     Raises:
-        CheckpointError: the name is unknown, or the download failed.
+        CheckpointError: the name is unknown, the download failed, or the files are not those that the model needs.
     """
+    files = files or LocalFiles()
     spec = find_model(model)
+    path = Path(model)
+    if spec is not None and spec.hub_id is None and spec.folder is None:
+        return _weights_of(spec, revision, files)
+    if spec is None and path.suffix in _SUFFIXES and path.is_file():
+        return _weight_file(path, revision, files)
+    for option, value in (("--weights", files.weights), ("--config", files.config), ("--tokenizer", files.tokenizer)):
+        if value is not None:
+            raise CheckpointError(f"{model} needs no {option}, everything lies in its folder; leave it out.")
     if spec is not None and spec.hub_id is not None:
         return _download(spec.name, spec.hub_id, revision)
     if spec is not None and spec.folder is not None:
         return _shipped(spec.name, spec.folder, revision)
-    path = Path(model)
     if not model or not path.is_dir():
         raise unknown_model(model)
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
@@ -131,7 +252,7 @@ def locate(model: str, revision: str | None = None) -> Checkpoint:
     if revision is not None:
         raise CheckpointError(f"{path} is a local folder and has no revision {revision!r}; leave out --revision.")
     name = path.resolve().name
-    return Checkpoint(path, name=name, source=name, revision=None, origin="local")
+    return CheckpointFolder(path, name=name, source=name, revision=None, origin="local")
 
 
 def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
@@ -139,7 +260,54 @@ def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
         raise CheckpointError(f"{name} comes with fgclip-rt and has no revision {revision!r}; leave out --revision.")
     if not folder.is_dir():
         raise CheckpointError(f"{name} is missing from this installation ({folder}); install fgclip-rt again.")
-    return Checkpoint(folder, name=name, source=name, revision=None, origin="shipped")
+    return CheckpointFolder(folder, name=name, source=name, revision=None, origin="shipped")
+
+
+def _weights_of(spec: ModelSpec, revision: str | None, files: LocalFiles) -> Checkpoint:
+    if files.weights is None:
+        raise CheckpointError(
+            f"{spec.name} is on no hub; give the file of its weights: "
+            f"fgclip-rt export --model {spec.name} --weights FILE.pt."
+        )
+    if files.config is not None:
+        raise CheckpointError(f"{spec.name} has known sizes; leave out --config, or give the file as --model.")
+    return _with_tokenizer(files.weights, spec.name, spec.config, revision, files)
+
+
+def _weight_file(path: Path, revision: str | None, files: LocalFiles) -> Checkpoint:
+    if files.weights is not None:
+        raise CheckpointError(f"{path} is a file of weights itself; leave out --weights.")
+    if files.config is None:
+        raise CheckpointError(
+            f"{path} does not say what sizes its model has; give its model_config.json with --config, or the name of a "
+            "known model: --model NAME --weights FILE.pt."
+        )
+    return _with_tokenizer(path, path.stem, files.config, revision, files)
+
+
+def _with_tokenizer(
+    path: Path, name: str, config: Path | Mapping[str, Any], revision: str | None, files: LocalFiles
+) -> Checkpoint:
+    if revision is not None:
+        raise CheckpointError(f"{path} is a local file and has no revision {revision!r}; leave out --revision.")
+    for file in (path, files.config, files.tokenizer):
+        if file is not None and not file.is_file():
+            raise CheckpointError(f"{file} is no file; check the path.")
+    beside = path.with_name(TOKENIZER)
+    tokenizer = files.tokenizer or (beside if beside.is_file() else _clip_tokenizer())
+    return CheckpointFile(path, name, path.name, None, "local", config, tokenizer)
+
+
+def _clip_tokenizer() -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(_CLIP, TOKENIZER))
+    except Exception as error:  # the errors of the HTTP client beneath differ from version to version
+        raise CheckpointError(
+            f"CLIP's tokenizer could not be downloaded from {_CLIP} ({_reason(error)}); with no network, copy its "
+            f"{TOKENIZER} here and give its path with --tokenizer."
+        ) from None
 
 
 def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:
@@ -153,17 +321,26 @@ def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
     except Exception as error:  # the errors of the HTTP client beneath differ from version to version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{hub_id} could not be downloaded ({reason.rstrip('.')}); with no network, copy the checkpoint "
+            f"{hub_id} could not be downloaded ({_reason(error)}); with no network, copy the checkpoint "
             "folder here and give its path: fgclip-rt export --model path/to/checkpoint."
         ) from None
     path = Path(folder)
-    return Checkpoint(path, name=name, source=hub_id, revision=path.name, origin="released")
+    return CheckpointFolder(path, name=name, source=hub_id, revision=path.name, origin="released")
 
 
-def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> None:
     """Fill ``module``, built on the meta device, with float32 copies of the checkpoint's tensors.
+
+    Args:
+        module: the reference.
+        checkpoint: where they are.
+        unused: ends of names of tensors that checkpoints may hold and nothing reads.
 
     Raises:
         CheckpointError: a file is damaged, or tensors are missing, unexpected, duplicated, misshaped or not finite; one
@@ -174,36 +351,29 @@ def load_weights(module: nn.Module, files: list[Path], folder: Path) -> None:
     misshaped: list[str] = []
     unexpected: list[str] = []
     not_finite: list[str] = []
-    for path in files:
-        for name, tensor in _read(path):
-            if name not in expected or name in found:
-                unexpected.append(name)
-            elif tuple(tensor.shape) != expected[name]:
-                misshaped.append(f"{name} is {list(tensor.shape)} instead of {list(expected[name])}")
-            elif not tensor.is_floating_point():
-                misshaped.append(f"{name} is {tensor.dtype} instead of a float")
-            else:
-                found[name] = tensor.to(torch.float32)
-                if not found[name].isfinite().all():
-                    not_finite.append(name)
+    for name, tensor in checkpoint.tensors():
+        if name.endswith(unused) and name not in expected:
+            continue
+        if name not in expected or name in found:
+            unexpected.append(name)
+        elif tuple(tensor.shape) != expected[name]:
+            misshaped.append(f"{name} is {list(tensor.shape)} instead of {list(expected[name])}")
+        elif not tensor.is_floating_point():
+            misshaped.append(f"{name} is {tensor.dtype} instead of a float")
+        else:
+            found[name] = tensor.to(torch.float32)
+            if not found[name].isfinite().all():
+                not_finite.append(name)
     refused = {entry.split(" ", 1)[0] for entry in misshaped}
     missing = [name for name in expected if name not in found and name not in refused]
     faults = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "not finite": not_finite}
     problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names]
     if problems:
         raise CheckpointError(
-            f"{folder} does not hold the model that its config.json describes: tensors {', '.join(problems)}; "
-            "restore the checkpoint's files."
+            f"{checkpoint.path} does not hold the model that its {checkpoint.config_file} describes: tensors "
+            f"{', '.join(problems)}; restore the checkpoint's files."
         )
     module.load_state_dict(found, strict=True, assign=True)
-
-
-def _read(path: Path) -> list[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); restore the file.") from None
 
 
 def _some(names: list[str]) -> str:

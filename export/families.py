@@ -7,21 +7,40 @@ its name.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fgclip_rt.errors import CheckpointError
-from fgclip_rt.images import Patches
 from fgclip_rt.manifest import ImageSpec, Score, TextSpec
+from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
 from .checkpoint import Checkpoint
 from .onnx_writer import GraphSource
 
-FloatArray = NDArray[np.float32]
+FloatArray: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What a reference makes of one image; None for what its model does not have.
+
+    Attributes:
+        features: of the whole image, [D].
+        dense: of its patches, [h·w, D].
+        regions: of boxes, [r, D].
+        masks: of masks, [m, D].
+    """
+
+    features: FloatArray
+    dense: FloatArray | None = None
+    regions: FloatArray | None = None
+    masks: FloatArray | None = None
 
 
 class ReferenceModel(Protocol):
@@ -47,11 +66,19 @@ class ReferenceModel(Protocol):
     def tokenizer_json(self) -> str:
         """The tokenizer, in the format of the ``tokenizers`` library."""
 
+    @property
+    def module(self) -> nn.Module:
+        """The reference itself; its ``get_image_features`` takes what :meth:`image_inputs` makes."""
+
     def graphs(self) -> dict[str, GraphSource]:
         """Modules to trace, by the name of the graph."""
 
-    def image(self, patches: Patches, boxes: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """The reference's image features [D], dense features [h·w, D] and region features [r, D]."""
+    def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
+        """The reference's features of an image, of ``boxes`` [r, 4] in its pixels and of ``masks`` [m, h, w] on its
+        grid."""
+
+    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
+        """What the reference takes for patches uint8 [B, N, P·P·3] and grids integer [B, 2], on their device."""
 
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         """The reference's text features [m, D]."""
@@ -70,17 +97,52 @@ class Family(Protocol):
         """A model of the sizes in a ``config.json`` with seeded random weights."""
 
 
-#: Packages by the ``model_type`` of a checkpoint's ``config.json``.
-FAMILIES = {"fgclip2": "fgclip_rt.export.fgclip2"}
+@dataclass(frozen=True)
+class FamilySpec:
+    """One family.
+
+    Attributes:
+        package: holds it; a :class:`Family`.
+        config_file: the file of a checkpoint that states its sizes.
+        made_of: whether a parsed file of that name is of this family.
+    """
+
+    package: str
+    config_file: str
+    made_of: Callable[[Mapping[str, Any]], bool]
 
 
-def family(model_type: str) -> Family:
-    """The family of a ``model_type``."""
-    return cast(Family, importlib.import_module(FAMILIES[model_type]))
+FAMILIES = {
+    "fgclip2": FamilySpec(
+        "fgclip_rt.export.fgclip2",
+        "config.json",
+        lambda config: config.get("model_type") == "fgclip2",
+    ),
+    "fgclip1": FamilySpec(
+        "fgclip_rt.export.fgclip1",
+        "config.json",
+        lambda config: config.get("architectures") == ["FGCLIPModel"],
+    ),
+    "fineclip": FamilySpec(
+        "fgclip_rt.export.fineclip",
+        "model_config.json",
+        lambda config: "eva_model_name" in config.get("vision_cfg", ()),
+    ),
+    "siglip2": FamilySpec(
+        "fgclip_rt.export.siglip2",
+        "config.json",
+        lambda config: config.get("model_type") == "siglip2",
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """The family with this name."""
+    return cast(Family, importlib.import_module(FAMILIES[name].package))
 
 
 def load(checkpoint: Checkpoint) -> ReferenceModel:
-    """Load a checkpoint by the family that its ``config.json`` names.
+    """Load a checkpoint by the family that its configuration names.
 
     Raises:
         CheckpointError: the family is unknown, or the checkpoint is not what its configuration says.
@@ -89,15 +151,17 @@ def load(checkpoint: Checkpoint) -> ReferenceModel:
 
 
 def family_name(checkpoint: Checkpoint) -> str:
-    """The ``model_type`` of a checkpoint.
+    """The family of a checkpoint, by the file that states its sizes.
 
     Raises:
         CheckpointError: it is not one of the families.
     """
-    model_type = checkpoint.json("config.json").get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} is of model_type {model_type!r}, which cannot be exported; "
-            f"supported: {', '.join(FAMILIES)}."
-        )
-    return model_type
+    config = checkpoint.json(checkpoint.config_file)
+    for name, spec in FAMILIES.items():
+        if spec.config_file == checkpoint.config_file and spec.made_of(config):
+            return name
+    supported = [name for name, spec in FAMILIES.items() if spec.config_file == checkpoint.config_file]
+    raise CheckpointError(
+        f"{checkpoint.where(checkpoint.config_file)} is of model_type {config.get('model_type')!r} and architectures "
+        f"{config.get('architectures')!r}, which cannot be exported; supported: {', '.join(supported)}."
+    )

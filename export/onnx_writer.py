@@ -68,11 +68,11 @@ def trace(source: GraphSource) -> ir.Model:
     """Trace a graph with ``torch.onnx``; its weights stay references to the module's tensors, not copies."""
     axes = sorted({axis for axes in source.dynamic.values() for axis in axes.values()})
     dims = {axis: torch.export.Dim(axis, min=1, max=2**20) for axis in axes}
-    shapes = tuple({i: dims[a] for i, a in source.dynamic.get(name, {}).items()} for name in source.inputs)
+    shapes = {name: {i: dims[a] for i, a in source.dynamic.get(name, {}).items()} for name in source.inputs}
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             source.module.eval(),
-            tuple(source.inputs.values()),
+            kwargs=dict(source.inputs),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(source.inputs),

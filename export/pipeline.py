@@ -26,7 +26,7 @@ from fgclip_rt.progress import BeginStage, silent
 from . import calibration, families, probe
 from .assembly import Assembly
 from .calibration import CalibrationData, CalibrationInputs
-from .checkpoint import locate
+from .checkpoint import LocalFiles, locate
 from .families import ReferenceModel
 from .observation import METHODS
 from .onnx_writer import trace
@@ -53,13 +53,18 @@ class Source:
     calibration: Callable[[], CalibrationInputs] | None = None
 
 
-def checkpoint_source(model: str, revision: str | None = None) -> Source:
-    """A checkpoint by registry name, Hub id or folder.
+def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Source:
+    """A checkpoint by registry name, Hub id, folder, or file of weights.
+
+    Args:
+        model: which one.
+        revision: branch, tag or commit on the Hub.
+        files: what goes with a file of weights.
 
     Raises:
         CheckpointError: it cannot be found.
     """
-    checkpoint = locate(model, revision)
+    checkpoint = locate(model, revision, files)
 
     def load() -> tuple[ReferenceModel, ModelInfo]:
         info = ModelInfo(
@@ -192,13 +197,13 @@ def _pocket_scenes() -> CalibrationInputs:
     return CalibrationInputs(*calibration_inputs())
 
 
-def verify_against(bundle: Bundle, checkpoint: str) -> Probe:
+def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = None) -> Probe:
     """The probe of ``bundle`` computed anew from a checkpoint: by its reference, its tokenizer and its preparation.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is of another size.
     """
-    model, _ = checkpoint_source(checkpoint).load()
+    model, _ = checkpoint_source(checkpoint, files=files).load()
     if model.embedding_size != bundle.manifest.embedding_size:
         raise CheckpointError(
             f"{checkpoint} has vectors of {model.embedding_size} and {bundle.path} of "

@@ -31,7 +31,7 @@ from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
 from .sensitivity import Sensitivity
-from .smoothing import choose, find_places, smooth
+from .smoothing import Place, choose, find_places, smooth
 
 FloatArray = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ FloatArray = NDArray[np.float32]
 _MOST, _AT_ONCE = 1 / 4, 1 / 16
 
 #: Which graphs' layers a comparison depends on, where that is not the graph that it is of.
-_DEPENDS_ON = {"region": ("dense",), "logits": ("vision", "text")}
+_DEPENDS_ON = {"region": ("dense",), "mask": ("dense",), "logits": ("vision", "text")}
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,7 @@ class Planner:
         """Graphs whose outlier channels are smoothed and whose activations' ranges are known, for all of 8 bits."""
         plain = self._ground(self._graphs)
         rows = self._observe(plain, "calibrate, pass 1").rows()
-        places = {
-            place.name: place
-            for name, graph in self._graphs.items()
-            for place in find_places(graph, self._sensitive[name])
-        }
+        places = self._common_places(plain)
         factors: dict[str, FloatArray] = {}
         for place in places.values():
             # Readers of one value saw the same rows; a slice of it is another.
@@ -167,6 +163,24 @@ class Planner:
         ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
         readers = {reader.name for name in factors for reader in places[name].readers}
         return _Ground(graphs, smoothed.layers, ranges, len(readers))
+
+    def _common_places(self, ground: _Ground) -> dict[str, Place]:
+        """Where channels can be rescaled, by name: in every graph that shares the weights, or they would differ."""
+        found = {
+            name: {place.name: place for place in find_places(graph, self._sensitive[name])}
+            for name, graph in ground.graphs.items()
+        }
+        layers = {name: {layer.name for layer in of_graph} for name, of_graph in ground.layers.items()}
+        return {
+            place.name: place
+            for places in found.values()
+            for place in places.values()
+            if all(
+                place.name in found[name]
+                for name, shared in layers.items()
+                if not shared.isdisjoint(reader.name for reader in place.readers)
+            )
+        }
 
     def _observe(self, ground: _Ground, stage: str, method: str | None = None) -> ObservingBackend:
         """Run float32 graphs on the calibration inputs."""

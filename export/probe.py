@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fgclip_rt.images import NaflexPreparation
+from fgclip_rt.preparation import preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.text import Tokenizer
 
@@ -42,16 +42,27 @@ def record(model: ReferenceModel, progress: Callable[[], None] = lambda: None) -
         model: the loaded reference.
         progress: called after each of :func:`count_steps` steps.
     """
-    preparation = NaflexPreparation(model.image_spec)
+    prepare = preparation(model.image_spec)
     tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
     images = []
     for index, (height, width) in enumerate(IMAGE_SIZES):
         rgb = draw_image(height, width, seed=index)
-        patches = preparation(Image.fromarray(rgb))
-        boxes = probe_boxes(height, width)
-        features, dense, regions = model.image(patches, boxes)
-        grid = np.array(patches.grid, np.int32)
-        images.append(ProbeImage(rgb, patches.pixels, grid, boxes, features, dense, regions))
+        patches = prepare(Image.fromarray(rgb))
+        boxes, masks = probe_boxes(height, width), probe_masks(*patches.grid)
+        found = model.image(patches, boxes, masks)
+        images.append(
+            ProbeImage(
+                rgb=rgb,
+                patches=patches.pixels,
+                grid=np.array(patches.grid, np.int32),
+                features=found.features,
+                dense=found.dense,
+                boxes=None if found.regions is None else boxes,
+                regions=found.regions,
+                masks=None if found.masks is None else masks,
+                mask_features=found.masks,
+            )
+        )
         progress()
     walk_types = {}
     for walk_type in model.text_spec.walk_types:
@@ -89,3 +100,12 @@ def probe_boxes(height: int, width: int) -> NDArray[np.float32]:
     """Boxes float32 [4, 4] in an image: its middle, all of it, a sliver, and one over its upper left corner."""
     relative = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)]
     return np.array(relative, np.float32) * np.array([width, height, width, height], np.float32)
+
+
+def probe_masks(rows: int, columns: int) -> NDArray[np.float32]:
+    """Masks float32 [3, h, w] on a grid: its upper half, a slope from none to all, and one patch."""
+    masks = np.zeros((3, rows, columns), np.float32)
+    masks[0, : (rows + 1) // 2] = 1
+    masks[1] = np.linspace(0, 1, columns + 1, dtype=np.float32)[1:]
+    masks[2, rows // 2, columns // 3] = 1
+    return masks

@@ -29,6 +29,10 @@ class BoxError(FgclipError, ValueError):
     """A box is empty, reversed, not finite or outside its image."""
 
 
+class MaskError(FgclipError, ValueError):
+    """A mask is not of its image's size, holds other numbers than 0 to 1, or is empty."""
+
+
 class TextError(FgclipError, ValueError):
     """A text cannot be tokenised."""
 

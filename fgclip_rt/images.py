@@ -1,17 +1,10 @@
-"""Images to patches, exactly as the released processor makes them.
-
-The processor is SigLIP 2's NaFlex one (``models/siglip2/image_processing_pil_siglip2.py`` in transformers) with FG-CLIP
-2's choice of bucket (``determine_max_value`` in its README). It rescales and normalises afterwards; here the patches
-stay bytes and the graph does the rest.
-"""
+"""Reading images, as the released code reads them."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,27 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ArgumentError, ImageError
-from .manifest import ImageSpec
 
 #: A path, the bytes of an image file, a Pillow image, or an array uint8 [H, W, 3].
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
-
-
-@dataclass(frozen=True)
-class Patches:
-    """One prepared image.
-
-    Attributes:
-        pixels: uint8 [h·w, P·P·3], patches in row order, each as (row, column, channel).
-        grid: (h, w), the number of patch rows and columns.
-        image_size: (height, width) of the original image in pixels.
-        bucket: the largest number of patches that it was allowed.
-    """
-
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    grid: tuple[int, int]
-    image_size: tuple[int, int]
-    bucket: int
 
 
 def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: bool = False) -> Image.Image:
@@ -91,63 +66,6 @@ def as_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSou
             "pass one of these or a list of them."
         )
     return iter(images)
-
-
-class NaflexPreparation:
-    """Images to patches, by the specification in a manifest."""
-
-    def __init__(self, spec: ImageSpec) -> None:
-        self.spec = spec
-
-    def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
-        """Resize ``image`` (RGB) to the grid that fills its bucket, or ``max_num_patches``, and cut it up.
-
-        Raises:
-            ArgumentError: ``max_num_patches`` is out of range.
-        """
-        width, height = image.size
-        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
-        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
-        size = self.spec.patch_size
-        resized = image.resize((columns * size, rows * size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized, dtype=np.uint8).reshape(rows, size, columns, size, self.spec.channels)
-        patches = np.ascontiguousarray(pixels.transpose(0, 2, 1, 3, 4)).reshape(rows * columns, -1)
-        return Patches(patches, (rows, columns), (height, width), bucket)
-
-    def bucket(self, width: int, height: int) -> int:
-        """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""
-        whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
-        return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
-
-    def _checked(self, max_num_patches: int) -> int:
-        if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):
-            raise ArgumentError(f"max_num_patches is {max_num_patches!r}; pass a whole number.")
-        if not 1 <= max_num_patches <= self.spec.max_num_patches:
-            raise ArgumentError(
-                f"max_num_patches is {max_num_patches}; pass a number from 1 to {self.spec.max_num_patches}."
-            )
-        return int(max_num_patches)
-
-
-def target_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """Rows and columns of patches for an image: the largest scale at which they number at most ``max_num_patches``.
-
-    A binary search over the scale, as the released processor does it, step for step: another way to the same optimum
-    can end in another grid.
-    """
-    tolerance = 1e-5
-    low, high = tolerance / 10, 100.0
-    while high - low >= tolerance:
-        scale = (low + high) / 2
-        if _cells(height, scale, patch_size) * _cells(width, scale, patch_size) <= max_num_patches:
-            low = scale
-        else:
-            high = scale
-    return _cells(height, low, patch_size), _cells(width, low, patch_size)
-
-
-def _cells(size: int, scale: float, patch_size: int) -> int:
-    return max(1, math.ceil(size * scale / patch_size))
 
 
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:

@@ -55,11 +55,10 @@ class Score(Strict, frozen=True):
     logit_bias: float
 
 
-class ImageSpec(Strict, frozen=True):
-    """NaFlex preparation: resize to a grid of patches that fills a bucket, keeping the aspect ratio.
+class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
+    """Resize to a grid of patches that fills a bucket, keeping the aspect ratio.
 
     Attributes:
-        kind: the preparation's name.
         patch_size: side of a patch in pixels.
         channels: channels of a pixel, RGB.
         resample: Pillow's name of the filter.
@@ -67,12 +66,52 @@ class ImageSpec(Strict, frozen=True):
         max_num_patches: the largest patch count that can be asked for.
     """
 
-    kind: Literal["naflex"]
     patch_size: Positive
     channels: Positive
     resample: Literal["bilinear"]
     buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
     max_num_patches: Positive
+
+    def __str__(self) -> str:
+        buckets = ", ".join(map(str, self.buckets))
+        return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}"
+
+
+class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
+    """Resize to a square of one size, whatever the aspect ratio.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        channels: channels of a pixel, RGB.
+        resample: Pillow's name of the filter.
+        image_size: side of the square in pixels, a multiple of ``patch_size``.
+    """
+
+    patch_size: Positive
+    channels: Positive
+    resample: Literal["bilinear", "bicubic"]
+    image_size: Positive
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The one patch count there is."""
+        return (self.max_num_patches,)
+
+    @property
+    def max_num_patches(self) -> int:
+        """Patches of an image."""
+        side: int = self.image_size // self.patch_size
+        return side**2
+
+    def __str__(self) -> str:
+        return (
+            f"square, {self.image_size}×{self.image_size} px, {self.resample}, "
+            f"{self.max_num_patches} patches of {self.patch_size} px"
+        )
+
+
+#: How images are prepared.
+ImageSpec: TypeAlias = NaflexSpec | SquareSpec
 
 
 class WalkTypeSpec(Strict, frozen=True):
@@ -278,6 +317,12 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
 
 
 def _check_references(manifest: Manifest, where: str) -> None:
+    image = manifest.image
+    if isinstance(image, SquareSpec) and image.image_size % image.patch_size:
+        raise BundleError(
+            f"{where} cuts images of {image.image_size} pixels into patches of {image.patch_size}; "
+            "export the bundle again."
+        )
     named = [manifest.text.tokenizer, manifest.parity.probe]
     named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
     for file in named:

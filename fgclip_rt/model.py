@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .backends import Backend, Result
+from .backends import Array, Backend, Result
 from .backends.choice import choose_backend
 from .boxes import check_boxes
 from .bundle import Bundle
 from .errors import ArgumentError, check_positive
-from .images import ImageSource, NaflexPreparation, Patches, as_sources, load_image
+from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
+from .masks import mask_weights
+from .preparation import Patches, preparation
 from .text import Tokenizer, as_texts
 
 _T = TypeVar("_T")
@@ -27,6 +29,13 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 #: Batches that are begun before the first of them is waited for. A backend that works by itself runs one while the next
 #: is prepared.
 _BATCHES_AHEAD = 2
+
+#: What a model is without that has no graph of a name.
+_WITHOUT = {
+    "dense": "no dense features, and so neither maps nor regions",
+    "region": "no features of regions",
+    "mask": "no features of masks",
+}
 
 
 def load(
@@ -93,11 +102,15 @@ class Model:
         self.bundle = bundle
         self.backend = backend
         self.precision = backend.precision
-        self.preparation = NaflexPreparation(self.manifest.image)
+        self.preparation = preparation(self.manifest.image)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
 
     def __repr__(self) -> str:
         return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}>"
+
+    def has(self, graph: str) -> bool:
+        """Whether the model has a graph: ``vision`` and ``text`` always; ``dense``, ``region`` and ``mask`` not all."""
+        return graph in self.manifest.graphs
 
     @property
     def dim(self) -> int:
@@ -128,7 +141,8 @@ class Model:
 
         Args:
             images: paths, bytes, Pillow images or uint8 arrays [H, W, 3].
-            max_num_patches: patches that every image is resized to fill; None gives each its own bucket.
+            max_num_patches: patches that every image is resized to fill; None leaves it to the model, and those that
+                take images of one size have no other.
             batch_size: images per run of the graph; None chooses by the number of patches.
             normalize: to length one; False gives the reference's own features.
 
@@ -150,7 +164,8 @@ class Model:
 
         Args:
             texts: English or Chinese; longer ones than the walk type's length lose their end (:meth:`truncated`).
-            walk_type: ``short`` for captions, ``box`` for the names of regions, ``long`` for long captions.
+            walk_type: ``short`` for captions, ``box`` for the names of regions, ``long`` for long captions; not every
+                model has all of them.
             normalize: to length one; False gives the reference's own features.
 
         Returns:
@@ -167,10 +182,12 @@ class Model:
             first = 0
             for batch in _batches(as_texts(texts), self.backend.batch_size("text", kind.length)):
                 tokens = self.tokenizer(batch, walk_type, first=first)
-                inputs = {"input_ids": tokens.input_ids, "walk_type": np.array(kind.index, np.int32)}
-                if self.manifest.text.attention_mask:
-                    inputs["attention_mask"] = tokens.attention_mask
-                yield self.backend.submit("text", inputs, [output])
+                inputs = {
+                    "input_ids": tokens.input_ids,
+                    "walk_type": np.array(kind.index, np.int32),
+                    "attention_mask": tokens.attention_mask,
+                }
+                yield self._submit("text", inputs, output)
                 first += len(batch)
 
         return self._stack([vector for running in _ahead(begin()) for vector in running.result()[0]])
@@ -201,6 +218,9 @@ class Model:
 
         Returns:
             A list of float32 [h, w, D], one per image, (h, w) being its grid of patches.
+
+        Raises:
+            ArgumentError: the model has no dense features.
         """
         maps: dict[int, FloatArray] = {}
         for batch, features in self._run_images("dense", images, max_num_patches, None, "dense_features"):
@@ -231,7 +251,9 @@ class Model:
 
         Raises:
             BoxError: a box is empty, reversed, outside the image or not finite.
+            ArgumentError: the model has no features of regions.
         """
+        self._check_has("region")
         patches = self.preparation(load_image(image), max_num_patches)
         # Bad boxes are refused before the graph runs, which takes long.
         checked = check_boxes(boxes, patches.image_size)
@@ -239,6 +261,40 @@ class Model:
             return self._stack([])
         dense = self.run_vision("dense", [patches], "dense_features")
         return self.pool_regions(dense, patches, checked, normalize)
+
+    def embed_masks(
+        self,
+        image: ImageSource,
+        masks: ArrayLike,
+        max_num_patches: int | None = None,
+        normalize: bool = True,
+    ) -> FloatArray:
+        """One vector per mask of an image, comparable with texts of walk type ``box``.
+
+        It is the mean of the dense features that the mask weighs. A mask of the image's size gives each patch the share
+        of it that the mask covers; one of the size of the grid of patches is taken as it is.
+
+        Args:
+            image: one image.
+            masks: [m, H, W], bool or numbers from 0 to 1, of the image's size; or [m, h, w], of its grid's.
+            max_num_patches: as for :meth:`dense_features`.
+            normalize: to length one; False gives the reference's own features.
+
+        Returns:
+            float32 [m, D].
+
+        Raises:
+            MaskError: a mask has another size, holds other numbers or is zero everywhere.
+            ArgumentError: the model has no features of masks.
+        """
+        self._check_has("mask")
+        patches = self.preparation(load_image(image), max_num_patches)
+        # Bad masks are refused before the graph runs, which takes long.
+        weights = mask_weights(masks, patches.image_size, patches.grid)
+        if not len(weights):
+            return self._stack([])
+        dense = self.run_vision("dense", [patches], "dense_features")
+        return self.pool_masks(dense, weights, normalize)
 
     def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """exp(logit_scale) · cosine + logit_bias.
@@ -280,6 +336,8 @@ class Model:
         output: str,
     ) -> Iterator[tuple[list[tuple[int, Patches]], FloatArray]]:
         """Every batch of images, with their indices, and what ``graph`` makes of it."""
+
+        self._check_has(graph)
 
         def begin() -> Iterator[tuple[list[tuple[int, Patches]], Result]]:
             for batch in self._image_batches(graph, images, max_num_patches, batch_size):
@@ -325,7 +383,7 @@ class Model:
         for row, patches in zip(pixels, batch, strict=True):
             row[: len(patches.pixels)] = patches.pixels
         shapes = np.array([patches.grid for patches in batch], np.int32)
-        return self.backend.submit(graph, {"patches": pixels, "spatial_shapes": shapes}, [output])
+        return self._submit(graph, {"patches": pixels, "spatial_shapes": shapes}, output)
 
     def pool_regions(self, dense: FloatArray, patches: Patches, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
         """One vector per box of an image whose dense features are there already.
@@ -351,7 +409,33 @@ class Model:
             "box_images": np.zeros(len(checked), np.int32),
         }
         output = "region_embeds" if normalize else "region_features"
-        return self.backend.submit("region", inputs, [output]).result()[0]
+        return self._submit("region", inputs, output).result()[0]
+
+    def pool_masks(self, dense: FloatArray, weights: FloatArray, normalize: bool = True) -> FloatArray:
+        """One vector per mask of an image whose dense features are there already.
+
+        Args:
+            dense: float32 [1, N, D], what :meth:`run_vision` gives for ``dense_features`` of the image alone.
+            weights: float32 [m, N], of each patch (:func:`fgclip_rt.masks.mask_weights`).
+            normalize: to length one; False gives the reference's own features.
+
+        Returns:
+            float32 [m, D].
+        """
+        inputs = {"dense_features": dense, "masks": weights, "mask_images": np.zeros(len(weights), np.int32)}
+        return self._submit("mask", inputs, "mask_embeds" if normalize else "mask_features").result()[0]
+
+    def _submit(self, graph: str, inputs: Mapping[str, Array], output: str) -> Result:
+        """Run a graph on those of ``inputs`` that it takes."""
+        self._check_has(graph)
+        # They are the same in every precision.
+        taken = next(iter(self.manifest.graphs[graph].values())).inputs
+        return self.backend.submit(graph, {spec.name: inputs[spec.name] for spec in taken}, [output])
+
+    def _check_has(self, graph: str) -> None:
+        if not self.has(graph):
+            without = _WITHOUT.get(graph, f"no {graph} graph")
+            raise ArgumentError(f"{self.manifest.model.name} has {without}; use a model that has them.")
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .manifest import Limits, ParityRow
+from .masks import mask_weights
 from .model import Model
 from .probe import Probe, ProbeImage
 
@@ -103,7 +104,7 @@ def check(
 
 def count_rows(probe: Probe) -> int:
     """How many comparisons :func:`check` makes."""
-    return 4 * len(probe.images) + 2 * len(probe.walk_types) + 2
+    return sum(1 + _count_graphs(image) for image in probe.images) + 2 * len(probe.walk_types) + 2
 
 
 def check_held_out(
@@ -122,7 +123,8 @@ def check_held_out(
 
 def count_held_out_rows(model: Model, held_out: Probe) -> int:
     """How many comparisons :func:`check_held_out` makes."""
-    return 3 * len(_by_bucket(model, held_out)) + len(held_out.walk_types)
+    buckets = _by_bucket(model, held_out)
+    return sum(_count_graphs(images[0]) for images in buckets.values()) + len(held_out.walk_types)
 
 
 def _collect(rows: Iterable[ParityRow], progress: Callable[[], None]) -> tuple[ParityRow, ...]:
@@ -177,18 +179,39 @@ def _image_rows(
     to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
     features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
     yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    maps, regions = zip(*(_dense_and_regions(model, image) for image in images), strict=True)
-    yield compare(
-        np.concatenate(maps), np.concatenate([image.dense for image in images]), limits, "dense", case, to_names
-    )
-    yield compare(np.concatenate(regions), _region_features(images), limits, "region", case, to_names)
+    actual: dict[str, list[Array]] = {}
+    for image in images:
+        for graph, vectors in _from_dense(model, image).items():
+            actual.setdefault(graph, []).append(vectors)
+    expected = [_reference(image) for image in images]
+    for graph, parts in actual.items():
+        reference = np.concatenate([each[graph] for each in expected])
+        yield compare(np.concatenate(parts), reference, limits, graph, case, to_names)
 
 
-def _dense_and_regions(model: Model, image: ProbeImage) -> tuple[Array, Array]:
-    """Dense features [h·w, D] and those of the image's boxes [r, D], from one run of the dense graph."""
+def _reference(image: ProbeImage) -> dict[str, Array]:
+    """The reference's vectors of parts of an image, by the graph that makes them."""
+    found = {"dense": image.dense, "region": image.regions, "mask": image.mask_features}
+    return {graph: vectors for graph, vectors in found.items() if vectors is not None}
+
+
+def _count_graphs(image: ProbeImage) -> int:
+    return 1 + len(_reference(image))
+
+
+def _from_dense(model: Model, image: ProbeImage) -> dict[str, Array]:
+    """The same of a model, from one run of its dense graph."""
+    if image.dense is None:
+        return {}
     patches = model.preparation(_pillow(image))
     dense = model.run_vision("dense", [patches], "dense_features")
-    return dense[0], model.pool_regions(dense, patches, image.boxes, normalize=False)
+    found = {"dense": dense[0]}
+    if image.boxes is not None:
+        found["region"] = model.pool_regions(dense, patches, image.boxes, normalize=False)
+    if image.masks is not None:
+        weights = mask_weights(image.masks, patches.image_size, patches.grid)
+        found["mask"] = model.pool_masks(dense, weights, normalize=False)
+    return found
 
 
 def _by_bucket(model: Model, probe: Probe) -> dict[int, list[ProbeImage]]:
@@ -210,7 +233,9 @@ def _to_images(model: Model, probe: Probe, walk_type: str) -> Logits | None:
     """Logits against the reference's features of what texts of ``walk_type`` describe: regions, or whole images."""
     if not probe.images:
         return None
-    return _against(model, (_region_features if walk_type == "box" else _image_features)(probe.images))
+    regions = [image.regions for image in probe.images if image.regions is not None]
+    described = np.concatenate(regions) if walk_type == "box" and regions else _image_features(probe.images)
+    return _against(model, described)
 
 
 def _against(model: Model, others: Array) -> Logits | None:
@@ -222,10 +247,6 @@ def _against(model: Model, others: Array) -> Logits | None:
 
 def _image_features(images: Sequence[ProbeImage]) -> Array:
     return np.stack([image.features for image in images])
-
-
-def _region_features(images: Sequence[ProbeImage]) -> Array:
-    return np.concatenate([image.regions for image in images])
 
 
 def _shift_and_flips(actual: Array, expected: Array) -> tuple[float, int]:

@@ -1,8 +1,9 @@
 """The recorded probe: inputs and the reference's results, so that parity can be checked without PyTorch.
 
 Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 [H, W, 3], ``image.i.patches`` uint8
-[n, P·P·3], ``image.i.grid`` int32 [2], ``image.i.boxes`` float32 [r, 4], and the reference's ``image.i.features`` [D],
-``image.i.dense`` [h·w, D] and ``image.i.regions`` [r, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
+[n, P·P·3], ``image.i.grid`` int32 [2], and the reference's ``image.i.features`` [D]. Where the model has them,
+``image.i.dense`` [h·w, D]; ``image.i.boxes`` float32 [r, 4] and ``image.i.regions`` [r, D]; ``image.i.masks`` float32
+[m, h, w] and ``image.i.mask_features`` [m, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
 ``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] are those of the images with the
 short texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
 """
@@ -10,7 +11,7 @@ short texts. The texts themselves are in the file's metadata: ``texts`` is JSON 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class ProbeImage:
-    """An image, how it must be prepared, and what the reference makes of it."""
+    """An image, how it must be prepared, and what the reference makes of it; None where the model lacks something."""
 
     rgb: Array
     patches: Array
     grid: Array
-    boxes: Array
     features: Array
-    dense: Array
-    regions: Array
+    dense: Array | None = None
+    boxes: Array | None = None
+    regions: Array | None = None
+    masks: Array | None = None
+    mask_features: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Probe:
         """Write the file."""
         tensors = {"logits": self.logits}
         for index, image in enumerate(self.images):
-            tensors |= {f"image.{index}.{name}": value for name, value in vars(image).items()}
+            present = {name: value for name, value in vars(image).items() if value is not None}
+            tensors |= {f"image.{index}.{name}": value for name, value in present.items()}
         for walk_type, part in self.walk_types.items():
             tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(part).items() if name != "texts"}
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -91,5 +95,10 @@ class Probe:
 
 def _part(kind: Any, tensors: dict[str, Array], prefix: str, **known: Any) -> Any:
     """An object of ``kind`` whose fields, but for those ``known``, are the tensors under ``prefix``."""
-    names = [name for name in kind.__dataclass_fields__ if name not in known]
-    return kind(**known, **{name: tensors[f"{prefix}.{name}"] for name in names})
+    found = {}
+    for field in fields(kind):
+        name = f"{prefix}.{field.name}"
+        # What a model may lack has a default.
+        if field.name not in known and (name in tensors or field.default is MISSING):
+            found[field.name] = tensors[name]
+    return kind(**known, **found)

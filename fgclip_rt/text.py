@@ -57,7 +57,7 @@ class Tokenizer:
             return self.spec.walk_types[name]
         except (KeyError, TypeError):
             choices = ", ".join(self.spec.walk_types)
-            raise ArgumentError(f"walk type {name!r} is unknown; this model has {choices}.") from None
+            raise ArgumentError(f"this model has no walk type {name!r}; choose from {choices}.") from None
 
     def __call__(self, texts: Sequence[str], walk_type: str = "short", *, first: int = 0) -> Tokens:
         """Tokenise ``texts``: lower-case, encode, cut from the right so that the end token stays, pad on the right.

@@ -25,8 +25,11 @@ from fgclip_rt import cli, export, parity
 from fgclip_rt.export import fgclip2
 from fgclip_rt.export.attention import add_definition
 from fgclip_rt.export.families import ReferenceModel
-from fgclip_rt.export.fgclip2 import graphs
+from fgclip_rt.export.fgclip2.graphs import DenseGraph
 from fgclip_rt.export.onnx_writer import GraphSource
+from fgclip_rt.export.regions import RegionGraph
+from fgclip_rt.export.siglip2.graphs import VisionGraph
+from fgclip_rt.export.text import TextGraph
 from fgclip_rt.progress import BeginStage
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -35,10 +38,10 @@ WALK_TYPES = ("short", "box", "long")
 
 #: Graphs by the modules that they are traced from.
 MODULES = {
-    graphs.VisionGraph: "vision",
-    graphs.DenseGraph: "dense",
-    graphs.TextGraph: "text",
-    graphs.RegionGraph: "region",
+    VisionGraph: "vision",
+    DenseGraph: "dense",
+    TextGraph: "text",
+    RegionGraph: "region",
 }
 
 #: Layers of the golden checkpoints' graphs that stay in float32.

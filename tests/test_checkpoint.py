@@ -21,7 +21,7 @@ from fgclip_rt.errors import CheckpointError
 from fgclip_rt.export import families
 from fgclip_rt.export.checkpoint import locate
 from fgclip_rt.export.families import ReferenceModel
-from fgclip_rt.images import Patches
+from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
 from helpers import GOLDENS, Golden, assert_one_sentence, picture
 
@@ -63,7 +63,8 @@ def features(model: ReferenceModel) -> list[np.ndarray[Any, Any]]:
     """Something of every part of a model: image, dense, region and text features, and logits."""
     pixels = picture(1, 12 * 256, seed=3).reshape(12, 768)
     boxes = np.array([[3, 3, 40, 30]], np.float32)
-    results = list(model.image(Patches(pixels, (3, 4), (48, 64), 128), boxes))
+    image = model.image(Patches(pixels, (3, 4), (48, 64), 128), boxes, np.zeros((0, 3, 4), np.float32))
+    results = [image.features, image.dense, image.regions]
     tokenizer = Tokenizer((MASKED / "tokenizer.json").read_text(encoding="utf-8"), model.text_spec)
     texts = Golden("fgclip2-masked").texts[:3]
     results += [model.text(tokenizer(texts, walk_type), walk_type) for walk_type in model.text_spec.walk_types]
@@ -263,7 +264,7 @@ def test_the_pad_token_is_found_in_either_notation(checkpoint: Path, pad_token: 
     assert load(checkpoint).text_spec.pad_token_id == 0
 
 
-@pytest.mark.parametrize("name", ["fg-clip3", "qihoo360/fg-clip-base", "no/such/folder"])
+@pytest.mark.parametrize("name", ["fg-clip3", "qihoo360/fg-clip3-base", "no/such/folder"])
 def test_an_unknown_name_lists_the_known(name: str) -> None:
     with pytest.raises(CheckpointError) as info:
         export.checkpoint_source(name)

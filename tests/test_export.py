@@ -26,8 +26,8 @@ from fgclip_rt.export import families
 from fgclip_rt.export.checkpoint import locate
 from fgclip_rt.export.families import ReferenceModel
 from fgclip_rt.export.output import new_folder
-from fgclip_rt.images import Patches
 from fgclip_rt.model import Model
+from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
 from helpers import (
@@ -340,9 +340,10 @@ def test_any_grid_gives_the_references_features(
     masked_model: Model, reference: ReferenceModel, grid: tuple[int, int]
 ) -> None:
     image = patches(*grid)
-    features, dense, _ = reference.image(image, np.zeros((1, 4), np.float32))
-    assert_parity(masked_model.run_vision("vision", [image], "image_features")[0], features)
-    assert_parity(masked_model.run_vision("dense", [image], "dense_features")[0], dense)
+    expected = reference.image(image, np.zeros((1, 4), np.float32), np.zeros((0, *grid), np.float32))
+    assert expected.dense is not None
+    assert_parity(masked_model.run_vision("vision", [image], "image_features")[0], expected.features)
+    assert_parity(masked_model.run_vision("dense", [image], "dense_features")[0], expected.dense)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
@@ -412,8 +413,9 @@ def test_the_probe_can_be_computed_anew_from_the_checkpoint(
 
 def test_random_weights_follow_their_seed() -> None:
     models = [small_random(seed) for seed in (0, 0, 1)]
-    boxes = np.array([[2, 2, 40, 40]], np.float32)
-    first, again, other = (np.concatenate([part.ravel() for part in m.image(patches(4, 5), boxes)]) for m in models)
+    boxes, masks = np.array([[2, 2, 40, 40]], np.float32), np.zeros((0, 4, 5), np.float32)
+    images = [model.image(patches(4, 5), boxes, masks) for model in models]
+    first, again, other = (np.concatenate([image.features[None], image.dense, image.regions]) for image in images)
     np.testing.assert_allclose(first, again, rtol=0, atol=1e-5)
     assert np.abs(first - other).max() > 0.1
     tokens = Tokenizer(models[0].tokenizer_json, models[0].text_spec)(["Cat 猫"], "box")

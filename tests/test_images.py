@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from fgclip_rt.errors import ArgumentError, ImageError
-from fgclip_rt.images import NaflexPreparation, load_image
-from fgclip_rt.manifest import ImageSpec
+from fgclip_rt.images import load_image
+from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
+from fgclip_rt.preparation import NaflexPreparation
 from helpers import assert_one_sentence, picture
 
 RGB = picture(48, 64)
-PREPARATION = NaflexPreparation(ImageSpec("naflex", 16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

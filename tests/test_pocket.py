@@ -20,11 +20,11 @@ from fgclip_rt.errors import ArgumentError
 from fgclip_rt.export import families
 from fgclip_rt.export.checkpoint import locate
 from fgclip_rt.heatmap import largest_at, similarity_maps
-from fgclip_rt.images import Patches
 from fgclip_rt.model import FloatArray, Model, l2_normalize
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state
 from fgclip_rt.pocket.evaluation import Evaluation, Measure, evaluate
 from fgclip_rt.pocket.scenes import Thing, covers, draw, make_scene
+from fgclip_rt.preparation import Patches
 from helpers import assert_one_sentence
 
 FOLDER = Path(fgclip_rt.__file__).parent / "models/fg-clip2-pocket"
@@ -181,7 +181,11 @@ def test_the_bundle_decides_as_the_reference(pocket: Model) -> None:
     pictures = [draw(scene) for scene in scenes]
     looks = list(dict.fromkeys(thing.look for scene in scenes for thing in scene.things))
     expected = [
-        reference.image(pocket.preparation(picture), np.array([thing.box for thing in scene.things], np.float32))
+        reference.image(
+            pocket.preparation(picture),
+            np.array([thing.box for thing in scene.things], np.float32),
+            np.zeros((0, 1, 1), np.float32),
+        )
         for scene, picture in zip(scenes, pictures, strict=True)
     ]
     images = pocket.embed_images(pictures)
@@ -195,15 +199,17 @@ def test_the_bundle_decides_as_the_reference(pocket: Model) -> None:
         names = [box_caption(look, language, i) for i, look in enumerate(looks)]
         for texts, walk_type in ((short, "short"), (long, "long")):
             expected_texts = reference.text(pocket.tokenizer(texts, walk_type), walk_type)
-            logits = reference.logits(np.stack([image for image, _, _ in expected]), expected_texts)
+            logits = reference.logits(np.stack([image.features for image in expected]), expected_texts)
             actual = pocket.logits(images, pocket.embed_texts(texts, walk_type))
             assert_same_choices(actual, logits)
             assert_same_choices(actual.T, logits.T)
         expected_names = l2_normalize(reference.text(pocket.tokenizer(names, "box"), "box"))
         actual_names = pocket.embed_texts(names, "box")
-        for index, (_, expected_dense, expected_regions) in enumerate(expected):
-            assert_same_choices(regions[index] @ actual_names.T, l2_normalize(expected_regions) @ expected_names.T)
-            assert_same_choices(actual_names @ dense[index].T, expected_names @ l2_normalize(expected_dense).T)
+        for index, image in enumerate(expected):
+            assert image.dense is not None
+            assert image.regions is not None
+            assert_same_choices(regions[index] @ actual_names.T, l2_normalize(image.regions) @ expected_names.T)
+            assert_same_choices(actual_names @ dense[index].T, expected_names @ l2_normalize(image.dense).T)
 
 
 def assert_same_choices(actual: FloatArray, expected: FloatArray) -> None:

@@ -13,11 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fgclip_rt.export.checkpoint import load_weights
-from fgclip_rt.export.fgclip2 import graphs, reference
+from fgclip_rt.export.checkpoint import load_weights, locate
+from fgclip_rt.export.fgclip2 import reference
 from fgclip_rt.export.fgclip2.config import Config
-from fgclip_rt.images import NaflexPreparation, load_image
+from fgclip_rt.export.regions import RegionGraph, roi_weights
+from fgclip_rt.export.roi_align import region_features
+from fgclip_rt.export.siglip2.graphs import triangle_weights
+from fgclip_rt.export.siglip2.reference import WalkType, resize_positions
+from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
+from fgclip_rt.preparation import NaflexPreparation
 from helpers import WALK_TYPES, Golden, assert_parity
 
 MAIN = Golden("fgclip2")
@@ -44,7 +49,7 @@ def net(golden: Golden) -> reference.Fgclip2:
     config = Config.from_json(json.loads((golden.checkpoint / "config.json").read_text()))
     with torch.device("meta"):
         module = reference.Fgclip2(config)
-    load_weights(module, [golden.checkpoint / "model.safetensors"], golden.checkpoint)
+    load_weights(module, locate(str(golden.checkpoint)))
     return module.eval().requires_grad_(False)
 
 
@@ -73,7 +78,7 @@ def test_region_features(index: int) -> None:
     dense = torch.tensor(MAIN.expected[f"image{index}.dense_features"]).view(*MAIN.grids[index], -1)
     boxes = torch.tensor(MAIN.expected[f"image{index}.boxes"])
     width, height = load_image(MAIN.images[index]).size
-    regions = reference.region_features(dense, boxes, (height, width))
+    regions = region_features(dense, boxes, (height, width))
     assert_parity(regions.numpy(), MAIN.expected[f"image{index}.region_features"])
 
 
@@ -85,7 +90,7 @@ def test_one_batch_with_256_patches(golden: Golden, net: reference.Fgclip2, mode
 
 
 @pytest.mark.parametrize("walk_type", WALK_TYPES)
-def test_text_features(golden: Golden, net: reference.Fgclip2, walk_type: reference.WalkType) -> None:
+def test_text_features(golden: Golden, net: reference.Fgclip2, walk_type: WalkType) -> None:
     ids = torch.tensor(golden.expected[f"text.{walk_type}.input_ids"])
     mask = golden.expected.get(f"text.{walk_type}.attention_mask")
     features = net.get_text_features(ids, walk_type, None if mask is None else torch.tensor(mask))
@@ -108,13 +113,13 @@ def table(side: int = 16) -> Tensor:
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_positions_are_interpolated_with_antialiasing(rows: int, columns: int) -> None:
     expected = F.interpolate(table(), (rows, columns), mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(reference.resize_positions(table(), rows, columns), expected)
+    torch.testing.assert_close(resize_positions(table(), rows, columns), expected)
 
 
 @pytest.mark.parametrize(("rows", "columns"), ONE_COLUMN)
 def test_one_column_of_positions_is_one_row_of_the_transposed_table(rows: int, columns: int) -> None:
     one_row = F.interpolate(table().mT, (columns, rows), mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(reference.resize_positions(table(), rows, columns), one_row.mT)
+    torch.testing.assert_close(resize_positions(table(), rows, columns), one_row.mT)
 
 
 @pytest.mark.parametrize(("rows", "columns"), ONE_COLUMN)
@@ -122,19 +127,19 @@ def test_one_column_of_positions_is_the_weighted_mean_of_all_columns(rows: int, 
     full_width = F.interpolate(table(), (rows, 16), mode="bilinear", align_corners=False, antialias=True)
     weights = 1 - (torch.arange(16) + 0.5 - 8).abs() / 16
     expected = (full_width * weights).sum(-1, keepdim=True) / weights.sum()
-    torch.testing.assert_close(reference.resize_positions(table(), rows, columns), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(resize_positions(table(), rows, columns), expected, rtol=1e-4, atol=1e-5)
 
 
 def assert_weights_resize(rows: int, columns: int, side: int) -> None:
     by_row, by_column = (
-        graphs.triangle_weights(torch.arange(size, dtype=torch.float32)[None], torch.tensor([[float(size)]]), side)[0]
+        triangle_weights(torch.arange(size, dtype=torch.float32)[None], torch.tensor([[float(size)]]), side)[0]
         for size in (rows, columns)
     )
     for weights in (by_row, by_column):
         torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
         assert (weights >= 0).all()
     product = torch.einsum("rg,bdgh,ch->bdrc", by_row, table(side), by_column)
-    torch.testing.assert_close(product, reference.resize_positions(table(side), rows, columns), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(product, resize_positions(table(side), rows, columns), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, *ONE_COLUMN, (3, 5461), (16_384, 1)])
@@ -192,7 +197,7 @@ def test_region_graph_is_roi_align_on_mixed_grids(kind: str, seed: int) -> None:
     all_boxes, box_images = np.concatenate(boxes)[order], np.array(owners, np.int32)[order]
     assert len(all_boxes) >= 20
 
-    features, embeds = graphs.RegionGraph()(
+    features, embeds = RegionGraph()(
         dense,
         torch.tensor(grids, dtype=torch.int32),
         torch.tensor(images, dtype=torch.int32),
@@ -202,7 +207,7 @@ def test_region_graph_is_roi_align_on_mixed_grids(kind: str, seed: int) -> None:
     for owner, (rows, columns) in enumerate(grids):
         on_grid = dense[owner, : rows * columns].view(rows, columns, -1)
         mine = torch.tensor(box_images == owner)
-        expected = reference.region_features(on_grid, torch.tensor(all_boxes)[mine], images[owner])
+        expected = region_features(on_grid, torch.tensor(all_boxes)[mine], images[owner])
         torch.testing.assert_close(features[mine], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(embeds, F.normalize(features, dim=-1))
 
@@ -212,7 +217,7 @@ def test_weights_of_a_box_inside_the_image_sum_to_one(start: float, extent: floa
     low, high = np.float32(start * cells), np.float32(min(start + extent, 1) * cells)
     bin_start, bin_stop = (torch.tensor([[float(edge)]]) - 0.5 for edge in (low, high))
     cell = torch.arange(cells, dtype=torch.float32)[None]
-    weights = graphs.roi_weights(cell, bin_start, bin_stop, torch.tensor([[float(cells)]]))
+    weights = roi_weights(cell, bin_start, bin_stop, torch.tensor([[float(cells)]]))
     expected = 1.0 if bin_start < bin_stop else 0.0
     torch.testing.assert_close(weights.sum(), torch.tensor(expected), rtol=0, atol=1e-4)
     assert weights.min() >= -1e-5

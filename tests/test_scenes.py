@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_rt.errors import ArgumentError
-from fgclip_rt.images import NaflexPreparation
-from fgclip_rt.manifest import ImageSpec
+from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.pocket import captions
 from fgclip_rt.pocket import scenes as scenes_module
 from fgclip_rt.pocket.captions import (
@@ -35,6 +34,7 @@ from fgclip_rt.pocket.captions import (
 )
 from fgclip_rt.pocket.looks import ALL_LOOKS, ATTRIBUTES, COLOURS, LOOKS, SHAPES, SIZES, TEXTURES, Look, Split
 from fgclip_rt.pocket.scenes import BACKDROPS, TINTS, Scene, Thing, covers, draw, make_scene
+from fgclip_rt.preparation import NaflexPreparation
 from helpers import assert_one_sentence
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -108,7 +108,7 @@ def test_things_lie_apart_and_inside(scene: Scene) -> None:
 
 
 def test_scenes_reach_every_bucket_and_many_shapes() -> None:
-    spec = ImageSpec("naflex", 16, 3, "bilinear", BUCKETS, 1024)
+    spec = NaflexSpec(16, 3, "bilinear", BUCKETS, 1024)
     sizes = [(scene.width, scene.height) for scene in map(make_scene, range(300))]
     buckets = [NaflexPreparation(spec).bucket(*size) for size in sizes]
     assert all(buckets.count(bucket) >= 8 for bucket in BUCKETS)

@@ -1,8 +1,7 @@
-"""The SigLIP 2 part against transformers, live: towers, pooling, short text and preparation."""
+"""A SigLIP 2 checkpoint against transformers, live: towers, pooling, short text and preparation."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import Any
 
@@ -12,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
 
 import fgclip_rt
 from fgclip_rt import export
-from fgclip_rt.export.fgclip2 import reference
-from fgclip_rt.export.fgclip2.config import Config
-from fgclip_rt.export.fgclip2.random_weights import initialise
-from fgclip_rt.images import NaflexPreparation, target_grid
-from fgclip_rt.manifest import ImageSpec
+from fgclip_rt.errors import ArgumentError
+from fgclip_rt.export.random_weights import initialise
+from fgclip_rt.export.siglip2 import reference
+from fgclip_rt.export.siglip2.config import Config
+from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
-from helpers import GOLDENS, assert_parity, picture
+from fgclip_rt.preparation import NaflexPreparation, target_grid
+from helpers import GOLDENS, assert_one_sentence, assert_parity, picture
 
 transformers = pytest.importorskip("transformers")
 processing = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
@@ -34,7 +33,7 @@ VISION, TEXT = TOWER | {"num_patches": 81}, TOWER | {"vocab_size": 775, "max_pos
 SIZES = [(150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 900), (500, 40), (1, 1)]
 TEXTS = ["a photo of a cat", "一只黑猫坐在窗台上", "", "naïve 🦊 café", "long " * 100]
 
-PREPARATION = NaflexPreparation(ImageSpec("naflex", 16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
 
 
 def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, torch.Tensor]:
@@ -43,31 +42,27 @@ def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, to
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    """A whole random FG-CLIP 2 of sizes other than the goldens', loud enough that vectors differ."""
-    module = reference.Fgclip2(Config.from_json({"vision_config": VISION, "text_config": TEXT}))
+def peer() -> Any:
+    """A random SigLIP 2 of sizes other than the goldens', loud enough that vectors differ."""
+    config = {"vision_config": VISION, "text_config": TEXT}
+    module = reference.Siglip2(Config.from_json(config))
     initialise(module, seed=5)
-    return module.state_dict()
+    peer = transformers.Siglip2Model(transformers.Siglip2Config(**config)).eval()
+    peer.load_state_dict(module.state_dict(), strict=True)
+    return peer.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def peer(weights: dict[str, torch.Tensor]) -> Any:
-    module = transformers.Siglip2Model(transformers.Siglip2Config(vision_config=VISION, text_config=TEXT)).eval()
-    module.load_state_dict({name: weights[name] for name in module.state_dict()}, strict=True)
-    return module.requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def ours(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("peer")
-    checkpoint = folder / "checkpoint"
-    shutil.copytree(GOLDENS / "fgclip2" / "checkpoint", checkpoint, ignore=shutil.ignore_patterns("*.safetensors"))
-    save_file(weights, checkpoint / "model.safetensors")
-    config = {"model_type": "fgclip2", "vision_config": VISION, "text_config": TEXT}
-    (checkpoint / "config.json").write_text(json.dumps(config))
+def ours(peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same, as transformers saves it, exported."""
+    checkpoint = tmp_path_factory.mktemp("peer") / "siglip2"
+    peer.save_pretrained(checkpoint)
+    processing.Siglip2ImageProcessorPil(max_num_patches=256).save_pretrained(checkpoint)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDENS / "fgclip2" / "checkpoint" / name, checkpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (1, 1)))
-        bundle = export.export(export.checkpoint_source(str(checkpoint)), folder / "bundle")
+        bundle = export.export(export.checkpoint_source(str(checkpoint)), checkpoint.with_name("bundle"))
     return fgclip_rt.load(bundle.path, device="cpu")
 
 
@@ -75,10 +70,9 @@ def test_image_features(ours: Model, peer: Any) -> None:
     images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
     buckets = [PREPARATION.bucket(width, height) for height, width in SIZES]
     assert set(buckets) == set(PREPARATION.spec.buckets)
-    features = ours.embed_images(images, normalize=False)
-    for image, bucket, feature in zip(images, buckets, features, strict=True):
-        expected = peer.get_image_features(**processed(image, bucket)).pooler_output[0]
-        assert_parity(feature, expected.numpy())
+    for image, bucket in zip(images, buckets, strict=True):
+        expected = peer.get_image_features(**processed(image, bucket)).pooler_output
+        assert_parity(ours.embed_images(image, max_num_patches=bucket, normalize=False), expected.numpy())
 
 
 def test_image_features_of_one_batch(ours: Model, peer: Any) -> None:
@@ -87,7 +81,7 @@ def test_image_features_of_one_batch(ours: Model, peer: Any) -> None:
     batch = {name: torch.cat([entry[name] for entry in inputs]) for name in inputs[0]}
     expected = peer.get_image_features(**batch).pooler_output.numpy()
     assert np.ptp(expected, axis=0).max() > 0.5, "the images must differ for this to mean anything"
-    assert_parity(ours.embed_images(images, max_num_patches=256, normalize=False), expected)
+    assert_parity(ours.embed_images(images, normalize=False), expected)
 
 
 def test_short_text_features(ours: Model, peer: Any) -> None:
@@ -113,3 +107,16 @@ def test_patches_are_the_processors(height: int, width: int, limit: int) -> None
 def test_target_grid_is_the_processors(height: int, width: int, limit: int) -> None:
     expected = processing.get_image_size_for_max_num_patches(height, width, 16, limit)
     assert tuple(16 * side for side in target_grid(height, width, 16, limit)) == expected
+
+
+def test_what_it_lacks_is_said(ours: Model) -> None:
+    assert list(ours.manifest.text.walk_types) == ["short"]
+    with pytest.raises(ArgumentError) as error:
+        ours.dense_features(picture(30, 40))
+    assert_one_sentence(error.value, "siglip2 has no dense features", "neither maps nor regions")
+    with pytest.raises(ArgumentError) as error:
+        ours.embed_regions(picture(30, 40), [[0, 0, 9, 9]])
+    assert_one_sentence(error.value, "siglip2 has no features of regions")
+    with pytest.raises(ArgumentError) as error:
+        ours.embed_texts("a cat", "long")
+    assert_one_sentence(error.value, "no walk type 'long'", "short")

@@ -1,163 +1,34 @@
-"""The configuration of an FG-CLIP 2 checkpoint, read from its ``config.json`` and ``preprocessor_config.json``."""
+"""The configuration of an FG-CLIP 2 checkpoint: SigLIP 2's, with long text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
-
-import msgspec
 
 from fgclip_rt.errors import CheckpointError
 
-_T = TypeVar("_T")
-_Positive = Annotated[int, msgspec.Meta(gt=0)]
-#: A text of one token would be its end alone.
-_Length = Annotated[int, msgspec.Meta(gt=1)]
+from ..reference_blocks import Positive
+from ..siglip2 import config as siglip2
 
 
 @dataclass(frozen=True)
-class TowerConfig:
-    """What both towers have; the defaults are SigLIP 2's, which released files may leave out."""
+class TextConfig(siglip2.TextConfig):
+    """The text tower."""
 
-    hidden_size: _Positive = 768
-    intermediate_size: _Positive = 3072
-    num_hidden_layers: _Positive = 12
-    num_attention_heads: _Positive = 12
-    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0)] = 1e-6
-    hidden_act: str = "gelu_pytorch_tanh"
+    longtext_len: siglip2.Length = 196
+    keep_len: Positive = 20
 
 
 @dataclass(frozen=True)
-class VisionConfig(TowerConfig):
-    """The vision tower."""
-
-    num_channels: _Positive = 3
-    num_patches: _Positive = 256
-    patch_size: _Positive = 16
-
-    @property
-    def position_grid(self) -> int:
-        """Side of the square grid that the position table covers."""
-        return round(self.num_patches**0.5)
-
-
-@dataclass(frozen=True)
-class TextConfig(TowerConfig):
-    """The text tower; long text is FG-CLIP 2's addition."""
-
-    vocab_size: _Positive = 32000
-    max_position_embeddings: _Length = 64
-    longtext_len: _Length = 196
-    keep_len: _Positive = 20
-    projection_size: _Positive | None = None
-
-    @property
-    def output_size(self) -> int:
-        """Width of the text features."""
-        return self.projection_size or self.hidden_size
-
-
-@dataclass(frozen=True)
-class Config:
+class Config(siglip2.Config):
     """Both towers of one checkpoint."""
 
-    vision_config: VisionConfig = field(default_factory=VisionConfig)
     text_config: TextConfig = field(default_factory=TextConfig)
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Config:
-        """Read a parsed ``config.json``.
-
-        Raises:
-            CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
-                are passed over, as transformers does: they steer training, not the forward pass.
-        """
-        config = _convert(document, cls, "config.json")
-        config._check()
-        return config
-
-    def _check(self) -> None:
-        for name, tower in (("vision_config", self.vision_config), ("text_config", self.text_config)):
-            if tower.hidden_size % tower.num_attention_heads:
-                raise CheckpointError(
-                    f"config.json: {name}.hidden_size {tower.hidden_size} is not a multiple of "
-                    f"num_attention_heads {tower.num_attention_heads}; the checkpoint's config is damaged."
-                )
-            if tower.hidden_act != "gelu_pytorch_tanh":
-                raise CheckpointError(
-                    f"config.json: {name}.hidden_act is {tower.hidden_act!r}, but FG-CLIP 2 is built with "
-                    "'gelu_pytorch_tanh' only; export a checkpoint that uses it."
-                )
-        if self.vision_config.num_channels != 3:
-            raise CheckpointError(
-                f"config.json: vision_config.num_channels is {self.vision_config.num_channels}, and images are RGB; "
-                "the checkpoint's config is damaged."
-            )
-        if self.vision_config.position_grid**2 != self.vision_config.num_patches:
-            raise CheckpointError(
-                f"config.json: vision_config.num_patches {self.vision_config.num_patches} is not a square, "
-                "so its position table is not a grid; the checkpoint's config is damaged."
-            )
-        if self.text_config.output_size != self.vision_config.hidden_size:
-            raise CheckpointError(
-                f"config.json: text features would have {self.text_config.output_size} dimensions and image features "
-                f"{self.vision_config.hidden_size}; both must be equal, so the checkpoint's config is damaged."
-            )
+    def check(self) -> None:
+        """Raise CheckpointError where two options do not go together."""
+        super().check()
         if self.text_config.keep_len > self.text_config.longtext_len:
             raise CheckpointError(
                 f"config.json: text_config.keep_len {self.text_config.keep_len} is over longtext_len "
                 f"{self.text_config.longtext_len}; the checkpoint's config is damaged."
             )
-
-
-@dataclass(frozen=True)
-class PreprocessorConfig:
-    """How images are prepared; the defaults are those of the released processor."""
-
-    patch_size: int = 16
-    resample: int = 2  # Pillow's number of the bilinear filter
-    do_resize: bool = True
-    do_rescale: bool = True
-    do_normalize: bool = True
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
-        """Read a parsed ``preprocessor_config.json``.
-
-        Raises:
-            CheckpointError: it asks for another preparation than FG-CLIP 2's.
-        """
-        file = "preprocessor_config.json"
-        config = _convert(document, cls, file)
-        expected = {"patch_size": vision.patch_size} | {
-            name: getattr(cls, name) for name in ("resample", "do_resize", "do_rescale", "do_normalize")
-        }
-        for name, value in expected.items():
-            if getattr(config, name) != value:
-                raise CheckpointError(
-                    f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
-                    "restore the original file."
-                )
-        if not abs(config.rescale_factor * 255 - 1) <= 1e-6:
-            raise CheckpointError(
-                f"{file}: rescale_factor is {config.rescale_factor!r}, and this model is prepared with 1/255; "
-                "restore the original file."
-            )
-        for name in ("image_mean", "image_std"):
-            if len(getattr(config, name)) != vision.num_channels:
-                raise CheckpointError(
-                    f"{file}: {name} has {len(getattr(config, name))} numbers, and images have {vision.num_channels} "
-                    "channels; restore the original file."
-                )
-        return config
-
-
-def _convert(document: Mapping[str, Any], kind: type[_T], file: str) -> _T:
-    try:
-        return msgspec.convert(document, kind)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{file} is not as it must be: {error}; restore the original file.") from None

@@ -32,6 +32,7 @@ def run(
     text_lengths: Annotated[str | None, typer.Option(help="Numbers of tokens.  [default: the model's]")] = None,
     batch: Annotated[str, typer.Option(help="Fewest, most usual and most images or texts in a run.")] = "1,8,32",
     boxes: Annotated[str, typer.Option(help="Fewest, most usual and most boxes in a run.")] = "1,16,256",
+    masks: Annotated[str, typer.Option(help="Fewest, most usual and most masks in a run.")] = "1,16,256",
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave weights out; they are read from the bundle at loading.")
     ] = False,
@@ -58,6 +59,7 @@ def run(
         text_lengths=None if text_lengths is None else _numbers("text-lengths", text_lengths),
         batch=_three("batch", batch),
         boxes=_three("boxes", boxes),
+        masks=_three("masks", masks),
     )
     opened = Bundle.open(bundle)
     with progress_bars() as begin:

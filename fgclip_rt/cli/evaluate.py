@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..pocket.captions import LANGUAGES
-from ..pocket.evaluation import MEASURES, Evaluation, check_scenes
+from ..pocket.evaluation import MEASURES, Evaluation, check_scenes, lacking
 from ..pocket.evaluation import evaluate as evaluate_model
 from . import options
 from .console import open_model, progress_bars, say, say_json, say_table, warn
@@ -35,6 +35,8 @@ def run(
         warn(
             "fgclip-rt: only fg-clip2-pocket was made for these scenes; other models can do little better than chance."
         )
+    for what, measures in lacking(model).items():
+        warn(f"fgclip-rt: {model.manifest.model.name} has no {what}, so {' and '.join(measures)} cannot be measured.")
     with progress_bars() as begin:
         result = evaluate_model(model, scenes, seed, done=begin("evaluate", scenes))
     if json:
@@ -51,6 +53,7 @@ def run(
                 f"{figures[measure, LANGUAGES[0]].chance:.1%}",
             )
             for measure in MEASURES
+            if (measure, LANGUAGES[0]) in figures
         ),
     )
     changes = ", ".join(f"{change} {right}/{total}" for change, (right, total) in result.by_change.items())

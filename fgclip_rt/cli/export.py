@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[str, typer.Option(help="A model's name, its Hub id, or a local checkpoint folder.")],
+    model: Annotated[
+        str, typer.Option(help="A model's name, its Hub id, a local checkpoint folder, or a file of weights (.pt).")
+    ],
     output: Annotated[Path | None, typer.Option(help="Bundle folder to make.  [default: by the model's name]")] = None,
     precision: Annotated[
         list[str], typer.Option(help="Precision to write: fp32, fp16, bf16, int8 or fp8; repeatable.")
@@ -45,6 +47,9 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    weights: options.Weights = None,
+    config: options.Config = None,
+    tokenizer: options.Tokenizer = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -57,8 +62,11 @@ def run(
     require_export_packages()
     import fgclip_rt.export as exporter
 
+    files = exporter.LocalFiles(weights, config, tokenizer)
     if random_weights and revision is not None:
         raise ArgumentError("--revision goes with weights from the Hub; leave it out with --random-weights.")
+    if random_weights and files != exporter.LocalFiles():
+        raise ArgumentError("--random-weights takes no files; leave out --weights, --config and --tokenizer.")
     if random_weights:
         source = exporter.random_source(model, seed)
         warn(
@@ -66,7 +74,7 @@ def run(
             "tokenizer spells texts byte by byte; use this bundle for benchmarks only."
         )
     else:
-        source = exporter.checkpoint_source(model, revision)
+        source = exporter.checkpoint_source(model, revision, files)
     inputs = _calibration_inputs(calibration, calibration_texts)
     path = output or _default_output(source.name, is_name=exporter.find_model(model) is not None, random=random_weights)
     try:

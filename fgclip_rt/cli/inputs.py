@@ -85,7 +85,8 @@ def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[i
     indices = model.truncated(texts, walk_type)
     if indices:
         limit = model.tokenizer.walk_type(walk_type).length
-        longer = "use --walk-type long" if walk_type != "long" else "shorten them"
+        others = [name for name, spec in model.manifest.text.walk_types.items() if spec.length > limit]
+        longer = f"use --walk-type {others[0]}" if others else "shorten them"
         shown = ", ".join(str(index + 1) for index in indices[:5]) + (", …" if len(indices) > 5 else "")
         warn(
             f"fgclip-rt: {len(indices)} of {len(texts)} texts exceed {limit} tokens and lose their end "

@@ -52,7 +52,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     weights = {
         "random": "RANDOM: for benchmarks only, its numbers mean nothing",
         "shipped": "shipped with fgclip-rt",
-        "local": f"from the local folder {model.source}",
+        "local": f"local, from {model.source}",
         "released": f"released, {model.source}{revision}",
     }[model.weights]
     walk_types = ", ".join(f"{name} {spec.length}" for name, spec in text.walk_types.items())
@@ -63,11 +63,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("precisions", ", ".join(manifest.precisions)),
         *(("lowering", f"{precision}: {describe_lowering(entry)}") for precision, entry in manifest.lowering.items()),
         ("score", f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})"),
-        (
-            "images",
-            f"{image.kind}, patches of {image.patch_size} px, buckets {', '.join(map(str, image.buckets))}, "
-            f"up to {image.max_num_patches:,}",
-        ),
+        ("images", str(image)),
         ("texts", f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]

@@ -8,6 +8,17 @@ from typing import Annotated
 import typer
 
 Bundle = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="File of weights (.pt) of a model that is on no hub, such as fineclip-vitb16.  [default: none]"),
+]
+Config = Annotated[
+    Path | None, typer.Option(help="model_config.json of a file of weights given as the model.  [default: none]")
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="CLIP's tokenizer.json for a file of weights.  [default: the one beside it, or the Hub's]"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]

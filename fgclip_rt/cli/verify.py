@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from ..bundle import Bundle
-from ..errors import ParityError
+from ..errors import ArgumentError, ParityError
 from ..model import open_model
 from ..parity import check, count_rows
 from ..probe import Probe
@@ -22,6 +22,9 @@ def run(
     checkpoint: Annotated[
         str | None, typer.Option(help="Compare with this checkpoint's reference instead of the recorded probe.")
     ] = None,
+    weights: options.Weights = None,
+    config: options.Config = None,
+    tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
@@ -32,6 +35,8 @@ def run(
 
     The probe recorded in the bundle needs no PyTorch; --checkpoint runs the reference anew and does.
     """
+    if checkpoint is None and (weights or config or tokenizer):
+        raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")
     opened = Bundle.open(bundle)
     model = open_model(opened, device, precision, threads, backend)
     with progress_bars() as begin:
@@ -42,7 +47,7 @@ def run(
             import fgclip_rt.export as exporter
 
             done = begin("run reference", 1)
-            probe = exporter.verify_against(opened, checkpoint)
+            probe = exporter.verify_against(opened, checkpoint, exporter.LocalFiles(weights, config, tokenizer))
             done()
         done = begin("check parity", count_rows(probe))
         rows = check(model, probe, opened.manifest.parity.limits[model.precision], done)

@@ -73,7 +73,7 @@ class Evaluation:
     Attributes:
         scenes: number of scenes.
         seed: of the first one.
-        figures: one per measure and language.
+        figures: one per measure that the model can be put to, and language.
         by_change: ``true before false caption`` by what the false caption changes, as (right, total), both languages.
     """
 
@@ -94,23 +94,29 @@ def evaluate(
     - Each short caption stands against a false one in the same words, with one attribute changed.
     - For one thing of each scene, the patch that is nearest to its box caption must have its centre in its box.
 
+    What a model lacks is not measured: long texts, regions or dense features.
+
     Args:
-        model: any model with the walk types ``short``, ``long`` and ``box``.
+        model: any model.
         scenes: number of scenes, a multiple of 100.
         seed: of the first scene; the same seeds give the same scenes and captions.
         split: whose scenes; training looks at those of ``validation``, so that those of ``test`` stay unseen.
         done: called after each scene.
 
     Raises:
-        ArgumentError: the number of scenes is not a multiple of 100, or the model lacks a walk type.
+        ArgumentError: the number of scenes is not a multiple of 100.
     """
     check_scenes(scenes)
-    for walk_type in ("short", "long", "box"):
-        model.tokenizer.walk_type(walk_type)
+    left_out = {measure for measures in lacking(model).values() for measure in measures}
+    has_long = "long text to image" not in left_out
+    has_regions = "region to box caption" not in left_out
+    has_maps = "dense map inside its box" not in left_out
 
     drawn = [make_scene(seed + i, split) for i in range(scenes)]
     looks = list(dict.fromkeys(thing.look for scene in drawn for thing in scene.things))
-    names = {language: _box_texts(model, looks, language, seed) for language in LANGUAGES}
+    names = {}
+    if has_regions or has_maps:
+        names = {language: _box_texts(model, looks, language, seed) for language in LANGUAGES}
 
     image_embeds: list[FloatArray] = []
     named = dict.fromkeys(LANGUAGES, 0)
@@ -119,16 +125,20 @@ def evaluate(
     for scene in drawn:
         picture = draw(scene)
         image_embeds.append(model.embed_images(picture)[0])
-        patches = model.preparation(picture)
-        dense = model.run_vision("dense", [patches], "dense_features")
-        regions = model.pool_regions(dense, patches, [thing.box for thing in scene.things])
-        map_ = l2_normalize(dense[0].reshape(*patches.grid, -1))
         target = scene.things[0]
-        for language, texts in names.items():
-            chosen = (regions @ texts.T).argmax(axis=1)
-            named[language] += sum(looks[i] == thing.look for i, thing in zip(chosen, scene.things, strict=True))
-            (values,) = similarity_maps(map_, texts[[looks.index(target.look)]])
-            found[language] += _holds(target.box, largest_at(values, picture.size))
+        if names:
+            patches = model.preparation(picture)
+            dense = model.run_vision("dense", [patches], "dense_features")
+        if has_regions:
+            regions = model.pool_regions(dense, patches, [thing.box for thing in scene.things])
+            for language, texts in names.items():
+                chosen = (regions @ texts.T).argmax(axis=1)
+                named[language] += sum(looks[i] == thing.look for i, thing in zip(chosen, scene.things, strict=True))
+        if has_maps:
+            map_ = l2_normalize(dense[0].reshape(*patches.grid, -1))
+            for language, texts in names.items():
+                (values,) = similarity_maps(map_, texts[[looks.index(target.look)]])
+                found[language] += _holds(target.box, largest_at(values, picture.size))
         left, top, right, bottom = target.box
         boxed += (right - left) * (bottom - top) / (scene.width * scene.height)
         done()
@@ -143,21 +153,40 @@ def evaluate(
             model.embed_texts(short_caption(said, language, seed + i) for i, said in enumerate(column))
             for column in ([entry[0] for entry in statements], [entry[1] for entry in statements])
         )
-        long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
         preferred = (images * true).sum(axis=1) > (images * false).sum(axis=1)
         for (_, _, change), right in zip(statements, preferred.tolist(), strict=True):
             by_change[change] = (by_change[change][0] + right, by_change[change][1] + 1)
-        counted: tuple[tuple[Measure, int, int, float], ...] = (
+        counted: list[tuple[Measure, int, int, float]] = [
             ("short text to image", _retrieved(true, images), scenes, 1 / GALLERY),
             ("image to short text", _retrieved(images, true), scenes, 1 / GALLERY),
-            ("long text to image", _retrieved(long, images), scenes, 1 / GALLERY),
-            ("image to long text", _retrieved(images, long), scenes, 1 / GALLERY),
-            ("region to box caption", named[language], things, 1 / len(looks)),
             ("true before false caption", int(preferred.sum()), scenes, 0.5),
-            ("dense map inside its box", found[language], scenes, boxed / scenes),
-        )
+        ]
+        if has_long:
+            long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
+            counted += [
+                ("long text to image", _retrieved(long, images), scenes, 1 / GALLERY),
+                ("image to long text", _retrieved(images, long), scenes, 1 / GALLERY),
+            ]
+        if has_regions:
+            counted.append(("region to box caption", named[language], things, 1 / len(looks)))
+        if has_maps:
+            counted.append(("dense map inside its box", found[language], scenes, boxed / scenes))
+        counted.sort(key=lambda entry: MEASURES.index(entry[0]))
         figures += [Figure(measure, language, right, total, chance) for measure, right, total, chance in counted]
     return Evaluation(scenes, seed, tuple(figures), by_change)
+
+
+def lacking(model: Model) -> dict[str, tuple[Measure, ...]]:
+    """What a model lacks, and the measures that it cannot be put to for want of it."""
+    walk_types = model.manifest.text.walk_types
+    measures: dict[str, tuple[Measure, ...]] = {}
+    if "long" not in walk_types:
+        measures["long texts"] = ("long text to image", "image to long text")
+    if "box" not in walk_types or not model.has("region"):
+        measures["features of regions"] = ("region to box caption",)
+    if "box" not in walk_types or not model.has("dense"):
+        measures["dense features"] = ("dense map inside its box",)
+    return measures
 
 
 def check_scenes(count: int) -> None:

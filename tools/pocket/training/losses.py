@@ -27,7 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgclip_rt.export.fgclip2 import graphs, reference
+from fgclip_rt.export.fgclip2 import reference
+from fgclip_rt.export.regions import RegionGraph
+from fgclip_rt.export.siglip2.reference import PoolingHead, WalkType, resize_positions
 from fgclip_rt.text import Tokenizer
 
 from ..captions import (
@@ -68,7 +70,7 @@ class TrainedModel(nn.Module):
     def __init__(self, model: reference.Fgclip2) -> None:
         super().__init__()
         self.model = model
-        self.regions = graphs.RegionGraph()
+        self.regions = RegionGraph()
         # Regions are compared by cosine, so their scale and bias serve training only.
         self.region_scale = nn.Parameter(torch.tensor([math.log(10.0)]))
         self.region_bias = nn.Parameter(torch.tensor([-6.0]))
@@ -85,7 +87,7 @@ class TrainedModel(nn.Module):
         vision = self.model.vision_model
         embeddings = vision.embeddings
         table = embeddings.position_embedding.weight.view(embeddings.grid, embeddings.grid, -1).permute(2, 0, 1)[None]
-        positions = reference.resize_positions(table, *grid)[0].flatten(1).T
+        positions = resize_positions(table, *grid)[0].flatten(1).T
         x = embeddings.patch_embedding(pixels.float() / 127.5 - 1) + positions
         x = vision.post_layernorm(vision.encoder(x, None))
         pooled = _attend(vision.head, vision.head.probe.expand(len(x), -1, -1), x)[:, 0]
@@ -98,7 +100,7 @@ class TrainedModel(nn.Module):
         embeds: Tensor = self.regions(dense, shapes, sizes, boxes, at)[1]
         return embeds
 
-    def texts(self, tokenizer: Tokenizer, texts: Sequence[str], walk_type: reference.WalkType) -> Tensor:
+    def texts(self, tokenizer: Tokenizer, texts: Sequence[str], walk_type: WalkType) -> Tensor:
         """Normalised text features [B, D]."""
         input_ids = torch.from_numpy(tokenizer(texts, walk_type).input_ids)
         with _fast(), _attention_as_two_products():
@@ -107,7 +109,7 @@ class TrainedModel(nn.Module):
         return embeds
 
 
-def _attend(head: reference.PoolingHead, queries: Tensor, x: Tensor) -> Tensor:
+def _attend(head: PoolingHead, queries: Tensor, x: Tensor) -> Tensor:
     y = head.attention(queries, x, x, need_weights=False)[0]
     return y + head.mlp(head.layernorm(y))
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from fgclip_rt.export import checkpoint_source, export, fgclip2
-from fgclip_rt.export.checkpoint import load_weights
+from fgclip_rt.export.checkpoint import load_weights, locate
 from fgclip_rt.export.fgclip2 import reference
 from fgclip_rt.export.fgclip2.config import Config
-from fgclip_rt.export.fgclip2.random_weights import initialise
+from fgclip_rt.export.random_weights import initialise
 from fgclip_rt.export.registry import MODELS
-from fgclip_rt.images import NaflexPreparation
 from fgclip_rt.model import open_model
+from fgclip_rt.preparation import NaflexPreparation
 from fgclip_rt.text import Tokenizer
 
 from ..captions import LANGUAGES, box_caption, long_caption, short_caption, state
@@ -110,6 +110,7 @@ def new_model() -> reference.Fgclip2:
     model = reference.Fgclip2(CONFIG)
     initialise(model, seed=0)
     vision, text = model.vision_model.embeddings, model.text_model.embeddings
+    assert isinstance(text, reference.LongTextEmbeddings)
     with torch.no_grad():
         text.token_embedding.weight.mul_(_TOKENS_STD)
         for table in (text.position_embedding, text.position_embedding_ori, text.position_embedding_res):
@@ -162,7 +163,7 @@ def train(output: Path, steps: int, scale: float, threads: int, start: Path | No
 
     trained = TrainedModel(new_model())
     if start is not None:
-        load_weights(trained.model, [start / "model.safetensors"], start)
+        load_weights(trained.model, locate(str(start)))
     optimisers_ = optimisers(trained)
 
     def rate(step: int) -> float:

@@ -1,0 +1,130 @@
+"""FG-CLIP: what the export pipeline asks of it (:class:`fgclip_rt.export.families.ReferenceModel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fgclip_rt.manifest import Score, SquareSpec, TextSpec, WalkTypeSpec
+from fgclip_rt.preparation import Patches
+from fgclip_rt.text import Tokens
+
+from ..checkpoint import TOKENIZER, Checkpoint, load_weights
+from ..class_token import vision_sources
+from ..families import FloatArray, ImageFeatures
+from ..onnx_writer import GraphSource
+from ..pixels import pixel_values
+from ..random_weights import initialise
+from ..regions import region_source
+from ..roi_align import region_features
+from ..text import text_source
+from ..tokenizer_files import clip_byte_tokenizer, padding_token
+from . import reference
+from .config import Config, PreprocessorConfig
+from .graphs import KINDS, text_graph, vision_tower
+
+
+class Fgclip1Model:
+    """A loaded FG-CLIP."""
+
+    def __init__(
+        self, model: reference.Fgclip1, preprocessor: PreprocessorConfig, tokenizer_json: str, pad_token_id: int
+    ) -> None:
+        self.module = model.eval().requires_grad_(False)
+        self._normalisation = preprocessor.image_mean, preprocessor.image_std
+        self._pad_token_id = pad_token_id
+        self.tokenizer_json = tokenizer_json
+
+    @property
+    def embedding_size(self) -> int:
+        return self.module.config.projection_dim
+
+    @property
+    def image_spec(self) -> SquareSpec:
+        # The README of the released code resizes by Pillow's default filter.
+        vision = self.module.config.vision_config
+        return SquareSpec(
+            patch_size=vision.patch_size,
+            channels=vision.num_channels,
+            resample="bicubic",
+            image_size=vision.image_size,
+        )
+
+    @property
+    def text_spec(self) -> TextSpec:
+        text = self.module.config.text_config
+        lengths = {name: text.longtext_len if name == "long" else text.max_position_embeddings for name in KINDS}
+        return TextSpec(
+            tokenizer=TOKENIZER,
+            lowercase=False,  # the tokenizer does it
+            pad_token_id=self._pad_token_id,
+            attention_mask=False,
+            walk_types={name: WalkTypeSpec(index=index, length=lengths[name]) for name, index in KINDS.items()},
+        )
+
+    @property
+    def score(self) -> Score:
+        return Score(activation="softmax", logit_scale=self.module.logit_scale.item(), logit_bias=0.0)
+
+    def graphs(self) -> dict[str, GraphSource]:
+        width, patches = self.embedding_size, self.image_spec.max_num_patches
+        length = self.module.config.text_config.max_position_embeddings
+        return {
+            **vision_sources(vision_tower(self.module, *self._normalisation), normalised=False),
+            "text": text_source(text_graph(self.module), length, width),
+            "region": region_source(width, patches),
+        }
+
+    @torch.inference_mode()
+    def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:  # noqa: ARG002
+        inputs = self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
+        dense = self.module.get_image_dense_features(*inputs)[0]
+        regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
+        features = self.module.get_image_features(*inputs)[0]
+        return ImageFeatures(features.numpy(), dense=dense.numpy(), regions=regions.numpy())
+
+    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
+        return (pixel_values(pixels, *self._normalisation),)
+
+    @torch.inference_mode()
+    def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
+        kind = cast(reference.WalkType, walk_type)
+        features: FloatArray = self.module.get_text_features(torch.from_numpy(tokens.input_ids), kind).numpy()
+        return features
+
+    @torch.inference_mode()
+    def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:
+        logits: FloatArray = self.module.logits_per_image(
+            torch.from_numpy(image_features), torch.from_numpy(text_features)
+        ).numpy()
+        return logits
+
+
+def load(checkpoint: Checkpoint) -> Fgclip1Model:
+    """Load a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, tensors do not fit the configuration, or the preprocessing is
+            not one that the bundle can express.
+    """
+    config = Config.from_json(checkpoint.json("config.json"))
+    preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
+    pad_token_id = padding_token(checkpoint, config.text_config.vocab_size)
+    with torch.device("meta"):
+        model = reference.Fgclip1(config)
+    load_weights(model, checkpoint)
+    return Fgclip1Model(model, preprocessor, checkpoint.text(TOKENIZER), pad_token_id)
+
+
+@torch.no_grad()
+def random(config: Mapping[str, Any], seed: int) -> Fgclip1Model:
+    """A model of these sizes with seeded random weights and a tokenizer that spells texts byte by byte."""
+    with torch.device("meta"):
+        model = reference.Fgclip1(Config.from_json(config))
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    model.logit_scale.fill_(4.6)
+    return Fgclip1Model(model, PreprocessorConfig(), clip_byte_tokenizer(), reference.END_TOKEN)

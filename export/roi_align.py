@@ -1,0 +1,54 @@
+"""RoIAlign in plain PyTorch: what regions are measured against, sample by sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def region_features(dense: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Features of boxes, not normalised, by RoIAlign to 1×1 (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+
+    As ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)`` after the boxes have been
+    divided by the image's size and multiplied by the grid's. All of it in float32 and in that order: the number of
+    samples is the ceiling of a box's extent, so a rounding error can change it.
+
+    Args:
+        dense: float [h, w, D], the dense features of one image.
+        boxes: float32 [R, 4], xyxy in pixels of the original image.
+        image_size: (height, width) of the original image in pixels.
+
+    Returns:
+        float [R, D].
+    """
+    rows, columns, _ = dense.shape
+    height, width = image_size
+    on_grid = boxes / boxes.new_tensor([width, height] * 2) * boxes.new_tensor([columns, rows] * 2) - 0.5
+    return torch.stack([_roi_mean(dense, *box) for box in on_grid])
+
+
+def _roi_mean(dense: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
+    """Mean [D] of bilinear samples of ``dense`` [h, w, D]; samples over one cell outside the grid count as zero."""
+    ys, xs = _samples(y1, y2), _samples(x1, x2)
+    total = dense.new_zeros(dense.shape[-1])
+    for y in ys.tolist():
+        for x in xs.tolist():
+            if -1.0 <= y <= dense.shape[0] and -1.0 <= x <= dense.shape[1]:
+                total += _bilinear(dense, y, x)
+    return total / max(len(ys) * len(xs), 1)
+
+
+def _samples(start: Tensor, stop: Tensor) -> Tensor:
+    count = max(int(torch.ceil(stop - start)), 0)
+    return start + (torch.arange(count, dtype=start.dtype) + 0.5) * (stop - start) / count
+
+
+def _bilinear(dense: Tensor, y: float, x: float) -> Tensor:
+    rows, columns, _ = dense.shape
+    y, x = min(max(y, 0.0), rows - 1.0), min(max(x, 0.0), columns - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+    fy, fx = y - top, x - left
+    upper = dense[top, left] * (1 - fx) + dense[top, right] * fx
+    lower = dense[bottom, left] * (1 - fx) + dense[bottom, right] * fx
+    return upper * (1 - fy) + lower * fy

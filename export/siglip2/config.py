@@ -1,0 +1,131 @@
+"""The configuration of a SigLIP 2 checkpoint, read from its ``config.json`` and ``preprocessor_config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self
+
+import msgspec
+
+from fgclip_rt.errors import CheckpointError
+
+from ..options import read_options
+from ..reference_blocks import Positive, TowerConfig
+
+#: A text of one token would be its end alone.
+Length = Annotated[int, msgspec.Meta(gt=1)]
+
+
+@dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    """The vision tower."""
+
+    num_channels: Positive = 3
+    num_patches: Positive = 256
+    patch_size: Positive = 16
+
+    @property
+    def position_grid(self) -> int:
+        """Side of the square grid that the position table covers."""
+        return round(self.num_patches**0.5)
+
+
+@dataclass(frozen=True)
+class TextConfig(TowerConfig):
+    """The text tower."""
+
+    vocab_size: Positive = 32000
+    max_position_embeddings: Length = 64
+    projection_size: Positive | None = None
+
+    @property
+    def output_size(self) -> int:
+        """Width of the text features."""
+        return self.projection_size or self.hidden_size
+
+
+@dataclass(frozen=True)
+class Config:
+    """Both towers of one checkpoint."""
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    text_config: TextConfig = field(default_factory=TextConfig)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read a parsed ``config.json``.
+
+        Raises:
+            CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
+                are passed over, as transformers does: they steer training, not the forward pass.
+        """
+        config = read_options(document, cls, "config.json")
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise CheckpointError where two options do not go together."""
+        self.vision_config.check("vision_config")
+        self.text_config.check("text_config")
+        if self.vision_config.num_channels != 3:
+            raise CheckpointError(
+                f"config.json: vision_config.num_channels is {self.vision_config.num_channels}, and images are RGB; "
+                "the checkpoint's config is damaged."
+            )
+        if self.vision_config.position_grid**2 != self.vision_config.num_patches:
+            raise CheckpointError(
+                f"config.json: vision_config.num_patches {self.vision_config.num_patches} is not a square, "
+                "so its position table is not a grid; the checkpoint's config is damaged."
+            )
+        if self.text_config.output_size != self.vision_config.hidden_size:
+            raise CheckpointError(
+                f"config.json: text features would have {self.text_config.output_size} dimensions and image features "
+                f"{self.vision_config.hidden_size}; both must be equal, so the checkpoint's config is damaged."
+            )
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """How images are prepared; the defaults are those of the released processor."""
+
+    patch_size: int = 16
+    max_num_patches: Positive = 256
+    resample: int = 2  # Pillow's number of the bilinear filter
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
+        """Read a parsed ``preprocessor_config.json``.
+
+        Raises:
+            CheckpointError: it asks for another preparation than FG-CLIP 2's.
+        """
+        file = "preprocessor_config.json"
+        config = read_options(document, cls, file)
+        expected = {"patch_size": vision.patch_size} | {
+            name: getattr(cls, name) for name in ("resample", "do_resize", "do_rescale", "do_normalize")
+        }
+        for name, value in expected.items():
+            if getattr(config, name) != value:
+                raise CheckpointError(
+                    f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
+                    "restore the original file."
+                )
+        if not abs(config.rescale_factor * 255 - 1) <= 1e-6:
+            raise CheckpointError(
+                f"{file}: rescale_factor is {config.rescale_factor!r}, and this model is prepared with 1/255; "
+                "restore the original file."
+            )
+        for name in ("image_mean", "image_std"):
+            if len(getattr(config, name)) != vision.num_channels:
+                raise CheckpointError(
+                    f"{file}: {name} has {len(getattr(config, name))} numbers, and images have {vision.num_channels} "
+                    "channels; restore the original file."
+                )
+        return config

@@ -1,0 +1,147 @@
+"""Images to patches, exactly as the released processors make them.
+
+These rescale and normalise afterwards; here the patches stay bytes and the graph does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from .errors import ArgumentError
+from .manifest import ImageSpec, NaflexSpec, SquareSpec
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One prepared image.
+
+    Attributes:
+        pixels: uint8 [h·w, P·P·3], patches in row order, each as (row, column, channel).
+        grid: (h, w), the number of patch rows and columns.
+        image_size: (height, width) of the original image in pixels.
+        bucket: the largest number of patches that it was allowed.
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    bucket: int
+
+
+class Preparation(Protocol):
+    """Images to patches, by the specification in a manifest."""
+
+    def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+        """Prepare ``image`` (RGB), with a number of patches that is asked for or the model's own choice.
+
+        Raises:
+            ArgumentError: the model has no such number of patches.
+        """
+
+    def bucket(self, width: int, height: int) -> int:
+        """The number of patches that the model chooses for an image of ``width`` × ``height`` pixels."""
+
+
+def preparation(spec: ImageSpec) -> Preparation:
+    """How images are prepared that a manifest specifies so."""
+    return SquarePreparation(spec) if isinstance(spec, SquareSpec) else NaflexPreparation(spec)
+
+
+class SquarePreparation:
+    """One size for all images, as CLIP's models have it."""
+
+    def __init__(self, spec: SquareSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+        """Resize ``image`` (RGB) to the square and cut it up.
+
+        Raises:
+            ArgumentError: ``max_num_patches`` is not the number of its patches.
+        """
+        side, size = self.spec.image_size, self.spec.patch_size
+        bucket = self.bucket(*image.size)
+        if max_num_patches is not None and max_num_patches != bucket:
+            raise ArgumentError(
+                f"max_num_patches is {max_num_patches!r}, and this model takes images of {side}×{side} pixels, "
+                f"{bucket} patches, only; leave it out."
+            )
+        resized = image.resize((side, side), _FILTERS[self.spec.resample])
+        return Patches(_cut(resized, size), (side // size, side // size), (image.height, image.width), bucket)
+
+    def bucket(self, width: int, height: int) -> int:  # noqa: ARG002 (it is one for all)
+        """The number of patches, which is the same for all images."""
+        return self.spec.max_num_patches
+
+
+class NaflexPreparation:
+    """A grid that fills a bucket and keeps the aspect ratio.
+
+    The processor is SigLIP 2's (``models/siglip2/image_processing_pil_siglip2.py`` in transformers) with FG-CLIP 2's
+    choice of bucket (``determine_max_value`` in its README).
+    """
+
+    def __init__(self, spec: NaflexSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+        """Resize ``image`` (RGB) to the grid that fills its bucket, or ``max_num_patches``, and cut it up.
+
+        Raises:
+            ArgumentError: ``max_num_patches`` is out of range.
+        """
+        width, height = image.size
+        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
+        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
+        size = self.spec.patch_size
+        resized = image.resize((columns * size, rows * size), _FILTERS[self.spec.resample])
+        return Patches(_cut(resized, size), (rows, columns), (height, width), bucket)
+
+    def bucket(self, width: int, height: int) -> int:
+        """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""
+        whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
+        return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
+
+    def _checked(self, max_num_patches: int) -> int:
+        if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):
+            raise ArgumentError(f"max_num_patches is {max_num_patches!r}; pass a whole number.")
+        if not 1 <= max_num_patches <= self.spec.max_num_patches:
+            raise ArgumentError(
+                f"max_num_patches is {max_num_patches}; pass a number from 1 to {self.spec.max_num_patches}."
+            )
+        return int(max_num_patches)
+
+
+def target_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    """Rows and columns of patches for an image: the largest scale at which they number at most ``max_num_patches``.
+
+    A binary search over the scale, as the released processor does it, step for step: another way to the same optimum
+    can end in another grid.
+    """
+    tolerance = 1e-5
+    low, high = tolerance / 10, 100.0
+    while high - low >= tolerance:
+        scale = (low + high) / 2
+        if _cells(height, scale, patch_size) * _cells(width, scale, patch_size) <= max_num_patches:
+            low = scale
+        else:
+            high = scale
+    return _cells(height, low, patch_size), _cells(width, low, patch_size)
+
+
+def _cells(size: int, scale: float, patch_size: int) -> int:
+    return max(1, math.ceil(size * scale / patch_size))
+
+
+def _cut(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Patches uint8 [h·w, P·P·3] of an image whose sides are multiples of ``size``."""
+    rows, columns = image.height // size, image.width // size
+    pixels = np.asarray(image, dtype=np.uint8).reshape(rows, size, columns, size, -1)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 1, 3, 4)).reshape(rows * columns, -1)
