@@ -5,7 +5,8 @@ DEMO := demo-output
 
 # The editable install links files one by one (so that mypy sees export/ as fgclip_rt.export), hence a new or removed
 # file, which touches its folder, installs again.
-PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) engines export export/fgclip2 tools/pocket tools/pocket/training
+PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) engines export \
+	$(addprefix export/,fgclip1 fgclip2 fineclip siglip2) tools/pocket tools/pocket/training
 
 .PHONY: install demo test test-slow lint clean
 

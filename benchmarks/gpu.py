@@ -30,6 +30,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from PIL import Image
@@ -40,6 +41,7 @@ from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.export import find_model
 from fgclip_rt.export.families import family
+from fgclip_rt.export.layers import find_layers
 from fgclip_rt.model import Model, open_model
 from fgclip_rt.preparation import Patches, preparation
 
@@ -345,18 +347,17 @@ def measure(contenders: Sequence[Contender], case: Case, rounds: int, repeats: i
 
 
 def vision_operations(bundle: Bundle) -> Callable[[int], float]:
-    """Operations of the vision tower for an image of a number of patches: its matrix products, two per product."""
-    spec = find_model(bundle.manifest.model.name)
-    assert spec is not None
-    sizes = spec.config["vision_config"]
-    width, hidden, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
-    patch = bundle.manifest.image.patch_size**2 * bundle.manifest.image.channels
+    """Operations of the vision tower for an image of a number of patches: its matrix products, two per product.
 
-    def operations(patches: int) -> float:
-        linear = layers * patches * (4 * width * width + 2 * width * hidden) + patches * patch * width
-        return 2.0 * (linear + layers * 2 * patches * patches * width)
-
-    return operations
+    They are those of the graph's layers, each for all patches; where a last block runs for the class token alone, that
+    is a little too many.
+    """
+    graph = ir.load(bundle.file(next(iter(bundle.manifest.graphs["vision"].values())).file))
+    layers = [layer for layer in find_layers(graph) if layer.name.startswith("vision.")]
+    shapes = {layer.name: layer.weight.const_value.shape for layer in layers if layer.kind == "linear"}
+    linear = sum(rows * columns for rows, columns in shapes.values())
+    attention = sum(shapes[f"{layer.name}.v"][1] for layer in layers if layer.kind == "attention")
+    return lambda patches: 2.0 * (linear * patches + 2 * attention * patches**2)
 
 
 def summary(figures: Figures, operations: Callable[[int], float], rate: float) -> dict[str, Any]:

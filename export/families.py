@@ -121,7 +121,7 @@ FAMILIES = {
     "fgclip1": FamilySpec(
         "fgclip_rt.export.fgclip1",
         "config.json",
-        lambda config: config.get("architectures") == ["FGCLIPModel"],
+        lambda config: "FGCLIPModel" in (config.get("architectures") or ()),
     ),
     "fineclip": FamilySpec(
         "fgclip_rt.export.fineclip",

@@ -27,7 +27,13 @@ def padding_token(checkpoint: Checkpoint, vocabulary_size: int) -> int:
         raise CheckpointError(
             f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file."
         ) from None
-    pad = checkpoint.json(CONFIG).get("pad_token")
+    document = checkpoint.json(CONFIG)
+    if document.get("padding_side", "right") != "right":
+        raise CheckpointError(
+            f"{checkpoint.where(CONFIG)}: padding_side is {document['padding_side']!r}, and these models pad on the "
+            "right; restore the file that came with the weights."
+        )
+    pad = document.get("pad_token")
     content = pad.get("content") if isinstance(pad, dict) else pad
     pad_token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
     if pad_token_id is None:

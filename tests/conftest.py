@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import onnx_ir as ir
 import pytest
+from filelock import FileLock
 
 import fgclip_rt
 from fgclip_rt import export
@@ -19,6 +25,10 @@ hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("fgclip-rt")
 
 
+#: What :func:`once` gives.
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """The folder of golden checkpoints and results."""
@@ -26,23 +36,49 @@ def goldens() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder that all processes of a test run share: filled by the first that asks for it, and not changed."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+        path = root / f"shared-{name}"
+        with FileLock(root / f"{name}.lock"):
+            if not path.exists():
+                unfinished = root / f"unfinished-{name}"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_path(once: Once) -> Path:
     """The golden checkpoint, exported."""
-    return _export("fgclip2", tmp_path_factory)
+    return once("fgclip2", _exporter("fgclip2")) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def masked_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def masked_bundle_path(once: Once) -> Path:
     """The golden checkpoint whose tokenizer makes an attention mask, exported."""
-    return _export("fgclip2-masked", tmp_path_factory)
+    return once("fgclip2-masked", _exporter("fgclip2-masked")) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def pocket_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Completed]:
+def pocket_export(once: Once) -> tuple[Path, Completed]:
     """The one export that is made just as a user makes it, and the folder that it is made in."""
-    folder = tmp_path_factory.mktemp("pocket")
     precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
-    return folder, run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder)
+
+    def fill(folder: Path) -> None:
+        result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder)
+        (folder / "result.json").write_text(json.dumps(vars(result)))
+
+    folder = once("pocket", fill)
+    return folder, Completed(**json.loads((folder / "result.json").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -60,14 +96,23 @@ def pocket(pocket_path: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
-def hundred(pocket: Model) -> Evaluation:
+def hundred(pocket: Model, once: Once) -> Evaluation:
     """What it answers on a hundred scenes."""
-    return evaluate(pocket, scenes=100)
+
+    def fill(folder: Path) -> None:
+        (folder / "evaluation").write_bytes(pickle.dumps(evaluate(pocket, scenes=100)))
+
+    evaluation: Evaluation = pickle.loads((once("hundred", fill) / "evaluation").read_bytes())
+    return evaluation
 
 
-def _export(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _exporter(name: str) -> Callable[[Path], None]:
     source = export.checkpoint_source(str(GOLDENS / name / "checkpoint"))
-    return export.export(source, tmp_path_factory.mktemp(name) / "bundle").path
+
+    def fill(folder: Path) -> None:
+        export.export(source, folder / "bundle")
+
+    return fill
 
 
 @pytest.fixture(scope="session")

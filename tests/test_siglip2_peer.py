@@ -15,11 +15,13 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt import export
 from fgclip_rt.errors import ArgumentError
+from fgclip_rt.export import CalibrationInputs
 from fgclip_rt.export.random_weights import initialise
 from fgclip_rt.export.siglip2 import reference
 from fgclip_rt.export.siglip2.config import Config
 from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
+from fgclip_rt.pocket.evaluation import MEASURES, lacking
 from fgclip_rt.preparation import NaflexPreparation, target_grid
 from helpers import GOLDENS, assert_one_sentence, assert_parity, picture
 
@@ -47,6 +49,9 @@ def peer() -> Any:
     config = {"vision_config": VISION, "text_config": TEXT}
     module = reference.Siglip2(Config.from_json(config))
     initialise(module, seed=5)
+    with torch.no_grad():
+        module.logit_scale.fill_(4.7)
+        module.logit_bias.fill_(-12)
     peer = transformers.Siglip2Model(transformers.Siglip2Config(**config)).eval()
     peer.load_state_dict(module.state_dict(), strict=True)
     return peer.requires_grad_(False)
@@ -62,7 +67,11 @@ def ours(peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
         shutil.copy(GOLDENS / "fgclip2" / "checkpoint" / name, checkpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (1, 1)))
-        bundle = export.export(export.checkpoint_source(str(checkpoint)), checkpoint.with_name("bundle"))
+        inputs = CalibrationInputs(
+            [Image.fromarray(picture(40, 50 + i, i)) for i in range(16)], list("abcdefghijklmnop")
+        )
+        source = export.checkpoint_source(str(checkpoint))
+        bundle = export.export(source, checkpoint.with_name("bundle"), ("fp32", "int8"), inputs=inputs)
     return fgclip_rt.load(bundle.path, device="cpu")
 
 
@@ -107,6 +116,17 @@ def test_patches_are_the_processors(height: int, width: int, limit: int) -> None
 def test_target_grid_is_the_processors(height: int, width: int, limit: int) -> None:
     expected = processing.get_image_size_for_max_num_patches(height, width, 16, limit)
     assert tuple(16 * side for side in target_grid(height, width, 16, limit)) == expected
+
+
+def test_lower_precisions_of_what_it_has(ours: Model) -> None:
+    rows = ours.manifest.parity.measured["int8"]
+    assert {row.graph for row in rows} == {"preparation", "vision", "tokens", "text", "logits"}
+    assert any("held out" in row.case for row in rows)
+    assert {measure for measures in lacking(ours).values() for measure in measures} == set(MEASURES) - {
+        "short text to image",
+        "image to short text",
+        "true before false caption",
+    }
 
 
 def test_what_it_lacks_is_said(ours: Model) -> None:
