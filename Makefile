@@ -15,6 +15,8 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml $(PACKAGES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]' --config-settings editable_mode=strict
+	# A peer for FineCLIP's towers, without its torchvision, for which there is no build beside this torch.
+	$(BIN)/pip install --quiet --no-deps timm==1.0.31
 	touch $@
 
 # Draw a scene, export the model that comes with the package, prove its numbers, and ask it what it sees.

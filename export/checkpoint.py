@@ -25,8 +25,8 @@ TOKENIZER = "tokenizer.json"
 _CLIP = "openai/clip-vit-base-patch16"
 #: Of files that ``torch.save`` wrote.
 _SUFFIXES = (".pt", ".pth")
-#: Dictionaries that training scripts put around a state dict, and what parallel training puts before every name.
-_WRAPPERS, _PARALLEL = ("state_dict",), "module."
+#: Where training scripts put a state dict, how often at most, and what parallel training puts before every name.
+_WRAPPER, _MOST_WRAPPERS, _PARALLEL = "state_dict", 4, "module."
 #: Names of tensors listed in one message before it says how many more there are.
 _NAMES_SHOWN = 5
 
@@ -50,6 +50,11 @@ class Checkpoint(ABC):
     revision: str | None
     origin: Literal["released", "shipped", "local"]
     config_file: ClassVar[str]
+
+    @property
+    def described_by(self) -> str:
+        """What states the model's sizes, for messages."""
+        return f"its {self.config_file}"
 
     @abstractmethod
     def where(self, file: str) -> Path:
@@ -168,6 +173,10 @@ class CheckpointFile(Checkpoint):
     tokenizer: Path
     config_file = "model_config.json"
 
+    @property
+    def described_by(self) -> str:
+        return str(self.config) if isinstance(self.config, Path) else f"the name {self.name}"
+
     def where(self, file: str) -> Path:
         if file == self.config_file and isinstance(self.config, Path):
             return self.config
@@ -184,8 +193,9 @@ class CheckpointFile(Checkpoint):
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Its tensors; wrapping dictionaries and the prefix of parallel training are taken off."""
         document = _load(self.path)
-        while isinstance(document, dict) and (wrapper := next((key for key in _WRAPPERS if key in document), None)):
-            document = document[wrapper]
+        for _ in range(_MOST_WRAPPERS):  # not for ever: a dictionary may hold itself
+            if isinstance(document, dict) and _WRAPPER in document:
+                document = document[_WRAPPER]
         if not isinstance(document, dict) or not document:
             raise CheckpointError(f"{self.path} holds no state dict; save it by torch.save(model.state_dict(), path).")
         for name, tensor in document.items():
@@ -205,9 +215,13 @@ def _load(path: Path) -> Any:
             f"{path} is not a file of tensors, or holds other Python objects, whose loading could run code; save the "
             "weights alone, by torch.save(model.state_dict(), path)."
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as weights ({reason.rstrip('.')}); restore the file.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+    except Exception:  # a damaged file is any error of the unpickler or the archive, and what they say helps nobody
+        raise CheckpointError(
+            f"{path} is damaged, or not a file that torch.save wrote; restore it, or save the weights by "
+            "torch.save(model.state_dict(), path)."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -238,6 +252,8 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
         return _weights_of(spec, revision, files)
     if spec is None and path.suffix in _SUFFIXES and path.is_file():
         return _weight_file(path, revision, files)
+    if spec is None and not (model and path.is_dir()):
+        raise unknown_model(model)
     for option, value in (("--weights", files.weights), ("--config", files.config), ("--tokenizer", files.tokenizer)):
         if value is not None:
             raise CheckpointError(f"{model} needs no {option}, everything lies in its folder; leave it out.")
@@ -245,8 +261,6 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
         return _download(spec.name, spec.hub_id, revision)
     if spec is not None and spec.folder is not None:
         return _shipped(spec.name, spec.folder, revision)
-    if not model or not path.is_dir():
-        raise unknown_model(model)
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
         raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
     if revision is not None:
@@ -360,6 +374,8 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, .
             misshaped.append(f"{name} is {list(tensor.shape)} instead of {list(expected[name])}")
         elif not tensor.is_floating_point():
             misshaped.append(f"{name} is {tensor.dtype} instead of a float")
+        elif tensor.layout != torch.strided or tensor.is_meta:
+            misshaped.append(f"{name} is {tensor.layout} on {tensor.device} instead of an array")
         else:
             found[name] = tensor.to(torch.float32)
             if not found[name].isfinite().all():
@@ -370,7 +386,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, .
     problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names]
     if problems:
         raise CheckpointError(
-            f"{checkpoint.path} does not hold the model that its {checkpoint.config_file} describes: tensors "
+            f"{checkpoint.path} does not hold the model that {checkpoint.described_by} describes: tensors "
             f"{', '.join(problems)}; restore the checkpoint's files."
         )
     module.load_state_dict(found, strict=True, assign=True)

@@ -7,7 +7,7 @@ its name.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -99,40 +99,38 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One family.
+    """One family, and how its checkpoints are known.
 
     Attributes:
         package: holds it; a :class:`Family`.
         config_file: the file of a checkpoint that states its sizes.
-        made_of: whether a parsed file of that name is of this family.
+        key: of that file, with dots between levels.
+        value: what is there; None stands for anything.
     """
 
     package: str
     config_file: str
-    made_of: Callable[[Mapping[str, Any]], bool]
+    key: str
+    value: str | list[str] | None
+
+    def found(self, config: Mapping[str, Any]) -> Any:
+        """What a parsed file holds at the key; None where it has none."""
+        at: Any = config
+        for part in self.key.split("."):
+            at = at.get(part) if isinstance(at, Mapping) else None
+        return at
+
+    def made(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this parsed file is of the family."""
+        found = self.found(config)
+        return found is not None if self.value is None else bool(found == self.value)
 
 
 FAMILIES = {
-    "fgclip2": FamilySpec(
-        "fgclip_rt.export.fgclip2",
-        "config.json",
-        lambda config: config.get("model_type") == "fgclip2",
-    ),
-    "fgclip1": FamilySpec(
-        "fgclip_rt.export.fgclip1",
-        "config.json",
-        lambda config: "FGCLIPModel" in (config.get("architectures") or ()),
-    ),
-    "fineclip": FamilySpec(
-        "fgclip_rt.export.fineclip",
-        "model_config.json",
-        lambda config: "eva_model_name" in config.get("vision_cfg", ()),
-    ),
-    "siglip2": FamilySpec(
-        "fgclip_rt.export.siglip2",
-        "config.json",
-        lambda config: config.get("model_type") == "siglip2",
-    ),
+    "fgclip2": FamilySpec("fgclip_rt.export.fgclip2", "config.json", "model_type", "fgclip2"),
+    "fgclip1": FamilySpec("fgclip_rt.export.fgclip1", "config.json", "architectures", ["FGCLIPModel"]),
+    "fineclip": FamilySpec("fgclip_rt.export.fineclip", "model_config.json", "vision_cfg.eva_model_name", None),
+    "siglip2": FamilySpec("fgclip_rt.export.siglip2", "config.json", "model_type", "siglip2"),
 }
 
 
@@ -157,11 +155,12 @@ def family_name(checkpoint: Checkpoint) -> str:
         CheckpointError: it is not one of the families.
     """
     config = checkpoint.json(checkpoint.config_file)
-    for name, spec in FAMILIES.items():
-        if spec.config_file == checkpoint.config_file and spec.made_of(config):
+    specs = {name: spec for name, spec in FAMILIES.items() if spec.config_file == checkpoint.config_file}
+    for name, spec in specs.items():
+        if spec.made(config):
             return name
-    supported = [name for name, spec in FAMILIES.items() if spec.config_file == checkpoint.config_file]
+    found = {spec.key: spec.found(config) for spec in specs.values()}
     raise CheckpointError(
-        f"{checkpoint.where(checkpoint.config_file)} is of model_type {config.get('model_type')!r} and architectures "
-        f"{config.get('architectures')!r}, which cannot be exported; supported: {', '.join(supported)}."
+        f"{checkpoint.where(checkpoint.config_file)} is of a model that cannot be exported "
+        f"({', '.join(f'{key} {value!r}' for key, value in found.items())}); supported: {', '.join(specs)}."
     )

@@ -31,9 +31,11 @@ def mask_weights(masks: ArrayLike, image_size: tuple[int, int], grid: tuple[int,
     """
     try:
         array = np.asarray(masks)
+        if array.dtype.kind not in "biuf" and array.size:
+            raise TypeError
         if array.dtype != np.bool_:
             array = array.astype(np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise MaskError("masks are not numbers; give [m, H, W], bool or numbers from 0 to 1.") from None
     if array.size == 0 and array.shape[:1] == (0,):
         return np.zeros((0, grid[0] * grid[1]), np.float32)

@@ -75,7 +75,7 @@ def pocket_export(once: Once) -> tuple[Path, Completed]:
 
     def fill(folder: Path) -> None:
         result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder)
-        (folder / "result.json").write_text(json.dumps(vars(result)))
+        (folder / "result.json").write_text(json.dumps({**vars(result), "args": []}))
 
     folder = once("pocket", fill)
     return folder, Completed(**json.loads((folder / "result.json").read_text()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import tokenizers
 import torch
 from torch import Tensor
 
+from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import Score, SquareSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
@@ -116,7 +118,14 @@ def load(checkpoint: Checkpoint) -> Fgclip1Model:
     with torch.device("meta"):
         model = reference.Fgclip1(config)
     load_weights(model, checkpoint)
-    return Fgclip1Model(model, preprocessor, checkpoint.text(TOKENIZER), pad_token_id)
+    tokenizer_json = checkpoint.text(TOKENIZER)
+    ends = tokenizers.Tokenizer.from_str(tokenizer_json).encode("").ids[-1:]
+    if ends != [reference.END_TOKEN]:
+        raise CheckpointError(
+            f"{checkpoint.where(TOKENIZER)} ends texts with {ends}, and FG-CLIP looks for the token "
+            f"{reference.END_TOKEN}; restore the tokenizer that came with the weights."
+        )
+    return Fgclip1Model(model, preprocessor, tokenizer_json, pad_token_id)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ class VisionConfig:
     width: Positive = 768
     layers: Positive = 12
     head_width: Positive = 64
-    mlp_ratio: Annotated[float, msgspec.Meta(gt=0)] = 4.0
+    mlp_ratio: Annotated[float, msgspec.Meta(gt=0, le=64)] = 4.0
     pt_hw_seq_len: Positive = 16
     intp_freq: bool = False
     rope: bool = False
@@ -61,7 +61,7 @@ class TextConfig:
     width: Positive = 512
     heads: Positive = 8
     layers: Positive = 12
-    mlp_ratio: Annotated[float, msgspec.Meta(gt=0)] = 4.0
+    mlp_ratio: Annotated[float, msgspec.Meta(gt=0, le=64)] = 4.0
     ls_init_value: float | None = None
 
 
