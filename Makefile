@@ -35,8 +35,9 @@ demo: install
 		--text "a big spotted yellow star" --text "the huge plain black heart" --text "小小的棕色格子月牙"
 	@echo "Look at $(DEMO)/scene.png and $(DEMO)/map.png. In each language one text says dots and one says stripes."
 
+# Tests of a file stay in one process, which has one thread: more threads than cores would wait for each other.
 test: install lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -217,6 +217,8 @@ def _load(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+    except MemoryError:
+        raise
     except Exception:  # a damaged file is any error of the unpickler or the archive, and what they say helps nobody
         raise CheckpointError(
             f"{path} is damaged, or not a file that torch.save wrote; restore it, or save the weights by "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from filelock import FileLock
 
@@ -24,6 +25,20 @@ from helpers import GOLDEN_NAMES, GOLDENS, MODULES, Completed, Golden, Trace, ha
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fgclip-rt")
 
+
+#: Whether this is one of several processes that share the tests.
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+
+if PARALLEL:
+    _new_options = ort.SessionOptions
+
+    def _options_of_one_thread() -> ort.SessionOptions:
+        # onnxruntime's threads wait by spinning, and of more threads than cores most wait for others.
+        options = _new_options()
+        options.intra_op_num_threads = 1
+        return options
+
+    ort.SessionOptions = _options_of_one_thread
 
 #: What :func:`once` gives.
 Once = Callable[[str, Callable[[Path], None]], Path]
@@ -39,7 +54,7 @@ def goldens() -> Path:
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """Makes a folder that all processes of a test run share: filled by the first that asks for it, and not changed."""
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if PARALLEL:
         root = root.parent
 
     def folder(name: str, fill: Callable[[Path], None]) -> Path:
@@ -74,11 +89,12 @@ def pocket_export(once: Once) -> tuple[Path, Completed]:
     precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
 
     def fill(folder: Path) -> None:
-        result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder)
+        (folder / "made").mkdir()
+        result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder / "made")
         (folder / "result.json").write_text(json.dumps({**vars(result), "args": []}))
 
     folder = once("pocket", fill)
-    return folder, Completed(**json.loads((folder / "result.json").read_text()))
+    return folder / "made", Completed(**json.loads((folder / "result.json").read_text()))
 
 
 @pytest.fixture(scope="session")
