@@ -7,13 +7,15 @@ its name.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import ImageSpec, Score, TextSpec
@@ -43,48 +45,66 @@ class ImageFeatures:
     masks: FloatArray | None = None
 
 
-class ReferenceModel(Protocol):
-    """A loaded model: its specification, its graphs, and the reference that they are measured against."""
+class ReferenceModel(ABC):
+    """A loaded model: its specification, its graphs, and the reference that they are measured against.
+
+    Attributes:
+        module: the reference, a module with ``get_image_features``, which takes what :meth:`image_inputs` makes, and
+            ``logits_per_image``.
+        tokenizer_json: the tokenizer, in the format of the ``tokenizers`` library.
+    """
+
+    module: Any
+    tokenizer_json: str
 
     @property
+    @abstractmethod
     def embedding_size(self) -> int:
         """Width of every vector."""
 
     @property
+    @abstractmethod
     def image_spec(self) -> ImageSpec:
         """How images are prepared."""
 
     @property
+    @abstractmethod
     def text_spec(self) -> TextSpec:
         """How texts are tokenised."""
 
     @property
+    @abstractmethod
     def score(self) -> Score:
         """How vectors become scores."""
 
-    @property
-    def tokenizer_json(self) -> str:
-        """The tokenizer, in the format of the ``tokenizers`` library."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The reference itself; its ``get_image_features`` takes what :meth:`image_inputs` makes."""
-
+    @abstractmethod
     def graphs(self) -> dict[str, GraphSource]:
         """Modules to trace, by the name of the graph."""
 
+    @abstractmethod
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
         """The reference's features of an image, of ``boxes`` [r, 4] in its pixels and of ``masks`` [m, h, w] on its
         grid."""
 
+    @abstractmethod
     def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
         """What the reference takes for patches uint8 [B, N, P·P·3] and grids integer [B, 2], on their device."""
 
+    @abstractmethod
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         """The reference's text features [m, D]."""
 
+    @torch.inference_mode()
     def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:
         """The reference's logits [n, m]."""
+        logits: FloatArray = self.module.logits_per_image(
+            torch.from_numpy(image_features), torch.from_numpy(text_features)
+        ).numpy()
+        return logits
+
+    def inputs_of(self, patches: Patches) -> tuple[Tensor, ...]:
+        """:meth:`image_inputs` of one image."""
+        return self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
 
 
 class Family(Protocol):

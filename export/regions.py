@@ -113,18 +113,18 @@ def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tens
     return (weight_below + weight_above) / divisor
 
 
-def region_source(width: int, patches: int | None = None) -> GraphSource:
-    """How to trace the region graph of a model with vectors of ``width``, whose images have all ``patches`` or any."""
+def region_source(width: int) -> GraphSource:
+    """How to trace the region graph of a model with vectors of ``width``, for any number of patches."""
     shapes = torch.tensor([[3, 4], [2, 5]], dtype=torch.int32)
     inputs = {
-        "dense_features": torch.zeros(2, patches or 12, width),
+        "dense_features": torch.zeros(2, 12, width),
         "spatial_shapes": shapes,
         "image_sizes": shapes * 16,
         "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 3),
         "box_images": torch.zeros(3, dtype=torch.int32),
     }
     axes = {
-        "dense_features": _dense_axes(patches),
+        "dense_features": {0: "batch", 1: "patches"},
         "spatial_shapes": {0: "batch"},
         "image_sizes": {0: "batch"},
         "boxes": {0: "boxes"},
@@ -134,16 +134,17 @@ def region_source(width: int, patches: int | None = None) -> GraphSource:
     return GraphSource(RegionGraph(), inputs, axes, outputs)
 
 
-def mask_source(width: int, patches: int) -> GraphSource:
-    """How to trace the mask graph of a model with vectors of ``width``, whose images have all ``patches``."""
+def mask_source(width: int) -> GraphSource:
+    """How to trace the mask graph of a model with vectors of ``width``, for any number of patches."""
     inputs = {
-        "dense_features": torch.zeros(2, patches, width),
-        "masks": torch.ones(3, patches),
+        "dense_features": torch.zeros(2, 12, width),
+        "masks": torch.ones(3, 12),
         "mask_images": torch.zeros(3, dtype=torch.int32),
     }
-    axes = {"dense_features": _dense_axes(patches), "masks": {0: "masks"}, "mask_images": {0: "masks"}}
-    return GraphSource(MaskGraph(), inputs, axes, {"mask_features": ("masks", width), "mask_embeds": ("masks", width)})
-
-
-def _dense_axes(patches: int | None) -> dict[int, str]:
-    return {0: "batch"} if patches is not None else {0: "batch", 1: "patches"}
+    axes = {
+        "dense_features": {0: "batch", 1: "patches"},
+        "masks": {0: "masks", 1: "patches"},
+        "mask_images": {0: "masks"},
+    }
+    outputs = {"mask_features": ("masks", width), "mask_embeds": ("masks", width)}
+    return GraphSource(MaskGraph(), inputs, axes, outputs)

@@ -26,6 +26,9 @@ LIMITS = {
 
 Array = np.ndarray[Any, Any]
 
+#: Graphs of parts of an image; not every model has them.
+PARTS = ("dense", "region", "mask")
+
 #: Vectors [n, D] to their logits [n, m] against the reference's vectors of the other kind.
 Logits: TypeAlias = Callable[[Array], Array]
 
@@ -179,20 +182,21 @@ def _image_rows(
     to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
     features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
     yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    actual: dict[str, list[Array]] = {}
-    for image in images:
-        for graph, vectors in _from_dense(model, image).items():
-            actual.setdefault(graph, []).append(vectors)
+    found = [_from_dense(model, image) for image in images]
     expected = [_reference(image) for image in images]
-    for graph, parts in actual.items():
-        reference = np.concatenate([each[graph] for each in expected])
-        yield compare(np.concatenate(parts), reference, limits, graph, case, to_names)
+    for graph in filter(model.has, PARTS):
+        # What a model has and its probe lacks has not been proven.
+        if any(graph not in parts for parts in (*found, *expected)):
+            yield _incomparable(graph, case, len(images), judged=to_names is not None)
+            continue
+        actual, reference = (np.concatenate([parts[graph] for parts in every]) for every in (found, expected))
+        yield compare(actual, reference, limits, graph, case, to_names)
 
 
 def _reference(image: ProbeImage) -> dict[str, Array]:
     """The reference's vectors of parts of an image, by the graph that makes them."""
-    found = {"dense": image.dense, "region": image.regions, "mask": image.mask_features}
-    return {graph: vectors for graph, vectors in found.items() if vectors is not None}
+    vectors = {"dense": image.dense, "region": image.regions, "mask": image.mask_features}
+    return {graph: found for graph, found in vectors.items() if found is not None}
 
 
 def _count_graphs(image: ProbeImage) -> int:
@@ -200,15 +204,15 @@ def _count_graphs(image: ProbeImage) -> int:
 
 
 def _from_dense(model: Model, image: ProbeImage) -> dict[str, Array]:
-    """The same of a model, from one run of its dense graph."""
-    if image.dense is None:
+    """The same of a model that has them, from one run of its dense graph."""
+    if not model.has("dense"):
         return {}
     patches = model.preparation(_pillow(image))
     dense = model.run_vision("dense", [patches], "dense_features")
     found = {"dense": dense[0]}
-    if image.boxes is not None:
+    if model.has("region") and image.boxes is not None:
         found["region"] = model.pool_regions(dense, patches, image.boxes, normalize=False)
-    if image.masks is not None:
+    if model.has("mask") and image.masks is not None:
         weights = mask_weights(image.masks, patches.image_size, patches.grid)
         found["mask"] = model.pool_masks(dense, weights, normalize=False)
     return found

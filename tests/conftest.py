@@ -14,12 +14,25 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import export
+from fgclip_rt.export import CalibrationInputs
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.evaluation import Evaluation, evaluate
-from helpers import GOLDEN_NAMES, GOLDENS, MODULES, Completed, Golden, Trace, hasten, run_program
+from helpers import (
+    GOLDEN_NAMES,
+    GOLDENS,
+    MODULES,
+    SQUARE_CHECKPOINTS,
+    Completed,
+    Golden,
+    Trace,
+    hasten,
+    picture,
+    run_program,
+)
 
 # How long an example takes says nothing here, and a run must not depend on luck.
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
@@ -84,6 +97,16 @@ def masked_bundle_path(once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def square_path(once: Once) -> Callable[[str], Path]:
+    """Gives a golden checkpoint that takes square images, exported in three precisions, by its name."""
+
+    def path(name: str) -> Path:
+        return once(name, lambda folder: _export_square(name, folder)) / name
+
+    return path
+
+
+@pytest.fixture(scope="session")
 def pocket_export(once: Once) -> tuple[Path, Completed]:
     """The one export that is made just as a user makes it, and the folder that it is made in."""
     precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
@@ -120,6 +143,19 @@ def hundred(pocket: Model, once: Once) -> Evaluation:
 
     evaluation: Evaluation = pickle.loads((once("hundred", fill) / "evaluation").read_bytes())
     return evaluation
+
+
+def _export_square(name: str, folder: Path) -> None:
+    checkpoint, files = SQUARE_CHECKPOINTS[name]
+    pictures = [Image.fromarray(picture(40 + 3 * seed, 90 - seed, seed)) for seed in range(16)]
+    texts = [
+        f"{count} {thing}" for count in ("a photo of one", "two", "nine") for thing in ("cat", "DOG!", "blue", "猫")
+    ]
+    inputs = CalibrationInputs(pictures, [*texts, "", "a", "naïve café", "end of it"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (20, 1500), (1, 1)))
+        source = export.checkpoint_source(checkpoint, files=files)
+        export.export(source, folder / name, ("fp32", "fp16", "int8"), inputs=inputs)
 
 
 def _exporter(name: str) -> Callable[[Path], None]:

@@ -36,6 +36,19 @@ GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
 
+SQUARE_NAMES = ("fgclip1", "fineclip")
+#: What a command that takes a checkpoint is told, by the golden's name.
+SQUARE_CHECKPOINTS: dict[str, tuple[str, export.LocalFiles]] = {
+    "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), export.LocalFiles()),
+    "fineclip": (
+        str(GOLDENS / "fineclip" / "checkpoint.pt"),
+        export.LocalFiles(
+            config=GOLDENS / "fineclip" / "model_config.json",
+            tokenizer=GOLDENS / "fgclip1" / "checkpoint" / "tokenizer.json",
+        ),
+    ),
+}
+
 #: Graphs by the modules that they are traced from.
 MODULES = {
     VisionGraph: "vision",

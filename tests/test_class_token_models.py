@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +16,30 @@ from fake_gpu import FakeCuda, FakePlan, make_engine
 from PIL import Image
 
 import fgclip_rt
-from fgclip_rt import export, parity
+from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, FgclipError
-from fgclip_rt.export import CalibrationInputs, LocalFiles, families
+from fgclip_rt.export import families
 from fgclip_rt.export.checkpoint import locate
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model, l2_normalize
 from fgclip_rt.pocket.evaluation import MEASURES, lacking
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe
-from helpers import GOLDENS, assert_one_sentence, assert_parity, picture, run_command
+from helpers import (
+    GOLDENS,
+    SQUARE_CHECKPOINTS,
+    SQUARE_NAMES,
+    assert_one_sentence,
+    assert_parity,
+    picture,
+    run_command,
+)
 
-NAMES = ("fgclip1", "fineclip")
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-TOKENIZER = GOLDENS / "fgclip1" / "checkpoint" / "tokenizer.json"
-#: What a command that takes a checkpoint is told, by the golden's name.
-CHECKPOINTS: dict[str, tuple[str, LocalFiles]] = {
-    "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), LocalFiles()),
-    "fineclip": (
-        str(GOLDENS / "fineclip" / "checkpoint.pt"),
-        LocalFiles(config=GOLDENS / "fineclip" / "model_config.json", tokenizer=TOKENIZER),
-    ),
-}
 FIRST = [0, 1, 2]
 
 
@@ -60,23 +61,15 @@ class Golden:
         return self.expected[f"image{index}.normed_boxes"] * [width, height, width, height]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=SQUARE_NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
 @pytest.fixture(scope="module")
-def bundle(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint, exported in three precisions."""
-    checkpoint, files = CHECKPOINTS[golden.name]
-    source = export.checkpoint_source(checkpoint, files=files)
-    pictures = [Image.fromarray(picture(40 + 3 * seed, 90 - seed, seed)) for seed in range(16)]
-    texts = [f"a photo of {count} {thing}" for count in ("one", "two", "nine") for thing in [*golden.texts[:4], "blue"]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (20, 1500), (1, 1)))
-        output = tmp_path_factory.mktemp(golden.name) / golden.name
-        precisions = ("fp32", "fp16", "int8")
-        return export.export(source, output, precisions, inputs=CalibrationInputs(pictures, [*texts, "end"])).path
+def bundle(golden: Golden, square_path: Callable[[str], Path]) -> Path:
+    """The checkpoint, exported in three precisions. Engines are built in a copy."""
+    return square_path(golden.name)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +142,7 @@ def test_a_vector_does_not_depend_on_the_batch(golden: Golden, model: Model) -> 
 
 
 def test_any_texts_give_the_references_features(golden: Golden, model: Model) -> None:
-    checkpoint, files = CHECKPOINTS[golden.name]
+    checkpoint, files = SQUARE_CHECKPOINTS[golden.name]
     reference = families.load(locate(checkpoint, files=files))
     texts = ["", "a", "x " * 400, "word " * 75, "word " * 76, "一只黑猫 🦊", "A B. c, d! it's", "<|endoftext|> after"]
     for walk_type in model.manifest.text.walk_types:
@@ -169,6 +162,9 @@ def test_every_precision_is_in_the_table(model: Model) -> None:
         assert {row.graph for row in rows} == graphs
         assert all(row.passed for row in rows)
     assert model.manifest.lowering["int8"].smoothed > 0
+    # What has no weights is the same in all of them.
+    for graph in {"region", "mask"} & graphs:
+        assert {entry.file for entry in model.manifest.graphs[graph].values()} == {f"{graph}.onnx"}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -227,7 +223,7 @@ def test_evaluation_leaves_out_what_a_model_lacks(golden: Golden, bundle: Path, 
 
 def test_verification_against_the_checkpoint(golden: Golden, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80),))
-    checkpoint, files = CHECKPOINTS[golden.name]
+    checkpoint, files = SQUARE_CHECKPOINTS[golden.name]
     options = [part for name, value in vars(files).items() if value is not None for part in (f"--{name}", value)]
     result = run_command("verify", bundle, "--checkpoint", checkpoint, *options, "--json")
     assert json.loads(result.stdout)["passed"]
@@ -251,10 +247,11 @@ def test_engines_keep_parity(bundle: Path) -> None:
     assert [row for row in rows if not row.passed] == []
 
 
-def test_engines_are_built(bundle: Path) -> None:
+def test_engines_are_built(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
+    folder = shutil.copytree(bundle, tmp_path / "bundle", copy_function=os.link)
     options = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--target", "sm89", "--json")
-    built = json.loads(run_command("build", bundle, *options).stdout)
+    built = json.loads(run_command("build", folder, *options).stdout)
     graphs = {engine["key"]["graph"] for engine in built["engines"]}
     assert graphs == set(Bundle.open(bundle).manifest.graphs)
 

@@ -279,11 +279,11 @@ def test_a_size_that_is_left_out_is_clips(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"do_normalize": False}, ["normalised"]),
-        ({"do_rescale": False}, ["rescaled by 1/255"]),
-        ({"rescale_factor": 1 / 127.5}, ["rescaled by 1/255"]),
-        ({"rescale_factor": 1}, ["rescaled by 1/255"]),
-        ({"rescale_factor": float("nan")}, ["rescaled by 1/255"]),
+        ({"do_normalize": False}, ["do_normalize is False"]),
+        ({"do_rescale": False}, ["do_rescale is False"]),
+        ({"rescale_factor": 1 / 127.5}, ["rescale_factor is", "prepared with 1/255"]),
+        ({"rescale_factor": 1}, ["rescale_factor is", "prepared with 1/255"]),
+        ({"rescale_factor": float("nan")}, ["rescale_factor is", "prepared with 1/255"]),
         ({"rescale_factor": "1/255"}, ["rescale_factor", "`float`", "`str`"]),
         ({"do_normalize": None}, ["do_normalize", "`bool`", "`null`"]),
         ({"image_mean": [0.5] * 4}, ["image_mean has 4 numbers", "3 channels"]),

@@ -290,6 +290,13 @@ def test_regions_that_cannot_be_compared_fail_and_judge_no_text(pocket: Model, h
     json.dumps(msgspec.to_builtins(rows), allow_nan=False)
 
 
+@pytest.mark.parametrize(("part", "graph"), [("dense", "dense"), ("regions", "region"), ("boxes", "region")])
+def test_what_a_model_has_and_its_probe_lacks_fails(pocket: Model, held_out: Probe, part: str, graph: str) -> None:
+    images = tuple(dataclasses.replace(image, **{part: None}) for image in held_out.images[:1])
+    rows = parity.check_held_out(pocket, dataclasses.replace(held_out, images=images), FP32)
+    assert {row.graph for row in rows if not row.passed} == {graph}
+
+
 def test_a_probe_keeps_the_texts_of_each_walk_type(held_out: Probe, tmp_path: Path) -> None:
     held_out.save(tmp_path / "probe.safetensors")
     loaded = Probe.load(tmp_path / "probe.safetensors")

@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import tokenizers
 import torch
-from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
-from fgclip_rt.manifest import Score, SquareSpec, TextSpec, WalkTypeSpec
+from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
@@ -18,10 +17,10 @@ from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..class_token import vision_sources
 from ..families import FloatArray, ImageFeatures
 from ..onnx_writer import GraphSource
-from ..pixels import pixel_values
 from ..random_weights import initialise
 from ..regions import region_source
 from ..roi_align import region_features
+from ..square import SquareModel
 from ..text import text_source
 from ..tokenizer_files import clip_byte_tokenizer, padding_token
 from . import reference
@@ -29,14 +28,16 @@ from .config import Config, PreprocessorConfig
 from .graphs import KINDS, text_graph, vision_tower
 
 
-class Fgclip1Model:
+class Fgclip1Model(SquareModel):
     """A loaded FG-CLIP."""
+
+    module: reference.Fgclip1
 
     def __init__(
         self, model: reference.Fgclip1, preprocessor: PreprocessorConfig, tokenizer_json: str, pad_token_id: int
     ) -> None:
         self.module = model.eval().requires_grad_(False)
-        self._normalisation = preprocessor.image_mean, preprocessor.image_std
+        self.mean, self.std = preprocessor.image_mean, preprocessor.image_std
         self._pad_token_id = pad_token_id
         self.tokenizer_json = tokenizer_json
 
@@ -67,42 +68,28 @@ class Fgclip1Model:
             walk_types={name: WalkTypeSpec(index=index, length=lengths[name]) for name, index in KINDS.items()},
         )
 
-    @property
-    def score(self) -> Score:
-        return Score(activation="softmax", logit_scale=self.module.logit_scale.item(), logit_bias=0.0)
-
     def graphs(self) -> dict[str, GraphSource]:
-        width, patches = self.embedding_size, self.image_spec.max_num_patches
+        width = self.embedding_size
         length = self.module.config.text_config.max_position_embeddings
         return {
-            **vision_sources(vision_tower(self.module, *self._normalisation), normalised=False),
+            **vision_sources(vision_tower(self.module, self.mean, self.std), normalised=False),
             "text": text_source(text_graph(self.module), length, width),
-            "region": region_source(width, patches),
+            "region": region_source(width),
         }
 
     @torch.inference_mode()
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:  # noqa: ARG002
-        inputs = self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
+        inputs = self.inputs_of(patches)
         dense = self.module.get_image_dense_features(*inputs)[0]
         regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
         features = self.module.get_image_features(*inputs)[0]
         return ImageFeatures(features.numpy(), dense=dense.numpy(), regions=regions.numpy())
-
-    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
-        return (pixel_values(pixels, *self._normalisation),)
 
     @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         kind = cast(reference.WalkType, walk_type)
         features: FloatArray = self.module.get_text_features(torch.from_numpy(tokens.input_ids), kind).numpy()
         return features
-
-    @torch.inference_mode()
-    def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:
-        logits: FloatArray = self.module.logits_per_image(
-            torch.from_numpy(image_features), torch.from_numpy(text_features)
-        ).numpy()
-        return logits
 
 
 def load(checkpoint: Checkpoint) -> Fgclip1Model:

@@ -10,7 +10,7 @@ import msgspec
 
 from fgclip_rt.errors import CheckpointError
 
-from ..options import read_options
+from ..options import PixelOptions, read_options
 from ..reference_blocks import Positive, TowerConfig
 
 #: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
@@ -86,16 +86,13 @@ class Config:
 
 
 @dataclass(frozen=True)
-class PreprocessorConfig:
+class PreprocessorConfig(PixelOptions):
     """How images are prepared once they are squares; the defaults are CLIP's."""
 
-    size: int | dict[str, int] = 224
-    crop_size: int | dict[str, int] = 224
-    do_rescale: bool = True
-    do_normalize: bool = True
-    rescale_factor: float = 1 / 255
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.26862954, 0.26130258, 0.27577711)
+    size: int | dict[str, int] = 224
+    crop_size: int | dict[str, int] = 224
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
@@ -115,15 +112,5 @@ class PreprocessorConfig:
                     f"{file}: {name} is {value!r}, and this model takes images of {vision.image_size} pixels; "
                     "restore the original file."
                 )
-        if not (config.do_rescale and config.do_normalize and abs(config.rescale_factor * 255 - 1) <= 1e-6):
-            raise CheckpointError(
-                f"{file}: images must be rescaled by 1/255 and normalised, and it says otherwise; "
-                "restore the original file."
-            )
-        for name in ("image_mean", "image_std"):
-            if len(getattr(config, name)) != vision.num_channels:
-                raise CheckpointError(
-                    f"{file}: {name} has {len(getattr(config, name))} numbers, and images have {vision.num_channels} "
-                    "channels; restore the original file."
-                )
+        config.check_pixels(vision.num_channels)
         return config

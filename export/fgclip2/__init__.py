@@ -52,7 +52,7 @@ class Fgclip2Model(siglip2.Siglip2Model):
 
     @torch.inference_mode()
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
-        inputs = self._inputs_of(patches)
+        inputs = self.inputs_of(patches)
         dense = self.module.get_image_dense_features(*inputs)[0]
         regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
         image = super().image(patches, boxes, masks)

@@ -7,10 +7,9 @@ from typing import Any
 
 import tokenizers
 import torch
-from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
-from fgclip_rt.manifest import Score, SquareSpec, TextSpec, WalkTypeSpec
+from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
@@ -18,10 +17,10 @@ from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..class_token import vision_sources
 from ..families import FloatArray, ImageFeatures
 from ..onnx_writer import GraphSource
-from ..pixels import pixel_values
 from ..random_weights import initialise
 from ..regions import mask_source, region_source
 from ..roi_align import region_features
+from ..square import SquareModel
 from ..text import text_source
 from ..tokenizer_files import clip_byte_tokenizer
 from . import reference
@@ -29,12 +28,13 @@ from .config import FILE, Config
 from .graphs import KINDS, text_graph, vision_tower
 from .tokenizer import fineclip_tokenizer
 
-#: OpenAI's CLIP's, which the released code has as constants.
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-
-class FineClipModel:
+class FineClipModel(SquareModel):
     """A loaded FineCLIP."""
+
+    module: reference.FineClip
+    # OpenAI's CLIP's, which the released code has as constants.
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
     def __init__(self, model: reference.FineClip, tokenizer_json: str) -> None:
         """Join a model and a tokenizer whose end token has the largest of all ids."""
@@ -62,43 +62,29 @@ class FineClipModel:
             walk_types={name: WalkTypeSpec(index=index, length=length) for name, index in KINDS.items()},
         )
 
-    @property
-    def score(self) -> Score:
-        return Score(activation="softmax", logit_scale=self.module.logit_scale.item(), logit_bias=0.0)
-
     def graphs(self) -> dict[str, GraphSource]:
-        width, patches = self.embedding_size, self.image_spec.max_num_patches
+        width = self.embedding_size
         length = self.module.config.text_cfg.context_length
         return {
-            **vision_sources(vision_tower(self.module, _MEAN, _STD), normalised=True),
+            **vision_sources(vision_tower(self.module, self.mean, self.std), normalised=True),
             "text": text_source(text_graph(self.module, self.end_token), length, width),
-            "region": region_source(width, patches),
-            "mask": mask_source(width, patches),
+            "region": region_source(width),
+            "mask": mask_source(width),
         }
 
     @torch.inference_mode()
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
-        inputs = self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
+        inputs = self.inputs_of(patches)
         dense = self.module.encode_dense(*inputs)[0]
         regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
         masked = reference.mask_features(dense, torch.from_numpy(masks).flatten(1))
         features = self.module.get_image_features(*inputs)[0]
         return ImageFeatures(features.numpy(), dense.numpy(), regions.numpy(), masked.numpy())
 
-    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
-        return (pixel_values(pixels, _MEAN, _STD),)
-
     @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:  # noqa: ARG002
         features: FloatArray = self.module.text(torch.from_numpy(tokens.input_ids)).numpy()
         return features
-
-    @torch.inference_mode()
-    def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:
-        logits: FloatArray = self.module.logits_per_image(
-            torch.from_numpy(image_features), torch.from_numpy(text_features)
-        ).numpy()
-        return logits
 
 
 def load(checkpoint: Checkpoint) -> FineClipModel:

@@ -13,7 +13,7 @@ from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
 from ..checkpoint import TOKENIZER, Checkpoint, load_weights
-from ..families import FloatArray, ImageFeatures
+from ..families import FloatArray, ImageFeatures, ReferenceModel
 from ..onnx_writer import GraphSource
 from ..random_weights import initialise
 from ..text import TextGraph, text_source
@@ -26,8 +26,10 @@ from .graphs import PoolingHead, TextTower, VisionGraph, VisionTower, vision_sou
 MAX_NUM_PATCHES = 16_384
 
 
-class Siglip2Model:
+class Siglip2Model(ReferenceModel):
     """A loaded SigLIP 2: whole images and short texts."""
+
+    module: reference.Siglip2
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Siglip2Model:
 
     @torch.inference_mode()
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:  # noqa: ARG002
-        return ImageFeatures(self.module.get_image_features(*self._inputs_of(patches))[0].numpy())
+        return ImageFeatures(self.module.get_image_features(*self.inputs_of(patches))[0].numpy())
 
     def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
         # Rescaled and normalised as the released processor does, before the projection.
@@ -89,13 +91,6 @@ class Siglip2Model:
         features: FloatArray = self.module.get_text_features(input_ids, kind, mask).numpy()
         return features
 
-    @torch.inference_mode()
-    def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:
-        logits: FloatArray = self.module.logits_per_image(
-            torch.from_numpy(image_features), torch.from_numpy(text_features)
-        ).numpy()
-        return logits
-
     def _vision_parts(self) -> tuple[VisionTower, PoolingHead]:
         vision = self.module.vision_model
         tower = VisionTower(vision, *self._normalisation)
@@ -107,9 +102,6 @@ class Siglip2Model:
         graph = TextGraph(TextTower(model.text_model, walk_types), [(head.weight, head.bias) for head in heads])
         length = model.config.text_config.max_position_embeddings
         return text_source(graph, length, self.embedding_size, masked=self._masked)
-
-    def _inputs_of(self, patches: Patches) -> tuple[Tensor, ...]:
-        return self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
 
 
 def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:

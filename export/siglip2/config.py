@@ -10,7 +10,7 @@ import msgspec
 
 from fgclip_rt.errors import CheckpointError
 
-from ..options import read_options
+from ..options import PixelOptions, read_options
 from ..reference_blocks import Positive, TowerConfig
 
 #: A text of one token would be its end alone.
@@ -86,46 +86,29 @@ class Config:
 
 
 @dataclass(frozen=True)
-class PreprocessorConfig:
+class PreprocessorConfig(PixelOptions):
     """How images are prepared; the defaults are those of the released processor."""
 
     patch_size: int = 16
     max_num_patches: Positive = 256
     resample: int = 2  # Pillow's number of the bilinear filter
     do_resize: bool = True
-    do_rescale: bool = True
-    do_normalize: bool = True
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.5, 0.5, 0.5)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
         """Read a parsed ``preprocessor_config.json``.
 
         Raises:
-            CheckpointError: it asks for another preparation than FG-CLIP 2's.
+            CheckpointError: it asks for another preparation than SigLIP 2's.
         """
         file = "preprocessor_config.json"
         config = read_options(document, cls, file)
-        expected = {"patch_size": vision.patch_size} | {
-            name: getattr(cls, name) for name in ("resample", "do_resize", "do_rescale", "do_normalize")
-        }
+        expected = {"patch_size": vision.patch_size, "resample": cls.resample, "do_resize": cls.do_resize}
         for name, value in expected.items():
             if getattr(config, name) != value:
                 raise CheckpointError(
                     f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
                     "restore the original file."
                 )
-        if not abs(config.rescale_factor * 255 - 1) <= 1e-6:
-            raise CheckpointError(
-                f"{file}: rescale_factor is {config.rescale_factor!r}, and this model is prepared with 1/255; "
-                "restore the original file."
-            )
-        for name in ("image_mean", "image_std"):
-            if len(getattr(config, name)) != vision.num_channels:
-                raise CheckpointError(
-                    f"{file}: {name} has {len(getattr(config, name))} numbers, and images have {vision.num_channels} "
-                    "channels; restore the original file."
-                )
+        config.check_pixels(vision.num_channels)
         return config

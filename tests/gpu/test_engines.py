@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fgclip_rt.engines.libraries import TensorRtRtx
 from fgclip_rt.errors import DeviceError, EngineError
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from helpers import picture
+from helpers import SQUARE_NAMES, picture
 
 pytestmark = pytest.mark.skipif(not nvidia_gpus(), reason="no NVIDIA GPU on this machine")
 
@@ -63,6 +64,22 @@ def test_every_engine_keeps_the_limits(built: Path, library: str, precision: str
     rows = parity.check(model, probe, model.manifest.parity.limits[precision])
     assert [row for row in rows if not row.passed] == []
     assert len(rows) == parity.count_rows(probe)
+
+
+@pytest.mark.parametrize("name", SQUARE_NAMES)
+def test_engines_of_the_other_families_keep_the_limits(
+    name: str, library: str, square_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(square_path(name), tmp_path / name)
+    try:
+        build(Bundle.open(folder), library, PRECISIONS, targets=["current"], jobs=os.cpu_count() or 1)
+    except EngineError as error:
+        pytest.skip(f"{library} builds nothing for {find_gpu()}: {error}")
+    for precision in PRECISIONS:
+        model = load(folder, library, precision)
+        probe = Probe.load(folder / model.manifest.parity.probe)
+        rows = parity.check(model, probe, model.manifest.parity.limits[precision])
+        assert [row for row in rows if not row.passed] == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

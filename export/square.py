@@ -1,4 +1,4 @@
-"""Pixels as the released models of square images take them."""
+"""What models have in common that take square images and give softmax scores: FG-CLIP and FineCLIP."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from fgclip_rt.manifest import Score
+
+from .families import ReferenceModel
+
+
+class SquareModel(ReferenceModel):
+    """A loaded model of this kind.
+
+    Attributes:
+        mean: of the pixels, by channel, after they are divided by 255.
+        std: likewise.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    @property
+    def score(self) -> Score:
+        return Score(activation="softmax", logit_scale=self.module.logit_scale.item(), logit_bias=0.0)
+
+    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
+        return (pixel_values(pixels, self.mean, self.std),)
 
 
 def pixel_values(patches: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
