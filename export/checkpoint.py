@@ -346,8 +346,9 @@ def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:
 
 
 def _reason(error: Exception) -> str:
+    """The first sentence of an error's message."""
     text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
+    return (text.splitlines()[0].split(". ")[0] if text else type(error).__name__).rstrip(".")
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> None:
