@@ -17,8 +17,8 @@ from PIL import Image
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import load_image
 from fgclip_rt.manifest import Calibration
-from fgclip_rt.masks import mask_weights
 from fgclip_rt.model import Model
+from fgclip_rt.parity import image_parts
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 
@@ -138,23 +138,17 @@ class CalibrationData:
 def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
     """What a model makes of an image."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
-    dense = model.run_vision("dense", [patches], "dense_features") if model.has("dense") else None
-    regions = mask_features = None
-    if dense is not None and model.has("region"):
-        regions = model.pool_regions(dense, patches, boxes, normalize=False)
-    if dense is not None and model.has("mask"):
-        weights = mask_weights(masks, patches.image_size, patches.grid)
-        mask_features = model.pool_masks(dense, weights, normalize=False)
+    parts = image_parts(model, patches, boxes, masks) if model.has("dense") else {}
     return ProbeImage(
         rgb=rgb,
         patches=patches.pixels,
         grid=np.array(patches.grid, np.int32),
         features=model.embed_images(rgb, normalize=False)[0],
-        dense=None if dense is None else dense[0],
-        boxes=None if regions is None else boxes,
-        regions=regions,
-        masks=None if mask_features is None else masks,
-        mask_features=mask_features,
+        dense=parts.get("dense"),
+        boxes=boxes if "region" in parts else None,
+        regions=parts.get("region"),
+        masks=masks if "mask" in parts else None,
+        mask_features=parts.get("mask"),
     )
 
 

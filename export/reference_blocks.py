@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import msgspec
 import torch
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgclip_rt.errors import CheckpointError
+
+#: Kinds of text; not every model has all of them.
+WalkType: TypeAlias = Literal["short", "box", "long"]
 
 Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
 
@@ -128,3 +131,56 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return x
+
+
+class TextTables(Protocol):
+    """Sizes of the tables that a text begins with."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
+class LongTextTables(TextTables, Protocol):
+    """The same where long texts have positions of their own; ``keep_len`` of them come from another table."""
+
+    @property
+    def longtext_len(self) -> int: ...
+    @property
+    def keep_len(self) -> int: ...
+
+
+class TextEmbeddings(nn.Module):
+    """Token table and table of positions."""
+
+    def __init__(self, config: TextTables) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def positions(self, walk_type: WalkType) -> Tensor:  # noqa: ARG002 (all are alike here)
+        """The positions [L, D] of texts of a kind."""
+        return self.position_embedding.weight
+
+    def forward(self, input_ids: Tensor, walk_type: WalkType) -> Tensor:
+        return self.token_embedding(input_ids) + self.positions(walk_type)[: input_ids.shape[1]]
+
+
+class LongTextEmbeddings(TextEmbeddings):
+    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
+
+    def __init__(self, config: LongTextTables) -> None:
+        super().__init__(config)
+        self.keep_len = config.keep_len
+        self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
+        self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)
+
+    def positions(self, walk_type: WalkType) -> Tensor:
+        """The positions [L, D] of texts of a kind."""
+        if walk_type != "long":
+            return self.position_embedding.weight
+        ori, res = self.position_embedding_ori.weight, self.position_embedding_res.weight
+        return torch.cat([ori[: self.keep_len], res[self.keep_len :]])

@@ -13,20 +13,27 @@ from .checkpoint import TOKENIZER, Checkpoint
 CONFIG = "tokenizer_config.json"
 
 
-def padding_token(checkpoint: Checkpoint, vocabulary_size: int) -> int:
-    """The id that a checkpoint's tokenizer pads with.
+def read_tokenizer(checkpoint: Checkpoint) -> tuple[str, tokenizers.Tokenizer]:
+    """A checkpoint's ``tokenizer.json``, and the tokenizer that it defines.
 
     Raises:
-        CheckpointError: the tokenizer is damaged, or has none that the model knows.
+        CheckpointError: it is missing or damaged.
     """
+    definition = checkpoint.text(TOKENIZER)
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(checkpoint.text(TOKENIZER))
-    except CheckpointError:
-        raise
+        return definition, tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(
             f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file."
         ) from None
+
+
+def padding_token(checkpoint: Checkpoint, tokenizer: tokenizers.Tokenizer, vocabulary_size: int) -> int:
+    """The id that a checkpoint's tokenizer pads with.
+
+    Raises:
+        CheckpointError: there is none that the model knows.
+    """
     document = checkpoint.json(CONFIG)
     if document.get("padding_side", "right") != "right":
         raise CheckpointError(

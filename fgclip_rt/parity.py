@@ -12,6 +12,7 @@ from PIL import Image
 from .manifest import Limits, ParityRow
 from .masks import mask_weights
 from .model import Model
+from .preparation import Patches
 from .probe import Probe, ProbeImage
 
 #: What each precision must keep. A dense map has hundreds of vectors, and some lie where the model itself is undecided:
@@ -182,7 +183,10 @@ def _image_rows(
     to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
     features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
     yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    found = [_from_dense(model, image) for image in images]
+    found = [
+        image_parts(model, model.preparation(_pillow(image)), image.boxes, image.masks) if model.has("dense") else {}
+        for image in images
+    ]
     expected = [_reference(image) for image in images]
     for graph in filter(model.has, PARTS):
         # What a model has and its probe lacks has not been proven.
@@ -203,17 +207,24 @@ def _count_graphs(image: ProbeImage) -> int:
     return 1 + len(_reference(image))
 
 
-def _from_dense(model: Model, image: ProbeImage) -> dict[str, Array]:
-    """The same of a model that has them, from one run of its dense graph."""
-    if not model.has("dense"):
-        return {}
-    patches = model.preparation(_pillow(image))
+def image_parts(model: Model, patches: Patches, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
+    """What a model with dense features makes of the parts of an image, by graph, from one run of its dense graph.
+
+    Args:
+        model: a loaded bundle.
+        patches: the prepared image.
+        boxes: [r, 4], xyxy in pixels of the image, for a model that has regions.
+        masks: [m, h, w], on the image's grid, for a model that has masks.
+
+    Returns:
+        Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] where there are any.
+    """
     dense = model.run_vision("dense", [patches], "dense_features")
     found = {"dense": dense[0]}
-    if model.has("region") and image.boxes is not None:
-        found["region"] = model.pool_regions(dense, patches, image.boxes, normalize=False)
-    if model.has("mask") and image.masks is not None:
-        weights = mask_weights(image.masks, patches.image_size, patches.grid)
+    if model.has("region") and boxes is not None:
+        found["region"] = model.pool_regions(dense, patches, boxes, normalize=False)
+    if model.has("mask") and masks is not None:
+        weights = mask_weights(masks, patches.image_size, patches.grid)
         found["mask"] = model.pool_masks(dense, weights, normalize=False)
     return found
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from fgclip_rt.export.checkpoint import load_weights, locate
 from fgclip_rt.export.fgclip2 import reference
 from fgclip_rt.export.fgclip2.config import Config
+from fgclip_rt.export.reference_blocks import WalkType
 from fgclip_rt.export.regions import RegionGraph, roi_weights
 from fgclip_rt.export.roi_align import region_features
 from fgclip_rt.export.siglip2.graphs import triangle_weights
-from fgclip_rt.export.siglip2.reference import WalkType, resize_positions
+from fgclip_rt.export.siglip2.reference import resize_positions
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import NaflexPreparation

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import tokenizers
 import torch
 
 from fgclip_rt.errors import CheckpointError
@@ -18,11 +17,12 @@ from ..class_token import vision_sources
 from ..families import FloatArray, ImageFeatures
 from ..onnx_writer import GraphSource
 from ..random_weights import initialise
+from ..reference_blocks import WalkType
 from ..regions import region_source
 from ..roi_align import region_features
 from ..square import SquareModel
 from ..text import text_source
-from ..tokenizer_files import clip_byte_tokenizer, padding_token
+from ..tokenizer_files import clip_byte_tokenizer, padding_token, read_tokenizer
 from . import reference
 from .config import Config, PreprocessorConfig
 from .graphs import KINDS, text_graph, vision_tower
@@ -87,7 +87,7 @@ class Fgclip1Model(SquareModel):
 
     @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
-        kind = cast(reference.WalkType, walk_type)
+        kind = cast(WalkType, walk_type)
         features: FloatArray = self.module.get_text_features(torch.from_numpy(tokens.input_ids), kind).numpy()
         return features
 
@@ -101,12 +101,12 @@ def load(checkpoint: Checkpoint) -> Fgclip1Model:
     """
     config = Config.from_json(checkpoint.json("config.json"))
     preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
-    pad_token_id = padding_token(checkpoint, config.text_config.vocab_size)
+    tokenizer_json, tokenizer = read_tokenizer(checkpoint)
+    pad_token_id = padding_token(checkpoint, tokenizer, config.text_config.vocab_size)
     with torch.device("meta"):
         model = reference.Fgclip1(config)
     load_weights(model, checkpoint)
-    tokenizer_json = checkpoint.text(TOKENIZER)
-    ends = tokenizers.Tokenizer.from_str(tokenizer_json).encode("").ids[-1:]
+    ends = tokenizer.encode("").ids[-1:]
     if ends != [reference.END_TOKEN]:
         raise CheckpointError(
             f"{checkpoint.where(TOKENIZER)} ends texts with {ends}, and FG-CLIP looks for the token "

@@ -15,7 +15,7 @@ from ..reference_blocks import Positive, TowerConfig
 
 #: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
 #: between the others are stretched by four.
-KEEP_LEN, _STRETCH = 20, 4
+_KEEP_LEN, _STRETCH = 20, 4
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,17 @@ class TextConfig(TowerConfig):
     layer_norm_eps: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
     hidden_act: str = "quick_gelu"
     vocab_size: Positive = 49408
-    max_position_embeddings: Annotated[int, msgspec.Meta(gt=KEEP_LEN)] = 77
+    max_position_embeddings: Annotated[int, msgspec.Meta(gt=_KEEP_LEN)] = 77
+
+    @property
+    def keep_len(self) -> int:
+        """Tokens that keep their positions in a long text."""
+        return _KEEP_LEN
 
     @property
     def longtext_len(self) -> int:
         """Tokens of a long text."""
-        return _STRETCH * self.max_position_embeddings - (_STRETCH - 1) * KEEP_LEN
+        return _STRETCH * self.max_position_embeddings - (_STRETCH - 1) * _KEEP_LEN
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from torch import nn
 from ..blocks import Block, Linear, PatchEmbedding
 from ..causal_text import CausalTextTower
 from ..class_token import ClassTokenTower
+from ..reference_blocks import WalkType
 from ..text import Positions, TextGraph
 from . import reference
 
 #: The kinds of text that differ, and their indices in the input ``walk_type`` of the text graph.
-KINDS: dict[reference.WalkType, int] = {"short": 0, "box": 0, "long": 1}
+KINDS: dict[WalkType, int] = {"short": 0, "box": 0, "long": 1}
 
 
 def vision_tower(model: reference.Fgclip1, mean: Sequence[float], std: Sequence[float]) -> ClassTokenTower:

@@ -10,15 +10,11 @@ https://arxiv.org/abs/2505.05071.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from ..reference_blocks import Encoder, EncoderLayer
-from .config import KEEP_LEN, Config, TextConfig, VisionConfig
-
-WalkType = Literal["short", "box", "long"]
+from ..reference_blocks import Encoder, EncoderLayer, LongTextEmbeddings, WalkType
+from .config import Config, TextConfig, VisionConfig
 
 #: The released code pools at the first token with this id, whatever the configuration says.
 END_TOKEN = 49407
@@ -66,37 +62,19 @@ class VisionModel(nn.Module):
         return layer
 
 
-class TextEmbeddings(nn.Module):
-    """Token table and three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
-        self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)
-
-    def positions(self, walk_type: WalkType) -> Tensor:
-        """The positions [L, D] of texts of a kind."""
-        if walk_type != "long":
-            return self.position_embedding.weight
-        ori, res = self.position_embedding_ori.weight, self.position_embedding_res.weight
-        return torch.cat([ori[:KEEP_LEN], res[KEEP_LEN:]])
-
-
 class TextModel(nn.Module):
     """CLIP's text tower: causal, pooled at the first end token."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
+        self.embeddings = LongTextEmbeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, input_ids: Tensor, walk_type: WalkType) -> Tensor:
         """Pooled state [B, D]."""
         length = input_ids.shape[1]
-        x = self.embeddings.token_embedding(input_ids) + self.embeddings.positions(walk_type)[:length]
+        x = self.embeddings(input_ids, walk_type)
         causal = torch.full((length, length), torch.finfo(x.dtype).min).triu(1)
         x = self.final_layer_norm(self.encoder(x, causal))
         return x[torch.arange(len(x)), (input_ids == END_TOKEN).int().argmax(dim=1)]

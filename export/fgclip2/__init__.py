@@ -51,12 +51,12 @@ class Fgclip2Model(siglip2.Siglip2Model):
         }
 
     @torch.inference_mode()
-    def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
+    def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:  # noqa: ARG002
         inputs = self.inputs_of(patches)
         dense = self.module.get_image_dense_features(*inputs)[0]
         regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
-        image = super().image(patches, boxes, masks)
-        return ImageFeatures(image.features, dense=dense.numpy(), regions=regions.numpy())
+        features = self.module.get_image_features(*inputs)[0]
+        return ImageFeatures(features.numpy(), dense=dense.numpy(), regions=regions.numpy())
 
 
 def image_spec(config: Config) -> manifest.NaflexSpec:

@@ -8,29 +8,11 @@ Source: 360CVGroup/FG-CLIP, ``fgclip2/model/strcs/fgclip2.py``; FG-CLIP 2 is htt
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ..reference_blocks import key_mask
-from ..siglip2.reference import PoolingHead, Siglip2, TextEmbeddings, WalkType
-from .config import Config, TextConfig
-
-
-class LongTextEmbeddings(TextEmbeddings):
-    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
-        self.keep_len = config.keep_len
-        self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
-        self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)
-
-    def positions(self, walk_type: WalkType) -> Tensor:
-        """The positions [L, D] of texts of a kind."""
-        if walk_type != "long":
-            return self.position_embedding.weight
-        ori, res = self.position_embedding_ori.weight, self.position_embedding_res.weight
-        return torch.cat([ori[: self.keep_len], res[self.keep_len :]])
+from ..reference_blocks import LongTextEmbeddings, WalkType, key_mask
+from ..siglip2.reference import PoolingHead, Siglip2
+from .config import Config
 
 
 class Fgclip2(Siglip2):
@@ -45,7 +27,7 @@ class Fgclip2(Siglip2):
         self.boxtext_head = nn.Linear(config.text_config.hidden_size, config.text_config.output_size)
         self.dense_feature_head = PoolingHead(config.vision_config)
 
-    def text_embeddings(self) -> TextEmbeddings:
+    def text_embeddings(self) -> LongTextEmbeddings:
         """The text tower's tables, without weights yet."""
         return LongTextEmbeddings(self.config.text_config)
 

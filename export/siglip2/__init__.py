@@ -16,8 +16,9 @@ from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..families import FloatArray, ImageFeatures, ReferenceModel
 from ..onnx_writer import GraphSource
 from ..random_weights import initialise
+from ..reference_blocks import WalkType
 from ..text import TextGraph, text_source
-from ..tokenizer_files import byte_tokenizer, makes_mask, padding_token
+from ..tokenizer_files import byte_tokenizer, makes_mask, padding_token, read_tokenizer
 from . import reference
 from .config import Config, PreprocessorConfig
 from .graphs import PoolingHead, TextTower, VisionGraph, VisionTower, vision_source
@@ -82,12 +83,13 @@ class Siglip2Model(ReferenceModel):
         channels = pixels.unflatten(-1, (-1, len(mean))).to(torch.float32)
         pixel_values = ((channels / 255 - mean) / std).flatten(2)
         mask = torch.arange(pixels.shape[1], device=pixels.device) < spatial_shapes.prod(1, keepdim=True)
-        return pixel_values, mask.float(), spatial_shapes
+        # The reference reads the grids as numbers; from a GPU it would wait for each.
+        return pixel_values, mask.float(), spatial_shapes.cpu()
 
     @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         mask = torch.from_numpy(tokens.attention_mask) if self._masked else None
-        input_ids, kind = torch.from_numpy(tokens.input_ids), cast(reference.WalkType, walk_type)
+        input_ids, kind = torch.from_numpy(tokens.input_ids), cast(WalkType, walk_type)
         features: FloatArray = self.module.get_text_features(input_ids, kind, mask).numpy()
         return features
 
@@ -157,10 +159,11 @@ def load_parts(checkpoint: Checkpoint, model: reference.Siglip2) -> tuple[Prepro
     """
     config = model.config
     preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
-    pad_token_id = padding_token(checkpoint, config.text_config.vocab_size)
+    tokenizer_json, tokenizer = read_tokenizer(checkpoint)
+    pad_token_id = padding_token(checkpoint, tokenizer, config.text_config.vocab_size)
     masked = makes_mask(checkpoint)
     load_weights(model, checkpoint)
-    return preprocessor, checkpoint.text(TOKENIZER), pad_token_id, masked
+    return preprocessor, tokenizer_json, pad_token_id, masked
 
 
 @torch.no_grad()

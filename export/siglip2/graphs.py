@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..attention import HIDDEN
 from ..blocks import Block, Linear, Mlp, PatchEmbedding
 from ..onnx_writer import GraphSource
+from ..reference_blocks import WalkType
 from ..regions import grid_positions
 from ..text import Positions
 from . import reference
@@ -120,7 +121,7 @@ class VisionGraph(nn.Module):
 class TextTower(nn.Module):
     """Tokens to the pooled state, the last position."""
 
-    def __init__(self, model: reference.TextModel, walk_types: Sequence[reference.WalkType]) -> None:
+    def __init__(self, model: reference.TextModel, walk_types: Sequence[WalkType]) -> None:
         """Take a tower; the graph's input ``walk_type`` is an index of ``walk_types``."""
         super().__init__()
         embeddings = model.embeddings

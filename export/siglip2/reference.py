@@ -9,16 +9,12 @@ Source: ``models/siglip2/modeling_siglip2.py`` in transformers; SigLIP 2 is http
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..reference_blocks import Encoder, Mlp, key_mask
+from ..reference_blocks import Encoder, Mlp, TextEmbeddings, WalkType, key_mask
 from .config import Config, TextConfig, VisionConfig
-
-WalkType = Literal["short", "box", "long"]
 
 
 class PoolingHead(nn.Module):
@@ -82,22 +78,6 @@ class VisionModel(nn.Module):
     def forward(self, pixel_values: Tensor, mask: Tensor, spatial_shapes: Tensor) -> Tensor:
         """Last hidden state [B, N, D] of ``pixel_values`` [B, N, P·P·3] under the additive ``mask`` [B, 1, 1, N]."""
         return self.post_layernorm(self.encoder(self.embeddings(pixel_values, spatial_shapes), mask))
-
-
-class TextEmbeddings(nn.Module):
-    """Token table and table of positions."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-
-    def positions(self, walk_type: WalkType) -> Tensor:  # noqa: ARG002 (SigLIP 2 has but one)
-        """The positions [L, D] of texts of a kind."""
-        return self.position_embedding.weight
-
-    def forward(self, input_ids: Tensor, walk_type: WalkType) -> Tensor:
-        return self.token_embedding(input_ids) + self.positions(walk_type)[: input_ids.shape[1]]
 
 
 class TextModel(nn.Module):

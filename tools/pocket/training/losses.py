@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgclip_rt.export.fgclip2 import reference
+from fgclip_rt.export.reference_blocks import WalkType
 from fgclip_rt.export.regions import RegionGraph
-from fgclip_rt.export.siglip2.reference import PoolingHead, WalkType, resize_positions
+from fgclip_rt.export.siglip2.reference import PoolingHead, resize_positions
 from fgclip_rt.text import Tokenizer
 
 from ..captions import (

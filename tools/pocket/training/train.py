@@ -25,6 +25,7 @@ from fgclip_rt.export.checkpoint import load_weights, locate
 from fgclip_rt.export.fgclip2 import reference
 from fgclip_rt.export.fgclip2.config import Config
 from fgclip_rt.export.random_weights import initialise
+from fgclip_rt.export.reference_blocks import LongTextEmbeddings
 from fgclip_rt.export.registry import MODELS
 from fgclip_rt.model import open_model
 from fgclip_rt.preparation import NaflexPreparation
@@ -110,7 +111,7 @@ def new_model() -> reference.Fgclip2:
     model = reference.Fgclip2(CONFIG)
     initialise(model, seed=0)
     vision, text = model.vision_model.embeddings, model.text_model.embeddings
-    assert isinstance(text, reference.LongTextEmbeddings)
+    assert isinstance(text, LongTextEmbeddings)
     with torch.no_grad():
         text.token_embedding.weight.mul_(_TOKENS_STD)
         for table in (text.position_embedding, text.position_embedding_ori, text.position_embedding_res):
