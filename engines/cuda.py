@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.engine_files import Gpu
 from fgclip_rt.errors import DeviceError, MissingDependencyError
+from fgclip_rt.machine import nvidia_gpus
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 

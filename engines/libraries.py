@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import onnxruntime as ort
 
 from fgclip_rt import engine_files
-from fgclip_rt.doctor import CUDA_REMEDY
 from fgclip_rt.engine_files import AMPERE_PLUS, Gpu
 from fgclip_rt.errors import ArgumentError, EngineError, MissingDependencyError
+from fgclip_rt.packages import CUDA_REMEDY
 
 #: The target that stands for the GPU of this machine.
 CURRENT = "current"

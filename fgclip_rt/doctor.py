@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import math
-import os
 import platform
-import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,23 +17,12 @@ import numpy as np
 from PIL import Image
 
 from .errors import DeviceError
+from .machine import available_memory, cpu_flags, nvidia_gpus, usable_cores
+from .packages import CUDA_REMEDY, ENGINE_PACKAGES, EXPORT_PACKAGES, missing_packages
 
 if TYPE_CHECKING:
     from .manifest import ImageSpec
     from .model import Model
-
-#: The two packages install the same module, so the CPU one has to go first.
-CUDA_REMEDY = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-
-#: What the ``export`` extra installs, by the names they are imported by.
-EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
-
-#: What the backends of ``build`` need, by the names they are imported by.
-ENGINE_PACKAGES = {
-    "tensorrt": ("tensorrt", "cuda", "onnx"),
-    "tensorrt-rtx": ("tensorrt_rtx", "cuda", "onnx"),
-    "onnxruntime-tensorrt": ("cuda", "onnx"),
-}
 
 #: The graphs whose time is taken: what every image and every text goes through.
 TIMED_GRAPHS = ("vision", "text")
@@ -47,8 +33,6 @@ _SECONDS_PER_PRECISION = 10.0
 
 #: From this share of the baseline's time on, a precision counts as not faster: less may be noise.
 NOT_FASTER = 0.95
-
-_CPUINFO = Path("/proc/cpuinfo")
 
 #: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
 _INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
@@ -101,7 +85,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 def examine() -> list[Check]:
     """Look at this machine, and change nothing."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return [
         Check("python", True, f"{platform.python_version()} on {platform.platform()}"),
         _cpu(flags),
@@ -118,36 +102,10 @@ def examine() -> list[Check]:
     ]
 
 
-def nvidia_gpus() -> list[str]:
-    """Names of the NVIDIA GPUs whose driver answers."""
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-
-
 def _cpu(flags: set[str]) -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     extensions = [name for name in _OTHER_FLAGS + _INT8_FLAGS if name in flags]
     found = ", ".join(extensions) if extensions else "none that this program looks for"
-    return Check("cpu", True, f"{platform.machine()}, {cores} usable cores, vector extensions: {found}")
-
-
-def _cpu_flags() -> set[str]:
-    """What Linux says the CPU can do, by its names, which it lists as flags on x86 and as features on ARM."""
-    try:
-        lines = _CPUINFO.read_text().splitlines()
-    except OSError:
-        return set()
-    listed = (line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features")))
-    return set(next(listed, "").split())
+    return Check("cpu", True, f"{platform.machine()}, {usable_cores()} usable cores, vector extensions: {found}")
 
 
 def _fp16(flags: set[str]) -> Check:
@@ -181,15 +139,6 @@ def _memory() -> Check:
     if available is None:
         return Check("memory", True, "unknown on this system")
     return Check("memory", True, f"{available / 1e9:.1f} GB available")
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def _onnxruntime() -> Check:
@@ -235,19 +184,10 @@ def _engines(library: str) -> Check:
     return Check(name, True, f"{library} {version}")
 
 
-def missing_packages(packages: Iterable[str]) -> list[str]:
-    """Those of ``packages`` that are not installed; nothing is imported."""
-    return [package for package in packages if not _installed(package)]
-
-
 def _package(name: str, package: str, reason: str, remedy: str) -> Check:
-    if not _installed(package):
+    if missing_packages([package]):
         return Check(name, False, reason, remedy)
     return Check(name, True, f"{package} {importlib.metadata.version(package)}")
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def time_precisions(
@@ -320,7 +260,9 @@ def _example(graph: str, model: Model) -> tuple[str, Callable[[Model], object]]:
     """What ``graph`` is timed on, in words, and a function that runs any precision of ``model`` on it."""
     if graph == "text":
         # Tokens are made anew in each run, which takes a few hundredths of a millisecond.
-        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.embed_texts("a cat")
+        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.run_texts(
+            ["a cat"], "short", "text_embeds"
+        )
     bucket = _common_bucket(model.manifest.image)
     patches = model.preparation(_noise(math.isqrt(bucket) * model.manifest.image.patch_size), bucket)
     return f"{len(patches.pixels)} patches", lambda model: model.run_vision("vision", [patches], "image_embeds")

@@ -17,7 +17,7 @@ from .errors import ArgumentError, ImageError
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
 
 
-def load_image(source: ImageSource, *, name: str | None = None, exif_transpose: bool = False) -> Image.Image:
+def load_image(source: ImageSource, name: str | None = None, *, exif_transpose: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB.
 
     Alpha is dropped and palettes, greyscale and CMYK are converted as Pillow's ``convert("RGB")`` does, which is what

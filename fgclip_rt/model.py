@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
+from .ahead import map_ahead
 from .backends import Array, Backend, Result
 from .backends.choice import choose_backend
 from .boxes import check_boxes
@@ -21,6 +23,7 @@ from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
 from .masks import mask_weights
 from .preparation import Patches, preparation
+from .recent import Recent
 from .text import Tokenizer, as_texts
 
 _T = TypeVar("_T")
@@ -29,6 +32,9 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 #: Batches that are begun before the first of them is waited for. A backend that works by itself runs one while the next
 #: is prepared.
 _BATCHES_AHEAD = 2
+
+#: Texts whose vectors are kept: a few megabytes of them.
+_RECENT_TEXTS = 1024
 
 #: What a model is without that has no graph of a name.
 _WITHOUT = {
@@ -56,7 +62,7 @@ def load(
         device: ``auto``, ``cpu`` or ``cuda``. What is asked for and missing is an error; ``auto`` says in
             ``model.backend`` what it chose and why.
         precision: one of the bundle's; None takes its first.
-        threads: CPU threads of one operator; None leaves it to onnxruntime.
+        threads: CPU threads of one operator; None takes one for each core that we may use, in a container too.
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the latter two run engines made by
             ``fgclip-rt build``, and nothing else. None takes engines on a GPU that they fit, and onnxruntime for what
             they do not take; ``model.backend`` says which and why.
@@ -104,6 +110,7 @@ class Model:
         self.precision = backend.precision
         self.preparation = preparation(self.manifest.image)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
+        self._recent_texts: Recent[tuple[str, str, str], FloatArray] = Recent(_RECENT_TEXTS)
 
     def __repr__(self) -> str:
         return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}>"
@@ -162,6 +169,8 @@ class Model:
     def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
         """One vector per text.
 
+        The vectors of the last 1,024 texts are kept, for many services ask for the same ones again and again.
+
         Args:
             texts: English or Chinese; longer ones than the walk type's length lose their end (:meth:`truncated`).
             walk_type: ``short`` for captions, ``box`` for the names of regions, ``long`` for long captions; not every
@@ -175,22 +184,31 @@ class Model:
             TextError: an entry is not valid text.
             ArgumentError: the walk type is unknown.
         """
-        kind = self.tokenizer.walk_type(walk_type)
+        batch_size = self.backend.batch_size("text", self.tokenizer.walk_type(walk_type).length)
         output = "text_embeds" if normalize else "text_features"
+        rows: dict[int, FloatArray] = {}
 
-        def begin() -> Iterator[Result]:
-            first = 0
-            for batch in _batches(as_texts(texts), self.backend.batch_size("text", kind.length)):
-                tokens = self.tokenizer(batch, walk_type, first=first)
-                inputs = {
-                    "input_ids": tokens.input_ids,
-                    "walk_type": np.array(kind.index, np.int32),
-                    "attention_mask": tokens.attention_mask,
-                }
-                yield self._submit("text", inputs, output)
-                first += len(batch)
+        def begin() -> Iterator[tuple[dict[str, list[int]], Result]]:
+            new: dict[str, list[int]] = {}
+            for index, text in enumerate(as_texts(texts)):
+                prepared = self.tokenizer.prepare(text, index)
+                known = self._recent_texts.get((prepared, walk_type, output))
+                if known is None:
+                    new.setdefault(prepared, []).append(index)
+                else:
+                    rows[index] = known
+                if len(new) >= batch_size:
+                    yield new, self._submit_texts(list(new), walk_type, output)
+                    new = {}
+            if new:
+                yield new, self._submit_texts(list(new), walk_type, output)
 
-        return self._stack([vector for running in _ahead(begin()) for vector in running.result()[0]])
+        for batch, running in _ahead(begin()):
+            for (prepared, indices), vector in zip(batch.items(), running.result()[0], strict=True):
+                # A copy, so that one text does not keep its whole batch alive.
+                self._recent_texts.put((prepared, walk_type, output), vector.copy())
+                rows.update((index, vector) for index in indices)
+        return self._stack([rows[index] for index in range(len(rows))])
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that are longer than the walk type's length and would lose their end."""
@@ -355,9 +373,14 @@ class Model:
     ) -> Iterator[list[tuple[int, Patches]]]:
         """Prepare images as they come and yield them with their indices, full batches of one bucket first."""
         check_positive("batch_size", batch_size)
+
+        def prepare(named: tuple[ImageSource, str]) -> Patches:
+            source, name = named
+            image = source if isinstance(source, Image.Image) else load_image(source, name)
+            return self.preparation(image, max_num_patches)
+
         queues: dict[int, list[tuple[int, Patches]]] = {}
-        for index, source in enumerate(as_sources(images)):
-            patches = self.preparation(load_image(source, name=_image_name(source, index)), max_num_patches)
+        for index, patches in enumerate(map_ahead(prepare, _kept(as_sources(images)))):
             queue = queues.setdefault(patches.bucket, [])
             queue.append((index, patches))
             if len(queue) >= (batch_size or self.backend.batch_size(graph, patches.bucket)):
@@ -384,6 +407,33 @@ class Model:
             row[: len(patches.pixels)] = patches.pixels
         shapes = np.array([patches.grid for patches in batch], np.int32)
         return self._submit(graph, {"patches": pixels, "spatial_shapes": shapes}, output)
+
+    def run_texts(self, texts: Sequence[str], walk_type: str, output: str) -> FloatArray:
+        """Run the text graph on texts in one batch, whether or not their vectors are known.
+
+        Args:
+            texts: one text or more.
+            walk_type: as for :meth:`embed_texts`.
+            output: name of the output, one of the graph's.
+
+        Returns:
+            float32 [n, D].
+
+        Raises:
+            ArgumentError: the walk type is unknown.
+            TextError: an entry is not valid text.
+        """
+        prepared = [self.tokenizer.prepare(text, index) for index, text in enumerate(texts)]
+        return self._submit_texts(prepared, walk_type, output).result()[0]
+
+    def _submit_texts(self, prepared: Sequence[str], walk_type: str, output: str) -> Result:
+        tokens = self.tokenizer.encode(prepared, walk_type)
+        inputs = {
+            "input_ids": tokens.input_ids,
+            "walk_type": np.array(self.tokenizer.walk_type(walk_type).index, np.int32),
+            "attention_mask": tokens.attention_mask,
+        }
+        return self._submit("text", inputs, output)
 
     def pool_regions(self, dense: FloatArray, patches: Patches, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
         """One vector per box of an image whose dense features are there already.
@@ -471,5 +521,11 @@ def _ahead(begun: Iterator[_T]) -> Iterator[_T]:
     yield from waiting
 
 
-def _image_name(source: ImageSource, index: int) -> str:
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
+def _kept(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, str]]:
+    """Sources that can wait for a thread, and their names: what is not a file is copied, for its owner may close it or
+    write to it meanwhile.
+    """
+    for index, source in enumerate(sources):
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
+        waits = isinstance(source, (str, os.PathLike, bytes))
+        yield source if waits else load_image(source, name), name

@@ -60,7 +60,7 @@ class Tokenizer:
             raise ArgumentError(f"this model has no walk type {name!r}; choose from {choices}.") from None
 
     def __call__(self, texts: Sequence[str], walk_type: str = "short", *, first: int = 0) -> Tokens:
-        """Tokenise ``texts``: lower-case, encode, cut from the right so that the end token stays, pad on the right.
+        """Tokenise ``texts``: :meth:`prepare` and :meth:`encode` them.
 
         Args:
             texts: the texts.
@@ -71,20 +71,18 @@ class Tokenizer:
             ArgumentError: the walk type is unknown.
             TextError: an entry is not text.
         """
-        length = self.walk_type(walk_type).length
-        ids = np.full((len(texts), length), self.spec.pad_token_id, dtype=np.int32)
-        mask = np.zeros((len(texts), length), dtype=np.int32)
-        truncated = np.zeros(len(texts), dtype=np.bool_)
-        prepared = [self._prepared(text, index) for index, text in enumerate(texts, first)]
-        for row, encoding in enumerate(self._tokenizer.encode_batch(prepared, add_special_tokens=False)):
-            truncated[row] = len(encoding.ids) > length - self._special_tokens
-            encoding.truncate(length - self._special_tokens)
-            token_ids = self._tokenizer.post_process(encoding, None, True).ids
-            ids[row, : len(token_ids)] = token_ids
-            mask[row, : len(token_ids)] = 1
-        return Tokens(ids, mask, truncated)
+        return self.encode([self.prepare(text, index) for index, text in enumerate(texts, first)], walk_type)
 
-    def _prepared(self, text: str, index: int) -> str:
+    def prepare(self, text: str, index: int = 0) -> str:
+        """The text as it is encoded: lower-cased, where the model wants that. Texts that it makes alike are alike.
+
+        Args:
+            text: the text.
+            index: its number, for messages.
+
+        Raises:
+            TextError: it is not text.
+        """
         if not isinstance(text, str):
             raise TextError(f"text {index} is of type {type(text).__name__}; pass strings.")
         try:
@@ -94,6 +92,24 @@ class Tokenizer:
                 f"text {index} holds half of a surrogate pair and is not valid Unicode; repair it."
             ) from None
         return text.lower() if self.spec.lowercase else text
+
+    def encode(self, prepared: Sequence[str], walk_type: str = "short") -> Tokens:
+        """Tokens of prepared texts: cut from the right so that the end token stays, and padded on the right.
+
+        Raises:
+            ArgumentError: the walk type is unknown.
+        """
+        length = self.walk_type(walk_type).length
+        ids = np.full((len(prepared), length), self.spec.pad_token_id, dtype=np.int32)
+        mask = np.zeros((len(prepared), length), dtype=np.int32)
+        truncated = np.zeros(len(prepared), dtype=np.bool_)
+        for row, encoding in enumerate(self._tokenizer.encode_batch(list(prepared), add_special_tokens=False)):
+            truncated[row] = len(encoding.ids) > length - self._special_tokens
+            encoding.truncate(length - self._special_tokens)
+            token_ids = self._tokenizer.post_process(encoding, None, True).ids
+            ids[row, : len(token_ids)] = token_ids
+            mask[row, : len(token_ids)] = 1
+        return Tokens(ids, mask, truncated)
 
 
 def as_texts(texts: str | Iterable[str]) -> Iterator[str]:

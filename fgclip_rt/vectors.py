@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .doctor import missing_packages
 from .errors import ArgumentError, MissingDependencyError
 from .outputs import check_output, written_whole
+from .packages import missing_packages
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 

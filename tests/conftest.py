@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -43,15 +42,9 @@ hypothesis.settings.load_profile("fgclip-rt")
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 
 if PARALLEL:
-    _new_options = ort.SessionOptions
-
-    def _options_of_one_thread() -> ort.SessionOptions:
-        # onnxruntime's threads wait by spinning, and of more threads than cores most wait for others.
-        options = _new_options()
-        options.intra_op_num_threads = 1
-        return options
-
-    ort.SessionOptions = _options_of_one_thread
+    # onnxruntime's threads wait by spinning, and of more threads than cores most wait for others.
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
 #: What :func:`once` gives.
 Once = Callable[[str, Callable[[Path], None]], Path]

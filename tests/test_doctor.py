@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fgclip_rt import doctor
+from fgclip_rt import doctor, machine
 from fgclip_rt.cli.doctor import verdict
 from fgclip_rt.doctor import ROUNDS, Timing, time_precisions
 from fgclip_rt.errors import BundleError, FgclipError
@@ -51,7 +51,7 @@ def spend(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
 
     monkeypatch.setattr(doctor, "perf_counter", lambda: now)
     monkeypatch.setattr(Model, "run_vision", lambda model, graph, *_: run(graph, model))
-    monkeypatch.setattr(Model, "embed_texts", lambda model, *_: run("text", model))
+    monkeypatch.setattr(Model, "run_texts", lambda model, *_: run("text", model))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 def checks(monkeypatch: pytest.MonkeyPatch, path: Path, cpuinfo: str) -> dict[str, doctor.Check]:
     """The checks of a machine whose /proc/cpuinfo reads ``cpuinfo``."""
     path.write_text(cpuinfo)
-    monkeypatch.setattr(doctor, "_CPUINFO", path)
+    monkeypatch.setattr(machine, "_CPUINFO", path)
     return {check.name: check for check in doctor.examine()}
 
 
@@ -92,7 +92,7 @@ def test_the_flags_of_a_cpu_tell_what_precisions_are_worth(
 
 
 def test_a_system_that_lists_no_flags_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "missing")
     details = {check.name: check.detail for check in doctor.examine()}
     assert "none that this program looks for" in details["cpu"]
     assert details["INT8 on the CPU"].startswith("unknown")

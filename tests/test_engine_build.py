@@ -239,7 +239,7 @@ def test_a_missing_library_names_the_extra(bundle: Path, monkeypatch: pytest.Mon
     )
     for module in ("tensorrt_rtx", "cuda"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("fgclip_rt.doctor._installed", lambda package: package != "tensorrt_rtx")
+    monkeypatch.setattr("fgclip_rt.packages._installed", lambda package: package != "tensorrt_rtx")
     assert_one_sentence(
         run_command("build", bundle, "--backend", RTX, status=1).stderr.strip(),
         "tensorrt_rtx",

@@ -20,7 +20,6 @@ from fgclip_rt.backends import choice
 from fgclip_rt.backends.choice import fit_engines, rebuild_command
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle, file_info
-from fgclip_rt.doctor import nvidia_gpus
 from fgclip_rt.engine_files import (
     AMPERE_PLUS,
     RECORD,
@@ -37,6 +36,7 @@ from fgclip_rt.engines.libraries import CURRENT, LIBRARIES, TensorRt, TensorRtRt
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
+from fgclip_rt.machine import nvidia_gpus
 from fgclip_rt.model import Model
 from helpers import Json, assert_one_sentence, edit_manifest, run_command
 

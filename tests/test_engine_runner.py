@@ -172,7 +172,7 @@ def test_shapes_that_come_again_are_captured(model: Model) -> None:
         engines = engine_model(model.bundle, cuda=cuda, captures_graphs=captures_graphs)
         expected = model.embed_texts(["a cat"])
         for _ in range(8):
-            assert_same(engines.embed_texts(["a cat"]), expected)
+            assert_same(engines.run_texts(["a cat"], "short", "text_embeds"), expected)
         assert cuda.launched == launched
 
 
@@ -199,6 +199,7 @@ def test_results_do_not_depend_on_when_the_gpu_works(
 
 
 TEXTS = ["a cat", "一只黑猫", "a white cat on a mat", "", "two dogs", "窗户"]
+MANY_TEXTS = [f"cat {number}" for number in range(10)]
 
 
 @pytest.fixture(scope="module")
@@ -238,18 +239,18 @@ def test_too_large_a_batch_is_told_what_fits(model: Model) -> None:
     cuda = FakeCuda(capacity=3 * 2048 + 500)
     engines = engine_model(model.bundle, Shapes(text_lengths=[64], batch=(1, 8, 8)), graphs=["text"], cuda=cuda)
     with pytest.raises(DeviceError) as info:
-        engines.embed_texts(["a cat"] * 8)
+        engines.embed_texts(MANY_TEXTS[:8])
     assert_one_sentence(info.value, "text-64", "batch of 8", "largest batch that fits is 3", "batch_size=3")
     assert cuda.used == 0
-    assert_same(engines.embed_texts(["a cat"] * 3), model.embed_texts(["a cat"] * 3))
+    assert_same(engines.embed_texts(MANY_TEXTS[:3]), model.embed_texts(MANY_TEXTS[:3]))
 
     cuda.capacity = cuda.used
     with pytest.raises(DeviceError) as info:
-        engines.embed_texts(["a cat"] * 4)
+        engines.embed_texts(MANY_TEXTS[4:8])
     assert_one_sentence(info.value, "batch of 4", "largest batch that fits is 3")
     cuda.capacity = 2000
     with pytest.raises(DeviceError) as info:
-        engines.embed_texts(["a cat"])
+        engines.embed_texts("a cat")
     assert_one_sentence(info.value, "not even one fits")
 
 
@@ -263,7 +264,7 @@ def test_a_failure_reaches_those_who_wait_and_nobody_else(model: Model) -> None:
 
     wait, cuda.wait = cuda.wait, fail  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="fell off"):
-        engines.embed_texts(TEXTS[:2])
+        engines.embed_texts(["something new", "and another"])
     cuda.wait = wait  # type: ignore[method-assign]
     assert_same(engines.embed_texts(TEXTS), expected)
 

@@ -21,7 +21,8 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt.backends import Array, Finished
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
-from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError
+from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, TextError
+from fgclip_rt.machine import usable_cores
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
 from helpers import WALK_TYPES, Golden, assert_one_sentence, picture
@@ -91,7 +92,8 @@ def test_images_of_different_kinds_mix(model: Model) -> None:
 def test_images_are_taken_only_as_they_are_needed(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch, embed: Callable[..., Any], size: int, count: int
 ) -> None:
-    model = fgclip_rt.load(bundle_path, device="cpu")
+    model = fgclip_rt.load(bundle_path, device="cpu", threads=4)
+    ahead = usable_cores()
     batch_sizes: list[int] = []
     alive: list[int] = []
     run = model.backend.run
@@ -103,7 +105,7 @@ def test_images_are_taken_only_as_they_are_needed(
     def images() -> Iterator[np.ndarray[Any, Any]]:
         given: list[weakref.ref[Any]] = []
         for index in range(count):
-            assert index - sum(batch_sizes) <= size, "images pile up before the graph runs"
+            assert index - sum(batch_sizes) <= size + ahead, "images pile up before the graph runs"
             image = picture(32, 48, index)
             given.append(weakref.ref(image))
             alive.append(sum(ref() is not None for ref in given))
@@ -112,7 +114,59 @@ def test_images_are_taken_only_as_they_are_needed(
     monkeypatch.setattr(model.backend, "run", counting)
     assert len(embed(model, images())) == sum(batch_sizes) == count
     assert max(batch_sizes) == size
-    assert max(alive) <= 2, "images outlive their preparation"
+    assert max(alive) <= 2 + ahead, "images outlive their preparation"
+
+
+def test_texts_that_come_again_are_not_computed_again(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fgclip_rt.load(bundle_path, device="cpu")
+    computed: list[int] = []
+    run = model.backend.run
+
+    def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
+        computed.append(len(inputs["input_ids"]))
+        return run(graph, inputs, outputs)
+
+    monkeypatch.setattr(model.backend, "run", counting)
+    texts = ["a cat", "A CAT", "a dog", "a cat"]
+    vectors = model.embed_texts(texts)
+    assert computed == [2], "what is alike once it is lower-cased is computed once"
+    assert_same(vectors, np.concatenate([model.run_texts([text], "short", "text_embeds") for text in texts]))
+    computed.clear()
+
+    vectors[:] = 0
+    again = model.embed_texts(["a dog", "a bird", "a cat"])
+    assert computed == [1]
+    assert_same(again, model.run_texts(["a dog", "a bird", "a cat"], "short", "text_embeds"))
+    computed.clear()
+    model.embed_texts("a cat", "box")
+    model.embed_texts("a cat", normalize=False)
+    assert computed == [1, 1], "other features of a text are not known by those"
+    with pytest.raises(TextError, match="text 2"):
+        model.embed_texts(["a cat", "a dog", 3])  # type: ignore[list-item]
+
+
+def test_the_vectors_of_so_many_texts_are_kept_and_no_more(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgclip_rt.model._RECENT_TEXTS", 2)
+    model = fgclip_rt.load(bundle_path, device="cpu")
+    texts = ["a", "b", "c", "a", "b", "c"]
+    assert_same(model.embed_texts(texts), np.concatenate([model.run_texts([t], "short", "text_embeds") for t in texts]))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_images_may_be_closed_once_they_are_given(model: Model, tmp_path: Path, closed: bool) -> None:
+    """Threads read ahead, while whoever made an image goes on."""
+    paths = [tmp_path / f"{index}.png" for index in range(6)]
+    for index, path in enumerate(paths):
+        Image.fromarray(picture(32, 48, index)).save(path)
+
+    def images() -> Iterator[Image.Image]:
+        for path in paths:
+            with Image.open(path) as image:
+                yield image
+                if not closed:
+                    image.paste((0, 0, 0), (0, 0, *image.size))
+
+    assert_same(model.embed_images(images()), model.embed_images(paths))
 
 
 @pytest.mark.parametrize("walk_type", WALK_TYPES)
@@ -123,7 +177,7 @@ def test_texts_are_taken_only_as_they_are_needed_and_keep_their_order(
     for each in (model, masked_model):
         vectors = each.embed_texts((text for text in texts), walk_type)
         assert vectors.shape == (len(texts), each.dim)
-        assert_same(vectors, np.concatenate([each.embed_texts(text, walk_type) for text in texts]))
+        assert_same(vectors, np.concatenate([each.run_texts([text], walk_type, "text_embeds") for text in texts]))
 
 
 def test_one_counts_as_a_list_of_one(model: Model) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..doctor import CUDA_REMEDY, nvidia_gpus
 from ..engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
 from ..errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
+from ..machine import nvidia_gpus
+from ..packages import CUDA_REMEDY
 from . import Backend
 from .onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
 
@@ -38,7 +39,7 @@ def choose_backend(
         bundle: an opened bundle.
         precision: one of the manifest's.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: threads of one operator on the CPU; None leaves it to onnxruntime.
+        threads: threads of one operator on the CPU; None takes one for each core that we may use.
         backend: one of :data:`BACKENDS`; None takes engines where they fit, and says which and why.
 
     Raises:

@@ -8,8 +8,8 @@ import msgspec
 import typer
 
 from ..bundle import Bundle
-from ..doctor import ENGINE_PACKAGES, missing_packages
 from ..errors import ArgumentError, MissingDependencyError
+from ..packages import ENGINE_PACKAGES, missing_packages
 from . import options
 from .console import progress_bars, say, say_json, say_table
 

@@ -11,17 +11,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..errors import ArgumentError, FgclipError
 from ..manifest import Calibration, Lowering, ParityRow
 from ..model import Model, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -46,26 +46,23 @@ PARITY_COLUMNS = (
 
 
 def _console(stderr: bool) -> Console:
+    """Where tables and progress bars go. It is imported where it is needed, which takes as long as a first vector."""
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     # What we print holds texts and paths of others: nothing in them is markup.
-    return Console(
-        file=stream,
-        width=None if stream.isatty() else _PIPE_WIDTH,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        soft_wrap=True,
-    )
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
     """Print a line of the result."""
-    _console(stderr=False).print(printable(text))
+    typer.echo(printable(text))
 
 
 def warn(text: str) -> None:
     """Print a line about the work to standard error."""
-    _console(stderr=True).print(printable(text))
+    typer.echo(printable(text), err=True)
 
 
 def say_json(value: Any) -> None:
@@ -75,6 +72,8 @@ def say_json(value: Any) -> None:
 
 def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: bool = True) -> None:
     """Print a table under ``title``, if any; columns after the first stand on the right if ``right``."""
+    from rich.table import Table
+
     if title:
         say(title)
     table = Table()
@@ -82,9 +81,7 @@ def say_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]],
         table.add_column(column, justify="right" if right and index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
-    console = _console(stderr=False)
-    console.soft_wrap = False
-    console.print(table)
+    _console(stderr=False).print(table)
 
 
 def printable(text: str) -> str:
@@ -179,9 +176,13 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     Yields a function that begins a bar, given its label and number of steps, and returns a function that advances it
     by one.
     """
-    console = _console(stderr=True)
+    if not sys.stderr.isatty():
+        yield lambda label, steps: lambda: None  # noqa: ARG005 (nothing is shown of either)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=_console(stderr=True)) as progress:
 
         def begin(label: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(label, total=steps)

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from ..ahead import map_ahead
 from ..errors import ArgumentError, ImageError
 from ..images import load_image
 from ..vectors import Rows, check_format, write_rows
@@ -63,18 +64,22 @@ def run(
     kept: list[Path] = []
     skipped: list[tuple[Path, str]] = []
 
+    def read(path: Path) -> Image.Image | ImageError:
+        try:
+            return load_image(path, exif_transpose=exif_transpose)
+        except ImageError as error:
+            return error
+
     def readable(done: Callable[[], None]) -> Iterator[Image.Image]:
-        for path in files:
-            try:
-                image = load_image(path, exif_transpose=exif_transpose)
-            except ImageError as error:
-                if strict:
-                    raise
-                skipped.append((path, str(error)))
-                warn(f"fgclip-rt: skipped: {error}")
-            else:
+        for path, image in zip(files, map_ahead(read, files), strict=True):
+            if not isinstance(image, ImageError):
                 kept.append(path)
                 yield image
+            elif strict:
+                raise image
+            else:
+                skipped.append((path, str(image)))
+                warn(f"fgclip-rt: skipped: {image}")
             done()
 
     with progress_bars() as begin:

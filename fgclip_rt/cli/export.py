@@ -9,8 +9,8 @@ import msgspec
 import typer
 
 from ..bundle import Bundle
-from ..doctor import EXPORT_PACKAGES, missing_packages
 from ..errors import ArgumentError, ImageError, MissingDependencyError, ParityError
+from ..packages import EXPORT_PACKAGES, missing_packages
 from . import options
 from .console import describe_lowering, floored, progress_bars, say, say_json, say_parity, warn
 from .inputs import find_images, read_texts

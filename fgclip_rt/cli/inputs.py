@@ -22,11 +22,11 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     Raises:
         ImageError: a folder holds no image.
     """
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
+            Image.init()  # every format that Pillow knows, which takes a while
+            suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
             below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if not below:
                 raise ImageError(f"{path} holds no image files; give a folder with some, or the files themselves.")

@@ -21,7 +21,7 @@ Tokenizer = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: onnxruntime's choice]")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: one for each usable core]")]
 Backend = Annotated[
     str | None,
     typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.  [default: engines where they fit, else onnxruntime]"),

@@ -10,7 +10,7 @@ import pytest
 
 import fgclip_rt
 from fgclip_rt import parity
-from fgclip_rt.doctor import nvidia_gpus
+from fgclip_rt.machine import nvidia_gpus
 from fgclip_rt.probe import Probe
 
 pytestmark = [

@@ -15,13 +15,14 @@ import pytest
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.doctor import ENGINE_PACKAGES, missing_packages, nvidia_gpus
 from fgclip_rt.engine_files import find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.cuda import Cuda, OutOfMemoryError, find_gpu
 from fgclip_rt.engines.libraries import TensorRtRtx
 from fgclip_rt.errors import DeviceError, EngineError
+from fgclip_rt.machine import nvidia_gpus
 from fgclip_rt.model import Model
+from fgclip_rt.packages import ENGINE_PACKAGES, missing_packages
 from fgclip_rt.probe import Probe
 from helpers import SQUARE_NAMES, picture
 

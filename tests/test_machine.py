@@ -1,0 +1,81 @@
+"""How many cores a process may keep busy, in containers too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fgclip_rt import machine
+from fgclip_rt.machine import usable_cores
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of four cores with two threads each, none of them taken from us, and no control groups."""
+    for cpu in range(8):
+        folder = tmp_path / f"cpus/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    monkeypatch.setattr(machine, "_CPUS", tmp_path / "cpus")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    return tmp_path
+
+
+def limit(host: Path, group: str, **files: str) -> None:
+    """Write files of a control group."""
+    folder = host / "cgroup" / group
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(content + "\n")
+
+
+def test_threads_of_a_core_count_once(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cores() == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 2})
+    assert usable_cores() == 2
+    monkeypatch.setattr(machine, "_CPUS", host / "missing")
+    assert usable_cores() == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 4), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)],
+)
+def test_a_container_has_its_share_of_time(host: Path, quota: str, cores: int) -> None:
+    (host / "own").write_text("0::/pod/box\n")
+    limit(host, "pod/box", cpu_max=quota)
+    assert usable_cores() == cores
+
+
+def test_the_smallest_share_of_all_groups_counts(host: Path) -> None:
+    (host / "own").write_text("0::/pod/box\n")
+    limit(host, "pod/box", cpu_max="300000 100000")
+    limit(host, "pod", cpu_max="100000 50000")
+    assert usable_cores() == 2
+
+
+def test_a_group_may_see_itself_as_the_root(host: Path) -> None:
+    (host / "own").write_text("0::/docker/0123\n")
+    limit(host, ".", cpu_max="100000 100000")
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", 4), ("200000", 2)])
+def test_groups_of_version_one(host: Path, quota: str, cores: int) -> None:
+    (host / "own").write_text("9:name=systemd:/\n4:memory:/box\n2:cpu,cpuacct:/box\n")
+    limit(host, "cpu/box", cpu_cfs_quota_us=quota, cpu_cfs_period_us="100000")
+    assert usable_cores() == cores
+
+
+def test_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
+
+
+def test_here() -> None:
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
