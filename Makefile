@@ -5,10 +5,10 @@ DEMO := demo-output
 
 # The editable install links files one by one (so that mypy sees export/ as fgclip_rt.export), hence a new or removed
 # file, which touches its folder, installs again.
-PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) engines export \
+PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) benchmarks engines export \
 	$(addprefix export/,fgclip1 fgclip2 fineclip siglip2) tools/pocket tools/pocket/training
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow bench bench-report lint clean
 
 install: $(VENV)/installed
 
@@ -41,6 +41,14 @@ test: install lint
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# Exports models of real size with random weights and measures them beside what a user would pick instead.
+bench: install
+	$(BIN)/python -P -m fgclip_rt.benchmarks.suite benchmarks
+
+# The page and the pictures again, from the results that are there.
+bench-report: install
+	$(BIN)/python -P -m fgclip_rt.benchmarks.readme benchmarks
 
 lint: install
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -41,7 +41,7 @@ from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.export import find_model
 from fgclip_rt.export.families import family
-from fgclip_rt.export.layers import find_layers
+from fgclip_rt.export.layers import Layer, find_layers
 from fgclip_rt.model import Model, open_model
 from fgclip_rt.preparation import Patches, preparation
 
@@ -196,11 +196,11 @@ def find_contenders(bundle: Bundle, device: str) -> tuple[list[Contender], list[
         makers["pytorch autocast"] = lambda: pytorch(bundle, device, autocast=True)
         makers["pytorch compiled"] = lambda: pytorch(bundle, device, autocast=True, compiled=True)
     for precision in bundle.manifest.precisions:
-        makers[f"onnxruntime {precision}"] = lambda precision=precision: onnxruntime(bundle, precision, device)
+        makers[f"onnxruntime {precision}"] = partial(onnxruntime, bundle, precision, device)
     for precision in bundle.manifest.precisions:
         for library in ("tensorrt", "tensorrt-rtx"):
             if device == "cuda":
-                makers[f"{library} {precision}"] = lambda a=precision, b=library: engines(bundle, a, b)
+                makers[f"{library} {precision}"] = partial(engines, bundle, precision, library)
     contenders, absent = [], []
     for name, make in makers.items():
         try:
@@ -354,10 +354,16 @@ def vision_operations(bundle: Bundle) -> Callable[[int], float]:
     """
     graph = ir.load(bundle.file(next(iter(bundle.manifest.graphs["vision"].values())).file))
     layers = [layer for layer in find_layers(graph) if layer.name.startswith("vision.")]
-    shapes = {layer.name: layer.weight.const_value.shape for layer in layers if layer.kind == "linear"}
+    shapes = {layer.name: weight_shape(layer) for layer in layers if layer.kind == "linear"}
     linear = sum(rows * columns for rows, columns in shapes.values())
     attention = sum(shapes[f"{layer.name}.v"][1] for layer in layers if layer.kind == "attention")
     return lambda patches: 2.0 * (linear * patches + 2 * attention * patches**2)
+
+
+def weight_shape(layer: Layer) -> tuple[int, ...]:
+    """Of a linear layer, whose weights need not be read for it."""
+    assert layer.weight.const_value is not None
+    return tuple(layer.weight.const_value.shape.numpy())
 
 
 def summary(figures: Figures, operations: Callable[[int], float], rate: float) -> dict[str, Any]:

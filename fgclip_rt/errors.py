@@ -72,6 +72,10 @@ class ParityError(FgclipError):
         return tuple(row for rows in self.measured.values() for row in rows)
 
 
+class BenchmarkError(FgclipError):
+    """A benchmark cannot be run, or a file holds none of its results."""
+
+
 class OutputError(FgclipError):
     """An output path exists already or cannot be written."""
 

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
+from typer.core import TyperGroup
 
 from .. import __version__
-from . import build, doctor, embed, evaluate, export, heatmap, inspect, regions, scene, score, verify
 from .console import command
+
+#: In the order of the help. Each is a module of this package with a function ``run``.
+_COMMANDS = (
+    "export",
+    "build",
+    "verify",
+    "inspect",
+    "embed",
+    "score",
+    "regions",
+    "heatmap",
+    "evaluate",
+    "scene",
+    "bench",
+    "doctor",
+)
+
+
+class _Commands(TyperGroup):
+    """Commands that are imported when they are asked for: importing all takes as long as a first vector."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer gives it)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", __package__)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(command(module.run))
+        return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="fgclip-rt",
+    cls=_Commands,
     help="FG-CLIP in production: export a checkpoint once, then embed images, regions and texts without PyTorch.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,22 +73,6 @@ def _common(
     ] = False,
 ) -> None:
     pass
-
-
-for _name, _module in (
-    ("export", export),
-    ("build", build),
-    ("verify", verify),
-    ("inspect", inspect),
-    ("embed", embed),
-    ("score", score),
-    ("regions", regions),
-    ("heatmap", heatmap),
-    ("evaluate", evaluate),
-    ("scene", scene),
-    ("doctor", doctor),
-):
-    app.command(_name)(command(_module.run))
 
 
 def main() -> None:

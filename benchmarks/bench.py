@@ -1,0 +1,206 @@
+"""Measure a bundle: its precisions, and its peers where they are asked for, side by side in one run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError, BenchmarkError, MissingDependencyError, check_positive
+from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores
+from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
+from fgclip_rt.progress import BeginStage, silent
+
+from .operations import count_operations
+from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
+from .task import Case, Contender
+from .turns import Contest
+
+#: What a user would pick instead, in the order of the tables.
+PEERS = ("pytorch", "pytorch compiled", "transformers", "onnxruntime", "openvino")
+
+#: Those that run an export of the reference.
+_PLAIN = ("onnxruntime", "openvino")
+
+_PACKAGES = ("onnxruntime", "numpy", "pillow", "torch", "transformers", "openvino")
+_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+_PRODUCTS = "products"
+
+
+def bench(
+    bundle: Path,
+    cases: Sequence[Case] | None = None,
+    *,
+    precisions: Sequence[str] | None = None,
+    peers: Sequence[str] = (),
+    checkpoint: str | None = None,
+    threads: int | None = None,
+    rounds: int = 9,
+    seconds: float = 60.0,
+    begin: BeginStage = silent,
+) -> Result:
+    """Measure a bundle on this machine's CPU.
+
+    Args:
+        bundle: its folder.
+        cases: what to compute; None takes :func:`usual_cases`.
+        precisions: of the bundle; None takes all, and one that onnxruntime cannot run says so in its row.
+        peers: of :data:`PEERS`, run beside it with the same weights.
+        checkpoint: where the peers find the weights of a bundle whose weights are not random.
+        threads: of each contender; None takes one for each core that we may use.
+        rounds: turns of each contender on each case.
+        seconds: after so many a case has no further round.
+        begin: is told how far it is.
+
+    Raises:
+        FgclipError: the bundle cannot be opened, an argument cannot be used, or a package is missing.
+        BenchmarkError: nothing could run a case.
+    """
+    opened = Bundle.open(bundle)
+    chosen = _checked_precisions(opened, precisions)
+    _check_peers(peers)
+    check_positive("rounds", rounds)
+    check_positive("threads", threads, most=1024)
+    cases = usual_cases(opened) if cases is None else cases
+    count = usable_cores() if threads is None else threads
+    ours = [
+        Contender(f"fgclip-rt {precision}", "fgclip-rt", str(bundle), count, precision=precision)
+        for precision in chosen
+    ]
+    products = Contender(_PRODUCTS, "products", str(bundle), count)
+    others = [Contender(peer, peer, str(bundle), count, checkpoint=checkpoint) for peer in peers]
+    done = begin("measure", len(cases) * rounds)
+    tables: list[Table] = []
+    for group in _groups(cases, plain=bool(set(peers) & set(_PLAIN))):
+        with _plain_export(opened, group, peers, checkpoint) as (plain, problem):
+            contenders = [
+                msgspec.structs.replace(contender, plain=plain, problem=problem)
+                if contender.kind in _PLAIN
+                else contender
+                for contender in (*ours, *others)
+            ]
+            with Contest([*contenders, products], rounds, seconds) as contest:
+                for case in group:
+                    *rows, limit = contest.measure(case, done)
+                    tables.append(_table(opened, case, count, rows, limit))
+    return Result(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        command=" ".join(["fgclip-rt", *sys.argv[1:]]),
+        machine=describe_machine(),
+        versions=versions(),
+        bundle=describe_bundle(opened),
+        tables=tuple(tables),
+    )
+
+
+def usual_cases(bundle: Bundle) -> list[Case]:
+    """One image of every bucket, one text of every length, and dense features and regions where there are some."""
+    buckets = bundle.manifest.image.buckets
+    lengths = sorted({spec.length for spec in bundle.manifest.text.walk_types.values()})
+    cases = [Case("vision", bucket) for bucket in buckets] + [Case("text", length) for length in lengths]
+    if "dense" in bundle.manifest.graphs:
+        cases.append(Case("dense", buckets[-1]))
+    if "region" in bundle.manifest.graphs:
+        cases.append(Case("region", buckets[-1], 16))
+    return cases
+
+
+def describe_machine() -> dict[str, str]:
+    """What the figures depend on."""
+    memory = available_memory()
+    return {
+        "cpu": cpu_name() or platform.processor() or platform.machine(),
+        "flags": ", ".join(sorted(cpu_flags() & set(_FLAGS))) or "none that this program looks for",
+        "cores": str(usable_cores()),
+        "memory available": "unknown" if memory is None else f"{memory / 1e9:.0f} GB",
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what may have been run."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_bundle(bundle: Bundle) -> BundleInfo:
+    """Which bundle it was."""
+    manifest = bundle.manifest
+    return BundleInfo(
+        name=manifest.model.name,
+        weights=manifest.model.weights,
+        manifest_sha256=bundle.manifest_sha256,
+        sizes={name: info.size for name, info in manifest.files.items()},
+    )
+
+
+def _checked_precisions(bundle: Bundle, precisions: Sequence[str] | None) -> Sequence[str]:
+    available = bundle.manifest.precisions
+    for precision in precisions or ():
+        if precision not in available:
+            raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
+    return precisions or available
+
+
+def _check_peers(peers: Sequence[str]) -> None:
+    for peer in peers:
+        if peer not in PEERS:
+            raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(PEERS)}.")
+    needed = [*EXPORT_PACKAGES, *(package for package in ("transformers", "openvino") if package in peers)]
+    if peers and (missing := missing_packages(needed)):
+        raise MissingDependencyError(
+            f"peers need packages that are not installed ({', '.join(missing)}); run pip install 'fgclip-rt[bench]'."
+        )
+
+
+def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:
+    """Cases that the same processes compute: those of a graph, or of one length where it was exported for that."""
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.graph, case.length) if plain else case.graph, []).append(case)
+    yield from groups.values()
+
+
+@contextmanager
+def _plain_export(
+    bundle: Bundle, cases: Sequence[Case], peers: Sequence[str], checkpoint: str | None
+) -> Iterator[tuple[str | None, str]]:
+    """A plain export for the cases, all of one length, in a folder that goes with the block; or why there is none."""
+    if not set(peers) & set(_PLAIN):
+        yield None, "not asked for"
+        return
+    with tempfile.TemporaryDirectory(prefix="fgclip-rt-bench-") as folder:
+        path = Path(folder) / "plain.onnx"
+        largest = max(cases, key=lambda case: case.batch)
+        # In a process of its own, whose memory goes with it.
+        done = subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", f"{__package__}.plain"),
+                *(str(bundle.path), msgspec.json.encode(largest).decode(), checkpoint or "", str(path)),
+            ],
+            capture_output=True,
+            check=False,
+        )
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        yield str(path), "" if done.returncode == 0 else f"the plain export failed ({''.join(last)})"
+
+
+def _table(bundle: Bundle, case: Case, threads: int, rows: Sequence[Row], limit: Row) -> Table:
+    if all(row.problem for row in rows):
+        raise BenchmarkError(f"nothing could compute {case}: {rows[0].problem}.")
+    operations = 0 if case.graph == "region" else count_operations(bundle, case)
+    return Table(case=case, threads=threads, rows=tuple(rows), products=limit.seconds, operations=operations)

@@ -1,0 +1,80 @@
+"""How many multiplications and additions a graph takes, as onnxruntime itself lists what it ran."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.manifest import SquareSpec
+
+from .inputs import make_inputs
+from .task import Case
+
+#: Operators that are one matrix product.
+_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
+
+#: Lengths that a graph is run with to know what any length takes: the number grows with its square.
+_LENGTHS = (64, 128, 192)
+
+
+def count_operations(bundle: Bundle, case: Case) -> int:
+    """Operations of the matrix products of ``case``, two for each multiplication and its addition.
+
+    Counted on the float32 graph, or on the first that the bundle has, where products of integers are not counted.
+    """
+    if case.graph == "text" or isinstance(bundle.manifest.image, SquareSpec) or case.length in _LENGTHS:
+        return case.batch * _count(bundle, case.graph, [case.length])[case.length]
+    known = _count(bundle, case.graph, _LENGTHS)
+    # Lagrange's polynomial through the three, in whole numbers over a common divisor.
+    total = 0.0
+    for length, count in known.items():
+        others = [other for other in _LENGTHS if other != length]
+        total += count * math.prod((case.length - other) / (length - other) for other in others)
+    return case.batch * round(total)
+
+
+def _count(bundle: Bundle, graph: str, lengths: Any) -> dict[int, int]:
+    """Operations for a batch of one, by length."""
+    files = bundle.manifest.graphs[graph]
+    precision = "fp32" if "fp32" in files else next(iter(files))
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(
+            str(bundle.file(files[precision].file)), options, providers=["CPUExecutionProvider"]
+        )
+        for length in lengths:
+            known = make_inputs(bundle, Case(graph, length))  # type: ignore[arg-type]
+            session.run(None, {spec.name: known[spec.name] for spec in files[precision].inputs})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    ends = sorted(event["ts"] + event["dur"] for event in events if event["name"] == "model_run")
+    counts = dict.fromkeys(lengths, 0)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            run = next(index for index, end in enumerate(ends) if event["ts"] <= end)
+            counts[lengths[run]] += _operations(event["args"])
+    return counts
+
+
+def _operations(node: Mapping[str, Any]) -> int:
+    """Operations of one node, by the shapes of its inputs and outputs; an input that was packed is not listed."""
+    inputs, outputs = _shapes(node["input_type_shape"]), _shapes(node["output_type_shape"])
+    if node["op_name"] in _PRODUCTS:
+        return 2 * math.prod(outputs[0]) * inputs[0][-1]
+    if node["op_name"] == "MultiHeadAttention":
+        query, key, value = inputs[:3]
+        return 2 * query[0] * query[1] * key[1] * (query[2] + value[2])
+    return 0
+
+
+def _shapes(entries: Any) -> list[list[int]]:
+    return [shape for entry in entries for shape in entry.values()]

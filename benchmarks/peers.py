@@ -1,0 +1,155 @@
+"""What a user would pick instead, with the bundle's own weights: the PyTorch reference, and transformers' towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError
+from fgclip_rt.export import checkpoint_source, find_model
+from fgclip_rt.export.families import ReferenceModel, family
+from fgclip_rt.export.roi_align import region_features
+
+from .inputs import make_inputs, walk_type
+from .task import Case, Contender, Run, UnableError
+
+Function: TypeAlias = Callable[..., Tensor]
+
+
+def load_reference(bundle: Bundle, checkpoint: str | None) -> ReferenceModel:
+    """The reference with a bundle's weights.
+
+    Raises:
+        ArgumentError: the weights are not random, and it is not said where they are.
+        CheckpointError: they cannot be loaded.
+    """
+    if checkpoint is not None:
+        return checkpoint_source(checkpoint).load()[0]
+    info = bundle.manifest.model
+    spec = find_model(info.name)
+    if info.weights == "shipped":
+        return checkpoint_source(info.name).load()[0]
+    if info.weights != "random" or spec is None:
+        raise ArgumentError(f"{info.name} has weights that only its checkpoint holds; pass --checkpoint.")
+    return family(spec.family).random(spec.config, 0)
+
+
+def siglip2_parts(reference: ReferenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take of a reference that has SigLIP 2's towers."""
+    module: Any = reference.module
+    config = {f"{part}_config": dict(vars(getattr(module.config, f"{part}_config"))) for part in ("vision", "text")}
+    return config, module.state_dict()
+
+
+class Tower:
+    """The reference's own computation of a case: a function of tensors, and the tensors."""
+
+    def __init__(self, bundle: Bundle, reference: ReferenceModel) -> None:
+        self.bundle, self.reference = bundle, reference
+
+    def function(self, case: Case) -> Function:
+        """What computes features, not normalised, from :meth:`inputs`."""
+        module: Any = self.reference.module
+        if case.graph == "text":
+            kind = walk_type(self.bundle, case.length)
+            masked = self.bundle.manifest.text.attention_mask
+            return lambda ids, mask: module.get_text_features(ids, kind, *([mask] if masked else []))
+        if case.graph == "region":
+            return lambda dense, boxes, size: region_features(dense, boxes, tuple(size.tolist()))
+        if case.graph == "vision":
+            return cast(Function, module.get_image_features)
+        dense = getattr(module, "get_image_dense_features", None) or getattr(module, "encode_dense", None)
+        if dense is None:
+            raise UnableError("the model has no dense features")
+        return cast(Function, dense)
+
+    def inputs(self, case: Case) -> tuple[Tensor, ...]:
+        """What the function takes, made of the inputs that all contenders have."""
+        arrays = make_inputs(self.bundle, case)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if case.graph == "text":
+            return tensors["input_ids"], tensors["attention_mask"]
+        if case.graph == "region":
+            height, width = arrays["spatial_shapes"][0].tolist()
+            return tensors["dense_features"].view(height, width, -1), tensors["boxes"], tensors["image_sizes"][0]
+        # Copies, because autograd's kernels refuse what inference mode made.
+        return tuple(
+            tensor.clone() for tensor in self.reference.image_inputs(tensors["patches"], tensors["spatial_shapes"])
+        )
+
+
+class PyTorch:
+    """The reference, eager."""
+
+    def __init__(self, contender: Contender) -> None:
+        torch.set_num_threads(contender.threads)
+        bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
+        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
+
+    def prepare(self, case: Case) -> Run:
+        call, inputs = self.compiled(self._tower.function(case)), self._tower.inputs(case)
+
+        @torch.inference_mode()
+        def run() -> Any:
+            return call(*inputs).numpy()
+
+        return run
+
+    def compiled(self, call: Function) -> Function:
+        """What is called in the place of ``call``."""
+        return call
+
+
+class Compiled(PyTorch):
+    """The reference by ``torch.compile``, anew for each case."""
+
+    def prepare(self, case: Case) -> Run:
+        if case.graph == "region":
+            raise UnableError("a loop over boxes, which takes longer to compile than to run")
+        torch.compiler.reset()
+        return super().prepare(case)
+
+    def compiled(self, call: Function) -> Function:
+        return torch.compile(call, dynamic=False)
+
+
+class Transformers:
+    """transformers' SigLIP 2 towers: vision, and short text."""
+
+    def __init__(self, contender: Contender) -> None:
+        import transformers
+
+        torch.set_num_threads(contender.threads)
+        bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
+        if bundle.manifest.model.family not in ("fgclip2", "siglip2"):
+            raise UnableError("transformers has no tower of this family that takes its weights as they are")
+        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
+        config, weights = siglip2_parts(self._tower.reference)
+        self._model = transformers.Siglip2Model(transformers.Siglip2Config(**config))
+        missing = self._model.load_state_dict(weights, strict=False, assign=True).missing_keys
+        if missing:
+            raise UnableError(f"transformers' tower asks for weights that the model lacks: {missing[0]}")
+        self._model.eval()
+
+    def prepare(self, case: Case) -> Run:
+        first, *others = self._tower.inputs(case)
+        call: Callable[[], Any]
+        if case.graph == "vision":
+            mask, shapes = others
+            call = partial(self._model.vision_model, first, mask.long(), shapes)
+        elif case.graph == "text" and walk_type(self._tower.bundle, case.length) == "short":
+            call = partial(self._model.text_model, first)
+        else:
+            raise UnableError("transformers has nothing like it")
+
+        @torch.inference_mode()
+        def run() -> Any:
+            return call().pooler_output.numpy()
+
+        return run

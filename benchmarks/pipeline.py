@@ -1,0 +1,107 @@
+"""From image files to vectors: what each stage takes, and whether reading overlaps the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from PIL import Image
+
+from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.images import load_image
+from fgclip_rt.model import Model
+from fgclip_rt.preparation import Patches
+
+from .results import Pipeline
+
+#: Sizes of the photos that are made up, as cameras, phones and the web have them.
+_SIZES = ((640, 480), (480, 640), (500, 375), (1024, 768), (320, 240), (1600, 1200), (800, 600), (427, 640))
+
+
+def measure_pipeline(
+    model: Model,
+    files: Sequence[Path],
+    rounds: int = 5,
+    max_num_patches: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Pipeline:
+    """Embed image files, as a whole and stage by stage.
+
+    Args:
+        model: a loaded bundle.
+        files: images.
+        rounds: turns of the whole and of the model alone.
+        max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
+        progress: called after each turn.
+
+    Raises:
+        ImageError: a file cannot be read.
+        BenchmarkError: there is none.
+    """
+    if not files:
+        raise BenchmarkError("there are no image files to embed; give some.")
+    stages: dict[str, float] = defaultdict(float)
+    buckets: dict[int, list[Patches]] = defaultdict(list)
+    for file in files:
+        start = perf_counter()
+        image = load_image(file)
+        decoded = perf_counter()
+        patches = model.preparation(image, max_num_patches)
+        stages["decode"] += decoded - start
+        stages["resize"] += perf_counter() - decoded
+        buckets[patches.bucket].append(patches)
+    batches = [
+        bucket[first : first + size]
+        for patches, bucket in buckets.items()
+        for size in [model.backend.batch_size("vision", patches)]
+        for first in range(0, len(bucket), size)
+    ]
+
+    def alone() -> float:
+        start = perf_counter()
+        for batch in batches:
+            model.run_vision("vision", batch, "image_embeds")
+        return perf_counter() - start
+
+    def whole() -> float:
+        start = perf_counter()
+        model.embed_images(files, max_num_patches)
+        return perf_counter() - start
+
+    for warm_up in (alone, whole):
+        warm_up()
+    turns = []
+    for _ in range(rounds):
+        turns.append((alone(), whole()))
+        progress()
+    stages["copy"] = _copy(batches)
+    models, wholes = zip(*turns, strict=True)
+    stages["model"] = min(models)
+    return Pipeline(images=len(files), stages=dict(stages), alone=models, whole=wholes)
+
+
+def _copy(batches: Sequence[Sequence[Patches]]) -> float:
+    """Seconds that it takes to put patches side by side."""
+    start = perf_counter()
+    for batch in batches:
+        pixels = np.zeros((len(batch), max(len(each.pixels) for each in batch), batch[0].pixels.shape[1]), np.uint8)
+        for row, each in zip(pixels, batch, strict=True):
+            row[: len(each.pixels)] = each.pixels
+    return perf_counter() - start
+
+
+def make_photos(folder: Path, count: int) -> list[Path]:
+    """Write JPEG files of smooth shapes with a camera's noise, which compress as photos do, in sizes of all kinds."""
+    random = np.random.default_rng(0)
+    files = []
+    for index in range(count):
+        width, height = _SIZES[index % len(_SIZES)]
+        coarse = random.integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        noisy = smooth + random.normal(0, 8, (height, width, 1))
+        files.append(folder / f"{index:03d}_{width}x{height}.jpg")
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(files[-1], quality=90)
+    return files

@@ -1,0 +1,157 @@
+"""What a careful user would export alone: the reference as it stands, with its mask and none of our rewrites.
+
+Images have one grid, since the reference reads their grids as numbers; the batch is dynamic.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.manifest import SquareSpec
+
+from .task import Array, Case, Contender, Run, UnableError
+
+#: Names of the inputs of a plain export.
+_TEXT, _IMAGE = ("input_ids",), ("pixel_values", "mask")
+
+
+def export_plain(bundle: Path, case: Case, checkpoint: str | None, path: Path) -> None:
+    """Write the reference's tower for images or texts of one length to ``path``, and inputs beside it (``.npz``).
+
+    Args:
+        bundle: its folder.
+        case: the length, and the largest batch that will be asked for.
+        checkpoint: as for :class:`fgclip_rt.benchmarks.task.Contender`.
+        path: the ONNX file.
+
+    Raises:
+        UnableError: there is nothing to export.
+    """
+    import torch
+    from torch import Tensor, nn
+
+    from fgclip_rt.export.reference_blocks import key_mask
+    from fgclip_rt.export.siglip2.reference import resize_positions
+
+    from .inputs import grid
+    from .peers import Tower, load_reference
+
+    opened = Bundle.open(bundle, check_hashes=False)
+    tower = Tower(opened, load_reference(opened, checkpoint))
+    module: Any = tower.reference.module
+    function = tower.function(case)
+
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return function(input_ids, None)
+
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return function(pixel_values)
+
+    class OneGrid(nn.Module):
+        """The reference step by step, with the table of positions resized before the trace."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            embeddings = module.vision_model.embeddings
+            table = embeddings.position_embedding.weight.view(embeddings.grid, embeddings.grid, -1).permute(2, 0, 1)
+            positions = resize_positions(table[None], *grid(case.length))[0].flatten(1).T
+            self.register_buffer("positions", positions.detach().contiguous())
+
+        def forward(self, pixel_values: Tensor, mask: Tensor) -> Tensor:
+            vision = self.module.vision_model
+            hidden = vision.embeddings.patch_embedding(pixel_values) + self.positions
+            bias = key_mask(mask, torch.float32)
+            hidden = vision.post_layernorm(vision.encoder(hidden, bias))
+            if case.graph == "vision":
+                return vision.head(hidden, bias)
+            return self.module.dense_feature_head.attend(hidden, hidden, bias)
+
+    if case.graph == "region":
+        raise UnableError("regions have no tower")
+    example = tower.inputs(case)
+    wrapped: nn.Module
+    names: tuple[str, ...]
+    if case.graph == "text":
+        if opened.manifest.text.attention_mask:
+            raise UnableError("the plain export of texts is written for models without a mask")
+        wrapped, names, example = Text(), _TEXT, example[:1]
+    elif isinstance(opened.manifest.image, SquareSpec):
+        wrapped, names = Square(), _IMAGE[:1]
+    else:
+        wrapped, names, example = OneGrid(), _IMAGE, example[:2]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    torch.onnx.export(
+        wrapped.eval(),
+        # The batch is dynamic only if it is not one here.
+        tuple(tensor[:1].repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example),
+        path,
+        dynamo=True,
+        input_names=list(names),
+        output_names=["features"],
+        dynamic_shapes=tuple({0: torch.export.Dim("batch", min=1, max=1024)} for _ in names),
+        external_data=True,
+        verbose=False,
+    )
+    arrays: dict[str, Array] = {name: tensor.numpy() for name, tensor in zip(names, example, strict=True)}
+    np.savez(path.with_suffix(".npz"), allow_pickle=False, **arrays)
+
+
+def _inputs(contender: Contender, case: Case) -> dict[str, Array]:
+    """What the export was written with, of which a case takes as many as its batch has."""
+    assert contender.plain is not None
+    with np.load(Path(contender.plain).with_suffix(".npz")) as arrays:
+        return {name: array[: case.batch] for name, array in arrays.items()}
+
+
+class OnnxRuntime:
+    """The plain export in onnxruntime, as it comes."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = contender.threads
+        self._session = ort.InferenceSession(contender.plain, options, providers=["CPUExecutionProvider"])
+
+    def prepare(self, case: Case) -> Run:
+        inputs = _inputs(self._contender, case)
+        return lambda: self._session.run(None, inputs)[0]
+
+
+class OpenVino:
+    """The plain export in OpenVINO, compiled for latency."""
+
+    def __init__(self, contender: Contender) -> None:
+        import openvino
+
+        self._contender = contender
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": contender.threads}
+        self._model = openvino.Core().compile_model(contender.plain, "CPU", options)
+
+    def prepare(self, case: Case) -> Run:
+        inputs = _inputs(self._contender, case)
+        return lambda: self._model(inputs)[0].copy()
+
+
+if __name__ == "__main__":
+    import msgspec
+
+    export_plain(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Case), sys.argv[3] or None, Path(sys.argv[4]))

@@ -1,0 +1,92 @@
+"""Results in words: cells of tables, and what they mean for a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .results import Ratio, Row, Table, ratio
+
+#: From this share of the time of fp32 on, a precision counts as not faster: less may be noise.
+NOT_FASTER = 0.95
+
+#: The smallest cosine of a vector of a peer with ours, from which it counts as the same.
+_EQUAL = 0.99999
+
+_OURS = "fgclip-rt "
+
+#: What :func:`cells` gives.
+COLUMNS = (
+    "case",
+    "contender",
+    "median",
+    "a second",
+    "time of the first's",
+    "of product rate",
+    "memory, at most",
+)
+
+
+def cells(table: Table, *, with_threads: bool = False) -> Iterator[tuple[str, ...]]:
+    """A table as rows of :data:`COLUMNS`; the spread beside a ratio is that of the middle half of the turns."""
+    threads = f", {table.threads} thread{'s' if table.threads > 1 else ''}" if with_threads else ""
+    first = next(row for row in table.rows if row.seconds)
+    for index, row in enumerate(table.rows):
+        name = f"{table.case}{threads}" if index == 0 else ""
+        if row.problem:
+            yield name, row.contender, "not run", row.problem, "", "", ""
+            continue
+        yield (
+            name,
+            row.contender,
+            milliseconds(row.median),
+            rate(table.case.batch / row.median),
+            "1" if row is first else str(ratio(row, first)),
+            f"{table.share(row):.0%}" if table.operations else "-",
+            f"{row.peak / 1e6:,.0f} MB" if row.peak else "-",
+        )
+
+
+def milliseconds(seconds: float) -> str:
+    """A time to three figures or so."""
+    value = 1000 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
+
+
+def rate(value: float) -> str:
+    """So many a second."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def verdicts(tables: Sequence[Table]) -> Iterator[str]:
+    """Where a precision of the bundle is of no use on this machine."""
+    slow: dict[str, list[tuple[Table, Ratio]]] = {}
+    for table in tables:
+        baseline = table.row("fgclip-rt fp32")
+        for row in table.rows:
+            # Regions have no weights and are the same in every precision.
+            if baseline is None or row is baseline or not row.seconds or not table.operations:
+                continue
+            if row.contender.startswith(_OURS) and (found := ratio(row, baseline)).value > NOT_FASTER:
+                slow.setdefault(row.contender.removeprefix(_OURS), []).append((table, found))
+    for precision, found_slow in slow.items():
+        cases = "; ".join(f"{table.case}: {found} of its time" for table, found in found_slow)
+        yield f"{precision} is not faster than fp32 here ({cases})"
+
+
+def limit(table: Table) -> str:
+    """The rate of matrix products that was measured beside a table."""
+    return f"{table.rate / 1e9:,.0f} GFLOP/s"
+
+
+def unequal(tables: Sequence[Table]) -> Iterator[tuple[Table, Row]]:
+    """Peers whose vectors are not those of the bundle: what they compute is something else.
+
+    What lower precisions of the bundle may lose is not asked here but when it is exported.
+    """
+    for table in tables:
+        if table.rows[0].contender != f"{_OURS}fp32":
+            continue
+        for row in table.rows:
+            peer = row.seconds and not row.contender.startswith(_OURS)
+            if peer and (row.cosine is None or row.cosine < _EQUAL):
+                yield table, row

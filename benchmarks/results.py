@@ -1,0 +1,177 @@
+"""What was measured, as it is written to a file, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Literal
+
+import msgspec
+
+from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.manifest import Strict
+
+from .products import OPERATIONS
+from .task import Case
+
+FORMAT: Literal["fgclip-rt-bench"] = "fgclip-rt-bench"
+FORMAT_VERSION: Literal[1] = 1
+
+
+class Row(Strict, frozen=True):
+    """One contender on one case.
+
+    Attributes:
+        contender: its name.
+        seconds: of each turn; empty where it could not run.
+        first: seconds of the first run, which compiles and warms up.
+        cosine: of its first vector with that of the table's first contender.
+        loaded: resident bytes of its process before the first run, weights loaded; zero where unknown.
+        peak: the most that were resident while it ran.
+        problem: why it could not run; empty where it could.
+    """
+
+    contender: str
+    seconds: tuple[float, ...] = ()
+    first: float = 0.0
+    cosine: float | None = None
+    loaded: int = 0
+    peak: int = 0
+    problem: str = ""
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle turn."""
+        return median(self.seconds)
+
+
+class Table(Strict, frozen=True):
+    """All contenders on one case, measured in turns.
+
+    Attributes:
+        case: what was computed.
+        threads: of each contender.
+        rows: the first is what the others are compared with.
+        products: seconds of :class:`fgclip_rt.benchmarks.products.Products` in the same turns.
+        operations: of the case's own matrix products.
+    """
+
+    case: Case
+    threads: int
+    rows: tuple[Row, ...]
+    products: tuple[float, ...]
+    operations: int
+
+    def row(self, contender: str) -> Row | None:
+        """The row of a contender that ran."""
+        return next((row for row in self.rows if row.contender == contender and row.seconds), None)
+
+    @property
+    def rate(self) -> float:
+        """Operations a second of this machine's matrix products, in the same turns."""
+        return OPERATIONS / median(self.products)
+
+    def share(self, row: Row) -> float:
+        """The share of that rate that a contender reaches, its other work included."""
+        return self.operations / row.median / self.rate
+
+
+class Ratio(Strict, frozen=True):
+    """How two contenders compare: the ratio of their medians, and between what half of the turns' ratios lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+def ratio(row: Row, other: Row) -> Ratio:
+    """Time of ``row`` as a share of that of ``other``, turn by turn."""
+    turns = [a / b for a, b in zip(row.seconds, other.seconds, strict=True)]
+    low, _, high = quantiles(turns, n=4, method="inclusive") if len(turns) > 1 else turns * 3
+    return Ratio(row.median / other.median, low, high)
+
+
+class Pipeline(Strict, frozen=True):
+    """From image files to vectors.
+
+    Attributes:
+        images: number of files.
+        stages: seconds that decoding, resizing, copying and the model take one after the other, for all of them.
+        alone: seconds that the model alone took for them, by turn.
+        whole: seconds from files to vectors, by turn.
+    """
+
+    images: int
+    stages: dict[str, float]
+    alone: tuple[float, ...]
+    whole: tuple[float, ...]
+
+    @property
+    def share(self) -> Ratio:
+        """Images a second from files, as a share of what the model alone embeds."""
+        return ratio(Row("model", self.alone), Row("files", self.whole))
+
+
+class Start(Strict, frozen=True):
+    """From the start of a process to its end, with one vector made: seconds by turn, and the most bytes it held."""
+
+    contender: str
+    seconds: tuple[float, ...]
+    peak: int
+    problem: str = ""
+
+
+class BundleInfo(Strict, frozen=True):
+    """Which bundle was measured; ``sizes`` are the bytes of its files."""
+
+    name: str
+    weights: str
+    manifest_sha256: str
+    sizes: dict[str, int]
+
+
+class Result(Strict, frozen=True):
+    """Everything that one run measured.
+
+    Attributes:
+        command: what was run.
+        machine: what the figures depend on.
+        versions: of what was run.
+    """
+
+    format: Literal["fgclip-rt-bench"]
+    format_version: Literal[1]
+    command: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+    bundle: BundleInfo
+    tables: tuple[Table, ...]
+    pipeline: Pipeline | None = None
+    starts: tuple[Start, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def read_result(path: Path) -> Result:
+    """Read a file of results.
+
+    Raises:
+        BenchmarkError: it cannot be read or is not one.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Result)
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    except msgspec.DecodeError as error:
+        raise BenchmarkError(f"{path} holds no results of a benchmark ({error}); measure again.") from None
+
+
+def find_tables(tables: Sequence[Table], **wanted: object) -> list[Table]:
+    """Those whose case has all that is wanted, such as ``graph="text"``."""
+    return [table for table in tables if all(getattr(table.case, name) == value for name, value in wanted.items())]

@@ -1,0 +1,125 @@
+"""What is computed, by whom, and how a process that computes is talked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from fgclip_rt.manifest import Strict
+
+Array: TypeAlias = np.ndarray[Any, Any]
+#: Computes once. The result begins with the vector of the first image, text, patch or box.
+Run: TypeAlias = Callable[[], Array]
+
+Graph: TypeAlias = Literal["vision", "dense", "text", "region"]
+
+
+class Case(Strict, frozen=True):
+    """Inputs of one shape.
+
+    Attributes:
+        graph: what computes them.
+        length: patches of each image, or tokens of each text.
+        batch: number of images or texts; for ``region``, of boxes in one image.
+    """
+
+    graph: Graph
+    length: int
+    batch: int = 1
+
+    def __str__(self) -> str:
+        unit = "tokens" if self.graph == "text" else "patches"
+        many = f", {self.batch} boxes" if self.graph == "region" else f", batch {self.batch}" if self.batch > 1 else ""
+        return f"{self.graph}, {self.length:,} {unit}{many}"
+
+
+class Contender(Strict, frozen=True):
+    """One way to compute.
+
+    Attributes:
+        name: what it is called in the results.
+        kind: a key of :data:`fgclip_rt.benchmarks.worker.RUNNERS`.
+        bundle: its folder, whose weights all contenders have.
+        threads: CPU threads.
+        device: ``auto``, ``cpu`` or ``cuda``; peers run on the CPU only.
+        precision: of the bundle, for those that run it.
+        checkpoint: where PyTorch finds the bundle's weights; None makes the random ones again.
+        plain: an ONNX file for those that run one.
+        problem: why it cannot run, where that is known before.
+    """
+
+    name: str
+    kind: str
+    bundle: str
+    threads: int
+    device: str = "cpu"
+    precision: str = "fp32"
+    checkpoint: str | None = None
+    plain: str | None = None
+    problem: str = ""
+
+
+class Runner(Protocol):
+    """A contender that is ready, in its process."""
+
+    def prepare(self, case: Case) -> Run:
+        """Make inputs for ``case`` and what computes them.
+
+        Raises:
+            UnableError: this contender has nothing for it.
+        """
+
+
+class UnableError(Exception):
+    """A contender cannot compute a case; the message says why, and belongs into the results."""
+
+
+class Prepare(Strict, frozen=True, tag=True):
+    """Get ready for a case and compute it once."""
+
+    case: Case
+
+
+class Again(Strict, frozen=True, tag=True):
+    """Compute it again: ``runs`` times before the clock starts, if asked to warm up, and ``runs`` times by it."""
+
+    runs: int
+    warm_up: bool
+
+
+class Prepared(Strict, frozen=True, tag=True):
+    """Ready.
+
+    Attributes:
+        seconds: that the first run took.
+        vector: the first that came out, by which contenders are compared.
+        loaded: resident bytes before the first run; zero where the system does not say.
+    """
+
+    seconds: float
+    vector: list[float]
+    loaded: int
+
+
+class Ran(Strict, frozen=True, tag=True):
+    """Computed.
+
+    Attributes:
+        seconds: that a run took, the mean of all.
+        peak: largest number of resident bytes since the case was prepared; zero where the system does not say.
+    """
+
+    seconds: float
+    peak: int
+
+
+class Problem(Strict, frozen=True, tag=True):
+    """Why it cannot."""
+
+    reason: str
+
+
+Request: TypeAlias = Prepare | Again
+Answer: TypeAlias = Prepared | Ran | Problem

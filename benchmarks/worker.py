@@ -1,0 +1,112 @@
+"""A process that is one contender: it reads requests from standard input and answers each, one JSON object a line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from fgclip_rt.errors import FgclipError
+
+from .memory import peak_memory, reset_peak_memory, resident_memory
+from .task import (
+    Again,
+    Answer,
+    Array,
+    Case,
+    Contender,
+    Prepare,
+    Prepared,
+    Problem,
+    Ran,
+    Request,
+    Run,
+    Runner,
+    UnableError,
+)
+
+#: Module and class of each kind of contender.
+RUNNERS = {
+    "fgclip-rt": ("runtime", "Runtime"),
+    "products": ("products", "Products"),
+    "pytorch": ("peers", "PyTorch"),
+    "pytorch compiled": ("peers", "Compiled"),
+    "transformers": ("peers", "Transformers"),
+    "onnxruntime": ("plain", "OnnxRuntime"),
+    "openvino": ("plain", "OpenVino"),
+}
+
+
+class Process:
+    """Answers requests for one contender, which is made when the first comes."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
+        self._runner: Runner | None = None
+        self._run: Run | None = None
+
+    def answer(self, request: Request) -> Answer:
+        """Do as asked; whatever goes wrong is the answer."""
+        try:
+            return self._prepare(request.case) if isinstance(request, Prepare) else self._again(request)
+        except MemoryError:
+            return Problem("memory ran out")
+        except (UnableError, FgclipError) as reason:
+            return Problem(str(reason).rstrip("."))
+        except Exception as error:  # it belongs into the results
+            lines = str(error).strip().splitlines()
+            return Problem(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
+
+    def _prepare(self, case: Case) -> Prepared | Problem:
+        self._run = None
+        if self._contender.problem:
+            raise UnableError(self._contender.problem)
+        if self._runner is None:
+            module, name = RUNNERS[self._contender.kind]
+            self._runner = getattr(importlib.import_module(f".{module}", __package__), name)(self._contender)
+        assert self._runner is not None
+        self._run = self._runner.prepare(case)
+        loaded = resident_memory()
+        reset_peak_memory()
+        start = perf_counter()
+        result = self._run()
+        seconds = perf_counter() - start
+        vector = _first_vector(result)
+        return Prepared(seconds, vector, loaded) if np.isfinite(vector).all() else Problem("its numbers are not finite")
+
+    def _again(self, request: Again) -> Ran:
+        assert self._run is not None
+        for _ in range(request.runs if request.warm_up else 0):
+            self._run()
+        start = perf_counter()
+        for _ in range(request.runs):
+            self._run()
+        seconds = (perf_counter() - start) / request.runs
+        return Ran(seconds, peak_memory())
+
+
+def _first_vector(result: Array) -> list[float]:
+    """The first along the last axis, as numbers."""
+    numbers: list[float] = np.asarray(result, np.float64).reshape(-1, result.shape[-1])[0].tolist()
+    return numbers
+
+
+def main(contender: str) -> None:
+    """Answer until the input ends."""
+    # Libraries write to standard output, so what is left of it for them is standard error.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    process = Process(msgspec.json.decode(contender, type=Contender))
+    for line in sys.stdin:
+        answers.write(msgspec.json.encode(process.answer(msgspec.json.decode(line, type=Request))) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
