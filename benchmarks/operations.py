@@ -32,7 +32,7 @@ def count_operations(bundle: Bundle, case: Case) -> int:
     if case.graph == "text" or isinstance(bundle.manifest.image, SquareSpec) or case.length in _LENGTHS:
         return case.batch * _count(bundle, case.graph, [case.length])[case.length]
     known = _count(bundle, case.graph, _LENGTHS)
-    # Lagrange's polynomial through the three, in whole numbers over a common divisor.
+    # Lagrange's polynomial through the three.
     total = 0.0
     for length, count in known.items():
         others = [other for other in _LENGTHS if other != length]

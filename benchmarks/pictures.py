@@ -94,7 +94,7 @@ def starts(measured: Sequence[Start], title: str, path: Path) -> None:
     found = [start for start in reversed(measured) if start.seconds]
     axes.barh(
         [start.contender for start in found],
-        [sorted(start.seconds)[len(start.seconds) // 2] for start in found],
+        [start.median for start in found],
         color=["#1b6ca8" if start.contender.startswith("fgclip-rt") else "#3f3f3f" for start in found],
     )
     axes.set_xlabel("seconds")

@@ -13,7 +13,7 @@ from PIL import Image
 from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
-from fgclip_rt.preparation import Patches
+from fgclip_rt.preparation import Patches, side_by_side
 
 from .results import Pipeline
 
@@ -87,9 +87,7 @@ def _copy(batches: Sequence[Sequence[Patches]]) -> float:
     """Seconds that it takes to put patches side by side."""
     start = perf_counter()
     for batch in batches:
-        pixels = np.zeros((len(batch), max(len(each.pixels) for each in batch), batch[0].pixels.shape[1]), np.uint8)
-        for row, each in zip(pixels, batch, strict=True):
-            row[: len(each.pixels)] = each.pixels
+        side_by_side(batch)
     return perf_counter() - start
 
 

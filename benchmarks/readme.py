@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 from .report import COLUMNS, cells, limit, milliseconds, verdicts
 from .results import Result, Table, find_tables, read_result
@@ -125,8 +126,13 @@ def _pictures(result: Result) -> Iterator[tuple[str, str, Sequence[Table], str]]
     threads = max(table.threads for table in result.tables)
     usual = [table for table in result.tables if table.threads == threads]
     groups: list[tuple[str, str, Sequence[Table], str]] = [
-        ("vision", "images, one at a time", [t for t in _of(usual, "vision", 1) if len(t.rows) > 2], "times"),
-        ("vision-8", "images, eight at a time", _of(usual, "vision", 8), "times"),
+        (
+            "vision",
+            "images, one at a time",
+            [t for t in find_tables(usual, graph="vision", batch=1) if len(t.rows) > 2],
+            "times",
+        ),
+        ("vision-8", "images, eight at a time", find_tables(usual, graph="vision", batch=8), "times"),
         ("text", "texts", find_tables(usual, graph="text"), "times"),
         ("dense", "dense features", find_tables(usual, graph="dense"), "times"),
         ("region", "regions of an image whose dense features are there", find_tables(usual, graph="region"), "times"),
@@ -135,10 +141,6 @@ def _pictures(result: Result) -> Iterator[tuple[str, str, Sequence[Table], str]]
     for key, title, tables, kind in groups:
         if tables:
             yield key, title, tables, kind
-
-
-def _of(tables: Sequence[Table], graph: str, batch: int) -> list[Table]:
-    return find_tables(tables, graph=graph, batch=batch)
 
 
 def _alone(tables: Sequence[Table]) -> list[Table]:
@@ -166,7 +168,7 @@ def _pipeline(name: str, result: Result) -> Iterator[str]:
         for stage, seconds in pipeline.stages.items()
     ]
     yield from _table(("stage", "for each image", "share"), rows)
-    whole = sorted(pipeline.whole)[len(pipeline.whole) // 2]
+    whole = median(pipeline.whole)
     yield ""
     yield (
         f"{pipeline.images} JPEG files of 320×240 to 1,600×1,200 pixels, each in its own bucket: "
@@ -182,7 +184,7 @@ def _starts(name: str, result: Result) -> Iterator[str]:
         if start.problem
         else (
             start.contender,
-            f"{sorted(start.seconds)[len(start.seconds) // 2]:.2f} s",
+            f"{start.median:.2f} s",
             f"{min(start.seconds):.2f}–{max(start.seconds):.2f} s",
             f"{start.peak / 1e6:,.0f} MB",
         )

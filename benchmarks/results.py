@@ -124,6 +124,11 @@ class Start(Strict, frozen=True):
     peak: int
     problem: str = ""
 
+    @property
+    def median(self) -> float:
+        """Seconds of the middle turn."""
+        return median(self.seconds)
+
 
 class BundleInfo(Strict, frozen=True):
     """Which bundle was measured; ``sizes`` are the bytes of its files."""

@@ -23,7 +23,7 @@ from .results import Result, Table
 from .start import measure_starts
 from .task import Case
 
-#: Peers that differ from PyTorch eager at batch 1, and are not measured again at 8.
+#: Peers for what takes long; the others are PyTorch again, and near to it.
 _FEW = ("pytorch", "onnxruntime", "openvino")
 
 

@@ -43,7 +43,6 @@ class Contender(Strict, frozen=True):
         kind: a key of :data:`fgclip_rt.benchmarks.worker.RUNNERS`.
         bundle: its folder, whose weights all contenders have.
         threads: CPU threads.
-        device: ``auto``, ``cpu`` or ``cuda``; peers run on the CPU only.
         precision: of the bundle, for those that run it.
         checkpoint: where PyTorch finds the bundle's weights; None makes the random ones again.
         plain: an ONNX file for those that run one.
@@ -54,7 +53,6 @@ class Contender(Strict, frozen=True):
     kind: str
     bundle: str
     threads: int
-    device: str = "cpu"
     precision: str = "fp32"
     checkpoint: str | None = None
     plain: str | None = None

@@ -22,7 +22,7 @@ from .errors import ArgumentError, check_positive
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
 from .masks import mask_weights
-from .preparation import Patches, preparation
+from .preparation import Patches, preparation, side_by_side
 from .recent import Recent
 from .text import Tokenizer, as_texts
 
@@ -401,12 +401,8 @@ class Model:
         return self._submit_vision(graph, batch, output).result()[0]
 
     def _submit_vision(self, graph: str, batch: list[Patches], output: str) -> Result:
-        length = max(len(patches.pixels) for patches in batch)
-        pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
-        for row, patches in zip(pixels, batch, strict=True):
-            row[: len(patches.pixels)] = patches.pixels
         shapes = np.array([patches.grid for patches in batch], np.int32)
-        return self._submit(graph, {"patches": pixels, "spatial_shapes": shapes}, output)
+        return self._submit(graph, {"patches": side_by_side(batch), "spatial_shapes": shapes}, output)
 
     def run_texts(self, texts: Sequence[str], walk_type: str, output: str) -> FloatArray:
         """Run the text graph on texts in one batch, whether or not their vectors are known.

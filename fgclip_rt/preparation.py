@@ -6,6 +6,7 @@ These rescale and normalise afterwards; here the patches stay bytes and the grap
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +34,15 @@ class Patches:
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
+
+
+def side_by_side(batch: Sequence[Patches]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels uint8 [B, N, P·P·3] of prepared images, padded with zeros to the longest of them."""
+    length = max(len(patches.pixels) for patches in batch)
+    pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
+    for row, patches in zip(pixels, batch, strict=True):
+        row[: len(patches.pixels)] = patches.pixels
+    return pixels
 
 
 class Preparation(Protocol):
