@@ -1,8 +1,8 @@
 """Transformer blocks as graphs have them: the reference's weights, rewritten for inference.
 
 What remains is MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.attention`). Weights are stored
-[in, out]; the scale of the scores lies in the query projection; rescaling and normalisation of the pixels lie in the
-patch projection, so that a caller sends raw bytes.
+[in, out]; the scale of the scores lies in the query projection, and the biases of keys and values are folded away;
+rescaling and normalisation of the pixels lie in the patch projection, so that a caller sends raw bytes.
 """
 
 from __future__ import annotations
@@ -65,17 +65,29 @@ class Attention(nn.Module):
 
     @classmethod
     def of(cls, q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, heads: int) -> Attention:
-        scale = (q.out_features // heads) ** -0.5
-        return cls(Linear(q.weight * scale, q.bias * scale), Linear.of(k), Linear.of(v), Linear.of(out), heads)
+        return cls._folded((q.weight, q.bias), k.weight, (v.weight, v.bias), out, heads)
 
     @classmethod
     def of_packed(cls, attention: nn.MultiheadAttention) -> Attention:
-        heads = attention.num_heads
-        scale = (attention.embed_dim // heads) ** -0.5
         wq, wk, wv = attention.in_proj_weight.chunk(3)
-        bq, bk, bv = attention.in_proj_bias.chunk(3)
-        q, k, v = Linear(wq * scale, bq * scale), Linear(wk, bk), Linear(wv, bv)
-        return cls(q, k, v, Linear.of(attention.out_proj), heads)
+        bq, _, bv = attention.in_proj_bias.chunk(3)
+        return cls._folded((wq, bq), wk, (wv, bv), attention.out_proj, attention.num_heads)
+
+    @classmethod
+    def _folded(
+        cls, q: tuple[Tensor, Tensor], k: Tensor, v: tuple[Tensor, Tensor], out: nn.Linear, heads: int
+    ) -> Attention:
+        """Keys and values without their biases.
+
+        That of the keys shifts all scores of a query alike, and the softmax takes it away again. That of the values
+        passes through the weighted sum unchanged, for the weights sum to one, and becomes a part of the last bias.
+        """
+        (wq, bq), (wv, bv) = q, v
+        scale = (wq.shape[0] // heads) ** -0.5
+        bias = out.bias.double() + out.weight.double() @ bv.double()
+        return cls(
+            Linear(wq * scale, bq * scale), Linear(k, None), Linear(wv, None), Linear(out.weight, bias.float()), heads
+        )
 
     def forward(
         self,

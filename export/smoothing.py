@@ -181,13 +181,7 @@ def _users(value: ir.Value) -> Iterator[ir.Node | None]:
 
 
 def _projection(value: ir.Value, linear: Mapping[ir.Node, Layer]) -> tuple[Slot, ...]:
-    """Weight and bias of the linear layer that made ``value`` and nothing else, or nothing if something else did."""
-    add = value.producer()
-    if add is None or add.op_type != "Add" or len(value.uses()) != 1:
-        return ()
-    product, bias = add.inputs
-    producer = None if product is None else product.producer()
+    """The weight of the linear layer without a bias that made ``value``, and nothing else with it, if one did."""
+    producer = value.producer()
     layer = None if producer is None else linear.get(producer)
-    if layer is None or bias is None or bias.const_value is None or len(layer.node.outputs[0].uses()) != 1:
-        return ()
-    return _weight(layer), Slot(add, 1, f"{layer.name}.bias")
+    return () if layer is None or len(value.uses()) != 1 else (_weight(layer),)
