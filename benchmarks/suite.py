@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where README.md and results/ are")
     parser.add_argument("--bundles", type=Path, help="folder of bundles to take and to keep")
     parser.add_argument("--model", action="append", help="a registered model; by default fg-clip2-base and -large")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="after so many a case has no further round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=60.0, help="after so many a case has no further round")
     options = parser.parse_args(arguments)
     models = options.model or ["fg-clip2-base", "fg-clip2-large"]
     (options.folder / "results").mkdir(exist_ok=True)
@@ -87,9 +87,9 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
         return result
 
     add([Case("vision", bucket) for bucket in buckets], PEERS)
-    add([Case("vision", bucket, 8) for bucket in buckets], _FEW)
+    add([Case("vision", bucket, 8) for bucket in buckets], _FEW, seconds=seconds / 3)
     add([Case("text", length) for length in lengths], PEERS)
-    add([Case("text", length, 8) for length in lengths], _FEW)
+    add([Case("text", length, 8) for length in lengths], _FEW, seconds=seconds / 3)
     if "dense" in spec.graphs and maps:
         add([Case("dense", maps[0])], _FEW, rounds=3)
         add([Case("dense", length) for length in maps[1:]], rounds=1)
@@ -97,8 +97,8 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
         add([Case("region", buckets[-1], 16)], ["pytorch"])
     lengths = [64, *buckets, 2048]
     for threads in sorted({1, cores}):
-        add([Case("vision", length) for length in lengths if length <= largest], threads=threads)
-    result = add([Case("vision", bucket, 4) for bucket in buckets])
+        add([Case("vision", length) for length in lengths if length <= largest], threads=threads, seconds=seconds / 3)
+    result = add([Case("vision", bucket, 4) for bucket in buckets], seconds=seconds / 3)
 
     print("files to vectors, and starts", file=sys.stderr)
     photos = folder / "photos"

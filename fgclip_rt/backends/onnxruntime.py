@@ -108,8 +108,6 @@ class OnnxRuntimeBackend:
         # After a run its threads would wait by spinning, and the next run of another graph, which has threads of its
         # own, would share the cores with them: texts beside images took half as long again.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Work in pieces that get smaller, so that a thread which lost its core for a while keeps nobody waiting long.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
         file = self._bundle.file(graphs[graph][self.precision].file)
         # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
         providers = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
