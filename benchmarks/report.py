@@ -41,7 +41,7 @@ def cells(table: Table, *, with_threads: bool = False) -> Iterator[tuple[str, ..
             milliseconds(row.median),
             rate(table.case.batch / row.median),
             "1" if row is first else str(ratio(row, first)),
-            f"{table.share(row):.0%}" if table.operations else "-",
+            f"{table.share(row).value:.0%}" if table.operations else "-",
             f"{row.peak / 1e6:,.0f} MB" if row.peak else "-",
         )
 

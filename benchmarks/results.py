@@ -72,9 +72,10 @@ class Table(Strict, frozen=True):
         """Operations a second of this machine's matrix products, in the same turns."""
         return OPERATIONS / median(self.products)
 
-    def share(self, row: Row) -> float:
+    def share(self, row: Row) -> Ratio:
         """The share of that rate that a contender reaches, its other work included."""
-        return self.operations / row.median / self.rate
+        at_rate = tuple(seconds * self.operations / OPERATIONS for seconds in self.products)
+        return ratio(Row("at that rate", at_rate), row)
 
 
 class Ratio(Strict, frozen=True):

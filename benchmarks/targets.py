@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-from .results import Result, Table, find_tables, ratio
+from .results import Ratio, Result, Table, find_tables, ratio
 
 _OURS, _INT8 = "fgclip-rt fp32", "fgclip-rt int8"
+
+Reached: TypeAlias = Literal["yes", "no", "within the spread", "not measured"]
 
 
 class Outcome(NamedTuple):
@@ -19,14 +21,14 @@ class Outcome(NamedTuple):
         measured: in words; ``not measured`` where the run has nothing for it.
         bound: what it would be if the bundle's own matrix products ran at this machine's rate and all else took no
             time; empty where that is no bound.
-        reached: whether it was; None where it was not measured.
+        reached: whether it was, by the median; ``within the spread`` where half of the turns do not agree with that.
     """
 
     what: str
     target: str
     measured: str
     bound: str
-    reached: bool | None
+    reached: Reached
 
 
 def outcomes(result: Result) -> Iterator[Outcome]:
@@ -47,7 +49,7 @@ def outcomes(result: Result) -> Iterator[Outcome]:
         "≥ 0.95",
         "not measured" if pipeline is None else str(pipeline.share),
         "",
-        None if pipeline is None else pipeline.share.value >= 0.95,
+        "not measured" if pipeline is None else _within(pipeline.share, lambda share: share >= 0.95),
     )
     starts = {start.contender: start for start in result.starts if start.seconds}
     ours = starts.get("fgclip-rt embed")
@@ -56,7 +58,7 @@ def outcomes(result: Result) -> Iterator[Outcome]:
         "≤ 0.7 s",
         "not measured" if ours is None else f"{ours.median:.2f} s",
         "",
-        None if ours is None else ours.median <= 0.7,
+        "not measured" if ours is None else _plainly(ours.median <= 0.7),
     )
 
 
@@ -70,11 +72,11 @@ def _time(result: Result, graph: str, length: int, ours: str, other: str, target
     table = _table(result, graph, length)
     rows = None if table is None else (table.row(ours), table.row(other))
     if rows is None or rows[0] is None or rows[1] is None:
-        return Outcome(what, f"≤ {target}", "not measured", "", None)
+        return Outcome(what, f"≤ {target}", "not measured", "", "not measured")
     measured = ratio(rows[0], rows[1])
     # Products of 8-bit numbers have another rate.
-    bound = f"{table.share(rows[1]):.2f}" if table is not None and ours == _OURS else ""
-    return Outcome(what, f"≤ {target}", str(measured), bound, measured.value <= target)
+    bound = f"{table.share(rows[1]).value:.2f}" if table is not None and ours == _OURS else ""
+    return Outcome(what, f"≤ {target}", str(measured), bound, _within(measured, lambda value: value <= target))
 
 
 def _share(result: Result, graph: str, length: int, target: float) -> Outcome:
@@ -82,8 +84,9 @@ def _share(result: Result, graph: str, length: int, target: float) -> Outcome:
     table = _table(result, graph, length)
     row = None if table is None else table.row(_OURS)
     if table is None or row is None:
-        return Outcome(what, f"≥ {target:.0%}", "not measured", "100%", None)
-    return Outcome(what, f"≥ {target:.0%}", f"{table.share(row):.1%}", "100%", table.share(row) >= target)
+        return Outcome(what, f"≥ {target}", "not measured", "1", "not measured")
+    share = table.share(row)
+    return Outcome(what, f"≥ {target}", str(share), "1", _within(share, lambda value: value >= target))
 
 
 def _memory(
@@ -93,6 +96,15 @@ def _memory(
     table = _table(result, graph, length)
     row = None if table is None else table.row(_OURS)
     if row is None or not row.peak:
-        return Outcome(what, f"≤ {target:,.0f} MB", "not measured", "", None)
+        return Outcome(what, f"≤ {target:,.0f} MB", "not measured", "", "not measured")
     measured = of(row.peak, row.loaded) / 1e6
-    return Outcome(what, f"≤ {target:,.0f} MB", f"{measured:,.0f} MB", "", measured <= target)
+    return Outcome(what, f"≤ {target:,.0f} MB", f"{measured:,.0f} MB", "", _plainly(measured <= target))
+
+
+def _within(measured: Ratio, holds: Callable[[float], bool]) -> Reached:
+    """What a ratio says of a target; nothing where the middle half of its turns lies on both sides."""
+    return _plainly(holds(measured.value)) if holds(measured.low) == holds(measured.high) else "within the spread"
+
+
+def _plainly(reached: bool) -> Reached:
+    return "yes" if reached else "no"
