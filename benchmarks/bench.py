@@ -65,7 +65,8 @@ def bench(
         BenchmarkError: nothing could run a case.
     """
     opened = Bundle.open(bundle)
-    chosen = _checked_precisions(opened, precisions)
+    for precision in precisions or ():
+        opened.check_precision(precision)
     _check_peers(peers)
     check_positive("rounds", rounds)
     check_positive("threads", threads, most=1024)
@@ -73,7 +74,7 @@ def bench(
     count = usable_cores() if threads is None else threads
     ours = [
         Contender(f"fgclip-rt {precision}", "fgclip-rt", str(bundle), count, precision=precision)
-        for precision in chosen
+        for precision in precisions or opened.manifest.precisions
     ]
     products = Contender(_PRODUCTS, "products", str(bundle), count)
     others = [Contender(peer, peer, str(bundle), count, checkpoint=checkpoint) for peer in peers]
@@ -146,14 +147,6 @@ def describe_bundle(bundle: Bundle) -> BundleInfo:
         manifest_sha256=bundle.manifest_sha256,
         sizes={name: info.size for name, info in manifest.files.items()},
     )
-
-
-def _checked_precisions(bundle: Bundle, precisions: Sequence[str] | None) -> Sequence[str]:
-    available = bundle.manifest.precisions
-    for precision in precisions or ():
-        if precision not in available:
-            raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
-    return precisions or available
 
 
 def _check_peers(peers: Sequence[str]) -> None:

@@ -55,8 +55,8 @@ def measure_pipeline(
         buckets[patches.bucket].append(patches)
     batches = [
         bucket[first : first + size]
-        for patches, bucket in buckets.items()
-        for size in [model.backend.batch_size("vision", patches)]
+        for length, bucket in buckets.items()
+        for size in [model.backend.batch_size("vision", length)]
         for first in range(0, len(bucket), size)
     ]
 
@@ -71,8 +71,9 @@ def measure_pipeline(
         model.embed_images(files, max_num_patches)
         return perf_counter() - start
 
-    for warm_up in (alone, whole):
-        warm_up()
+    # Both warm up.
+    alone()
+    whole()
     turns = []
     for _ in range(rounds):
         turns.append((alone(), whole()))

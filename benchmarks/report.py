@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .results import Ratio, Row, Table, ratio
+from fgclip_rt.doctor import NOT_FASTER
 
-#: From this share of the time of fp32 on, a precision counts as not faster: less may be noise.
-NOT_FASTER = 0.95
+from .results import Ratio, Row, Table, ratio
 
 #: The smallest cosine of a vector of a peer with ours, from which it counts as the same.
 _EQUAL = 0.99999

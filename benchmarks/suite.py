@@ -70,8 +70,16 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
     maps = [length for length in (4096, 16_384) if length <= largest]
     cores = usable_cores()
     tables: list[Table] = []
+    # For what takes long, or has no peer.
+    brief = seconds / 3
 
-    def add(cases: Sequence[Case], peers: Sequence[str] = (), threads: int = cores, **limits: float) -> Result:
+    def add(
+        cases: Sequence[Case],
+        peers: Sequence[str] = (),
+        threads: int = cores,
+        rounds: int = rounds,
+        seconds: float = seconds,
+    ) -> Result:
         print(f"{', '.join(map(str, cases))}; threads {threads}; peers {', '.join(peers) or 'none'}", file=sys.stderr)
         precisions = None if peers else ["fp32"]
         result = bench(
@@ -80,16 +88,16 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
             precisions=precisions,
             peers=peers,
             threads=threads,
-            rounds=int(limits.get("rounds", rounds)),
-            seconds=limits.get("seconds", seconds),
+            rounds=rounds,
+            seconds=seconds,
         )
         tables.extend(result.tables)
         return result
 
     add([Case("vision", bucket) for bucket in buckets], PEERS)
-    add([Case("vision", bucket, 8) for bucket in buckets], _FEW, seconds=seconds / 3)
+    add([Case("vision", bucket, 8) for bucket in buckets], _FEW, seconds=brief)
     add([Case("text", length) for length in lengths], PEERS)
-    add([Case("text", length, 8) for length in lengths], _FEW, seconds=seconds / 3)
+    add([Case("text", length, 8) for length in lengths], _FEW, seconds=brief)
     if "dense" in spec.graphs and maps:
         add([Case("dense", maps[0])], _FEW, rounds=3)
         add([Case("dense", length) for length in maps[1:]], rounds=1)
@@ -97,8 +105,8 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
         add([Case("region", buckets[-1], 16)], ["pytorch"])
     lengths = [64, *buckets, 2048]
     for threads in sorted({1, cores}):
-        add([Case("vision", length) for length in lengths if length <= largest], threads=threads, seconds=seconds / 3)
-    result = add([Case("vision", bucket, 4) for bucket in buckets], seconds=seconds / 3)
+        add([Case("vision", length) for length in lengths if length <= largest], threads=threads, seconds=brief)
+    result = add([Case("vision", bucket, 4) for bucket in buckets], seconds=brief)
 
     print("files to vectors, and starts", file=sys.stderr)
     photos = folder / "photos"

@@ -70,12 +70,12 @@ def _table(result: Result, graph: str, length: int) -> Table | None:
 def _time(result: Result, graph: str, length: int, ours: str, other: str, target: float) -> Outcome:
     what = f"{ours.removeprefix('fgclip-rt ')} time, {graph} {length:,}, of {other}'s"
     table = _table(result, graph, length)
-    rows = None if table is None else (table.row(ours), table.row(other))
-    if rows is None or rows[0] is None or rows[1] is None:
+    row, peer = (None, None) if table is None else (table.row(ours), table.row(other))
+    if table is None or row is None or peer is None:
         return Outcome(what, f"≤ {target}", "not measured", "", "not measured")
-    measured = ratio(rows[0], rows[1])
+    measured = ratio(row, peer)
     # Products of 8-bit numbers have another rate.
-    bound = f"{table.share(rows[1]).value:.2f}" if table is not None and ours == _OURS else ""
+    bound = f"{table.share(peer).value:.2f}" if ours == _OURS else ""
     return Outcome(what, f"≤ {target}", str(measured), bound, _within(measured, lambda value: value <= target))
 
 

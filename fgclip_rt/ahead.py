@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 from .machine import usable_cores
@@ -22,7 +23,7 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
     Items are taken in the caller's thread, and no more of them than the threads can begin; a result that is an error is
     raised in its place. What is left undone when the caller stops is dropped.
     """
-    threads = min(_MOST_THREADS, usable_cores())
+    threads = _threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="fgclip-rt") as pool:
         begun: deque[Future[_R]] = deque()
         try:
@@ -35,3 +36,9 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
         finally:
             for future in begun:
                 future.cancel()
+
+
+@cache
+def _threads() -> int:
+    """How many; asked once, for the answer is in many small files and a service embeds images one by one."""
+    return min(_MOST_THREADS, usable_cores())

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import BundleError
+from .errors import ArgumentError, BundleError
 from .manifest import FileInfo, Manifest, decode_manifest
 
 MANIFEST = "manifest.json"
@@ -58,6 +58,16 @@ class Bundle:
         bundle = cls(folder, decode_manifest(text, str(path)), hashlib.sha256(text).hexdigest())
         bundle._check_files(check_hashes)
         return bundle
+
+    def check_precision(self, name: str) -> None:
+        """Refuse a precision that no graph was exported in.
+
+        Raises:
+            ArgumentError: ``name`` is none of the manifest's.
+        """
+        available = self.manifest.precisions
+        if name not in available:
+            raise ArgumentError(f"this bundle has no precision {name!r}; choose from {', '.join(available)}.")
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""

@@ -85,10 +85,10 @@ def open_model(
     backend: str | None = None,
 ) -> Model:
     """Make the model of a bundle that is open already ready; arguments and errors are those of :func:`load`."""
-    available = bundle.manifest.precisions
-    if precision is not None and precision not in available:
-        raise ArgumentError(f"this bundle has no precision {precision!r}; choose from {', '.join(available)}.")
-    return Model(bundle, choose_backend(bundle, precision or available[0], device, threads, backend))
+    if precision is None:
+        precision = bundle.manifest.precisions[0]
+    bundle.check_precision(precision)
+    return Model(bundle, choose_backend(bundle, precision, device, threads, backend))
 
 
 class Model:

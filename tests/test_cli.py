@@ -77,6 +77,7 @@ def test_version_and_help_list_every_command() -> None:
         "heatmap",
         "evaluate",
         "scene",
+        "bench",
         "doctor",
     ):
         assert f"\n  {command} " in text

@@ -88,8 +88,10 @@ class OnnxRuntimeBackend:
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
         """As many as make :data:`_TOKENS_PER_THREAD` patches or tokens for each thread, and at least one."""
-        threads = self._threads if self.device == "cpu" else _TOKENS_PER_BATCH
-        return max(1, min(threads * _TOKENS_PER_THREAD, _TOKENS_PER_BATCH) // length)
+        tokens = _TOKENS_PER_BATCH
+        if self.device == "cpu":
+            tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
+        return max(1, tokens // length)
 
     def _session(self, graph: str) -> ort.InferenceSession:
         with self._lock:
