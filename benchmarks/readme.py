@@ -23,7 +23,7 @@ python benchmarks/gpu.py BUNDLE                  # on an NVIDIA GPU: PyTorch, on
 
 **How it is measured.** Contenders have the same weights, inputs and number of threads, and are held to give the same vectors.
 Each runs in a process of its own, so that its threads wait for nobody else's and its memory is its own, and they take turns. A turn
-lasts 50 ms or more, after as many untimed runs and a pause in which the last one's threads fall asleep. Figures are medians; beside a ratio
+lasts 250 ms or more, after as many untimed runs and a pause in which the last one's threads fall asleep. Figures are medians; beside a ratio
 of medians stands, in brackets, between what half of the turns' ratios lie. Weights are random, which takes as long as others.
 
 | contender | is |

@@ -15,7 +15,7 @@ from .workers import Worker
 
 #: A turn lasts at least so many seconds. One that is shorter than the second number begins with as many untimed runs,
 #: which bring back into the caches what the others drove out.
-_TURN, _SHORT = 0.05, 1.0
+_TURN, _SHORT = 0.25, 1.0
 
 #: From so many seconds on, a first run is not repeated before the turns begin.
 _LONG = 60.0
