@@ -15,13 +15,13 @@ import msgspec
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BenchmarkError, MissingDependencyError, check_positive
-from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores
+from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores, vector_extensions
 from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
 from fgclip_rt.progress import BeginStage, silent
 
 from .operations import count_operations
 from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
-from .task import Case, Contender
+from .task import Case, CheckpointName, Contender
 from .turns import Contest
 
 #: What a user would pick instead, in the order of the tables.
@@ -31,7 +31,6 @@ PEERS = ("pytorch", "pytorch compiled", "transformers", "onnxruntime", "openvino
 _PLAIN = ("onnxruntime", "openvino")
 
 _PACKAGES = ("onnxruntime", "numpy", "pillow", "torch", "transformers", "openvino")
-_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _PRODUCTS = "products"
 
 
@@ -41,7 +40,7 @@ def bench(
     *,
     precisions: Sequence[str] | None = None,
     peers: Sequence[str] = (),
-    checkpoint: str | None = None,
+    checkpoint: CheckpointName | None = None,
     threads: int | None = None,
     rounds: int = 9,
     seconds: float = 60.0,
@@ -120,7 +119,7 @@ def describe_machine() -> dict[str, str]:
     memory = available_memory()
     return {
         "cpu": cpu_name() or platform.processor() or platform.machine(),
-        "flags": ", ".join(sorted(cpu_flags() & set(_FLAGS))) or "none that this program looks for",
+        "flags": vector_extensions(cpu_flags()),
         "cores": str(usable_cores()),
         "memory available": "unknown" if memory is None else f"{memory / 1e9:.0f} GB",
         "system": platform.platform(),
@@ -170,7 +169,7 @@ def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:
 
 @contextmanager
 def _plain_export(
-    bundle: Bundle, cases: Sequence[Case], peers: Sequence[str], checkpoint: str | None
+    bundle: Bundle, cases: Sequence[Case], peers: Sequence[str], checkpoint: CheckpointName | None
 ) -> Iterator[tuple[str | None, str]]:
     """A plain export for the cases, all of one length, in a folder that goes with the block; or why there is none."""
     if not set(peers) & set(_PLAIN):
@@ -183,7 +182,8 @@ def _plain_export(
         done = subprocess.run(
             [
                 *(sys.executable, "-P", "-m", f"{__package__}.plain"),
-                *(str(bundle.path), msgspec.json.encode(largest).decode(), checkpoint or "", str(path)),
+                *(str(bundle.path), str(path)),
+                *(msgspec.json.encode(argument).decode() for argument in (largest, checkpoint)),
             ],
             capture_output=True,
             check=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import SquareSpec
 
 from .inputs import make_inputs
-from .task import Case
+from .task import Case, Graph
 
 #: Operators that are one matrix product.
 _PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
@@ -40,7 +40,7 @@ def count_operations(bundle: Bundle, case: Case) -> int:
     return case.batch * round(total)
 
 
-def _count(bundle: Bundle, graph: str, lengths: Any) -> dict[int, int]:
+def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, int]:
     """Operations for a batch of one, by length."""
     files = bundle.manifest.graphs[graph]
     precision = "fp32" if "fp32" in files else next(iter(files))
@@ -53,7 +53,7 @@ def _count(bundle: Bundle, graph: str, lengths: Any) -> dict[int, int]:
             str(bundle.file(files[precision].file)), options, providers=["CPUExecutionProvider"]
         )
         for length in lengths:
-            known = make_inputs(bundle, Case(graph, length))  # type: ignore[arg-type]
+            known = make_inputs(bundle, Case(graph, length))
             session.run(None, {spec.name: known[spec.name] for spec in files[precision].inputs})
         events = json.loads(Path(session.end_profiling()).read_text())
     ends = sorted(event["ts"] + event["dur"] for event in events if event["name"] == "model_run")

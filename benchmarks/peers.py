@@ -12,17 +12,17 @@ from torch import Tensor
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError
-from fgclip_rt.export import checkpoint_source, find_model
+from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
 from fgclip_rt.export.families import ReferenceModel, family
 from fgclip_rt.export.roi_align import region_features
 
 from .inputs import make_inputs, walk_type
-from .task import Case, Contender, Run, UnableError
+from .task import Case, CheckpointName, Contender, Run, UnableError
 
 Function: TypeAlias = Callable[..., Tensor]
 
 
-def load_reference(bundle: Bundle, checkpoint: str | None) -> ReferenceModel:
+def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> ReferenceModel:
     """The reference with a bundle's weights.
 
     Raises:
@@ -30,7 +30,9 @@ def load_reference(bundle: Bundle, checkpoint: str | None) -> ReferenceModel:
         CheckpointError: they cannot be loaded.
     """
     if checkpoint is not None:
-        return checkpoint_source(checkpoint).load()[0]
+        paths = (checkpoint.weights, checkpoint.config, checkpoint.tokenizer)
+        files = LocalFiles(*(None if path is None else Path(path) for path in paths))
+        return checkpoint_source(checkpoint.model, files=files).load()[0]
     info = bundle.manifest.model
     spec = find_model(info.name)
     if info.weights == "shipped":
@@ -58,8 +60,7 @@ class Tower:
         module: Any = self.reference.module
         if case.graph == "text":
             kind = walk_type(self.bundle, case.length)
-            masked = self.bundle.manifest.text.attention_mask
-            return lambda ids, mask: module.get_text_features(ids, kind, *([mask] if masked else []))
+            return lambda input_ids, mask: self.reference.text_features(input_ids, mask, kind)
         if case.graph == "region":
             return lambda dense, boxes, size: region_features(dense, boxes, tuple(size.tolist()))
         if case.graph == "vision":

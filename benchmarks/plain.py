@@ -16,20 +16,20 @@ import onnxruntime as ort
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import SquareSpec
 
-from .task import Array, Case, Contender, Run, UnableError
+from .task import Array, Case, CheckpointName, Contender, Run, UnableError
 
 #: Names of the inputs of a plain export.
 _TEXT, _IMAGE = ("input_ids",), ("pixel_values", "mask")
 
 
-def export_plain(bundle: Path, case: Case, checkpoint: str | None, path: Path) -> None:
+def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointName | None) -> None:
     """Write the reference's tower for images or texts of one length to ``path``, and inputs beside it (``.npz``).
 
     Args:
         bundle: its folder.
+        path: the ONNX file.
         case: the length, and the largest batch that will be asked for.
         checkpoint: as for :class:`fgclip_rt.benchmarks.task.Contender`.
-        path: the ONNX file.
 
     Raises:
         UnableError: there is nothing to export.
@@ -154,4 +154,9 @@ class OpenVino:
 if __name__ == "__main__":
     import msgspec
 
-    export_plain(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Case), sys.argv[3] or None, Path(sys.argv[4]))
+    export_plain(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        msgspec.json.decode(sys.argv[3], type=Case),
+        msgspec.json.decode(sys.argv[4], type=CheckpointName | None),
+    )

@@ -42,7 +42,7 @@ def measure_starts(
     bundle: Path,
     image: Path,
     checkpoint: Path | None = None,
-    rounds: int = 7,
+    rounds: int = 15,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[Start, ...]:
     """Embed one image in a new process, in turns.

@@ -35,6 +35,20 @@ class Case(Strict, frozen=True):
         return f"{self.graph}, {self.length:,} {unit}{many}"
 
 
+class CheckpointName(Strict, frozen=True):
+    """What ``fgclip-rt export`` is told of a checkpoint.
+
+    Attributes:
+        model: a model's name, a Hub id, a folder or a file of weights.
+        weights: a file, and likewise the others, as :class:`fgclip_rt.export.LocalFiles` explains them.
+    """
+
+    model: str
+    weights: str | None = None
+    config: str | None = None
+    tokenizer: str | None = None
+
+
 class Contender(Strict, frozen=True):
     """One way to compute.
 
@@ -54,7 +68,7 @@ class Contender(Strict, frozen=True):
     bundle: str
     threads: int
     precision: str = "fp32"
-    checkpoint: str | None = None
+    checkpoint: CheckpointName | None = None
     plain: str | None = None
     problem: str = ""
 

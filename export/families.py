@@ -91,8 +91,15 @@ class ReferenceModel(ABC):
         """What the reference takes for patches uint8 [B, N, P·P·3] and grids integer [B, 2], on their device."""
 
     @abstractmethod
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
+        """The reference's features float [B, D] of tokens integer [B, L]; some models read the mask [B, L] too."""
+
+    @torch.inference_mode()
     def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
         """The reference's text features [m, D]."""
+        input_ids, mask = torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.attention_mask)
+        features: FloatArray = self.text_features(input_ids, mask, walk_type).numpy()
+        return features
 
     @torch.inference_mode()
     def logits(self, image_features: FloatArray, text_features: FloatArray) -> FloatArray:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DeviceError
-from .machine import available_memory, cpu_flags, nvidia_gpus, usable_cores
+from .machine import INT8_FLAGS, available_memory, cpu_flags, nvidia_gpus, usable_cores, vector_extensions
 from .packages import CUDA_REMEDY, ENGINE_PACKAGES, EXPORT_PACKAGES, missing_packages
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _SECONDS_PER_PRECISION = 10.0
 #: From this share of the baseline's time on, a precision counts as not faster: less may be noise.
 NOT_FASTER = 0.95
 
-#: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
-_INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
-_OTHER_FLAGS = ("avx2", "avx512f", "asimdhp")
 _UNKNOWN_CPU = "unknown: this system does not list the CPU's flags"
 _MEASURE = "measure with 'fgclip-rt doctor BUNDLE'"
 
@@ -103,8 +100,7 @@ def examine() -> list[Check]:
 
 
 def _cpu(flags: set[str]) -> Check:
-    extensions = [name for name in _OTHER_FLAGS + _INT8_FLAGS if name in flags]
-    found = ", ".join(extensions) if extensions else "none that this program looks for"
+    found = vector_extensions(flags)
     return Check("cpu", True, f"{platform.machine()}, {usable_cores()} usable cores, vector extensions: {found}")
 
 
@@ -122,7 +118,7 @@ def _fp16(flags: set[str]) -> Check:
 
 def _int8(flags: set[str]) -> Check:
     """Whether INT8 saves time on this CPU. It runs on all of them, so the check is never failed."""
-    hardware = next((name for name in _INT8_FLAGS if name in flags), None)
+    hardware = next((name for name in INT8_FLAGS if name in flags), None)
     if not flags:
         detail = _UNKNOWN_CPU
     elif hardware:

@@ -13,6 +13,12 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
+#: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
+INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
+
+#: Of their other vector extensions, those that change what onnxruntime's products cost.
+_OTHER_FLAGS = ("avx2", "avx512f", "asimdhp")
+
 
 def usable_cores() -> int:
     """Cores that this process can keep busy, at least one.
@@ -34,6 +40,11 @@ def cpu_name() -> str:
 def cpu_flags() -> set[str]:
     """What the CPU can do, by Linux's names, which it lists as flags on x86 and as features on ARM."""
     return set(_cpuinfo(("flags", "Features")).split())
+
+
+def vector_extensions(flags: set[str]) -> str:
+    """Those of ``flags`` that matter to the speed of a model, in words."""
+    return ", ".join(name for name in _OTHER_FLAGS + INT8_FLAGS if name in flags) or "none that this program looks for"
 
 
 def available_memory() -> int | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
-from fgclip_rt.text import Tokens
 
 from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..class_token import vision_sources
@@ -85,11 +85,8 @@ class Fgclip1Model(SquareModel):
         features = self.module.get_image_features(*inputs)[0]
         return ImageFeatures(features.numpy(), dense=dense.numpy(), regions=regions.numpy())
 
-    @torch.inference_mode()
-    def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
-        kind = cast(WalkType, walk_type)
-        features: FloatArray = self.module.get_text_features(torch.from_numpy(tokens.input_ids), kind).numpy()
-        return features
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:  # noqa: ARG002
+        return self.module.get_text_features(input_ids, cast(WalkType, walk_type))
 
 
 def load(checkpoint: Checkpoint) -> Fgclip1Model:

@@ -7,11 +7,11 @@ from typing import Any
 
 import tokenizers
 import torch
+from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
-from fgclip_rt.text import Tokens
 
 from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..class_token import vision_sources
@@ -81,9 +81,8 @@ class FineClipModel(SquareModel):
         features = self.module.get_image_features(*inputs)[0]
         return ImageFeatures(features.numpy(), dense.numpy(), regions.numpy(), masked.numpy())
 
-    @torch.inference_mode()
-    def text(self, tokens: Tokens, walk_type: str) -> FloatArray:  # noqa: ARG002
-        features: FloatArray = self.module.text(torch.from_numpy(tokens.input_ids)).numpy()
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:  # noqa: ARG002
+        features: Tensor = self.module.text(input_ids)
         return features
 
 

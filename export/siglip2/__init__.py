@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fgclip_rt.manifest import NaflexSpec, Score, TextSpec, WalkTypeSpec
 from fgclip_rt.preparation import Patches
-from fgclip_rt.text import Tokens
 
 from ..checkpoint import TOKENIZER, Checkpoint, load_weights
 from ..families import FloatArray, ImageFeatures, ReferenceModel
@@ -86,12 +85,9 @@ class Siglip2Model(ReferenceModel):
         # The reference reads the grids as numbers; from a GPU it would wait for each.
         return pixel_values, mask.float(), spatial_shapes.cpu()
 
-    @torch.inference_mode()
-    def text(self, tokens: Tokens, walk_type: str) -> FloatArray:
-        mask = torch.from_numpy(tokens.attention_mask) if self._masked else None
-        input_ids, kind = torch.from_numpy(tokens.input_ids), cast(WalkType, walk_type)
-        features: FloatArray = self.module.get_text_features(input_ids, kind, mask).numpy()
-        return features
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
+        mask = attention_mask if self._masked else None
+        return self.module.get_text_features(input_ids, cast(WalkType, walk_type), mask)
 
     def _vision_parts(self) -> tuple[VisionTower, PoolingHead]:
         vision = self.module.vision_model

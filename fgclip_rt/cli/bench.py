@@ -14,7 +14,7 @@ from fgclip_rt.benchmarks.bench import PEERS, usual_cases
 from fgclip_rt.benchmarks.pipeline import measure_pipeline
 from fgclip_rt.benchmarks.report import COLUMNS, cells, limit, milliseconds, rate, unequal, verdicts
 from fgclip_rt.benchmarks.results import Pipeline, Result
-from fgclip_rt.benchmarks.task import Case
+from fgclip_rt.benchmarks.task import Case, CheckpointName
 
 from ..bundle import Bundle
 from ..errors import ArgumentError
@@ -55,6 +55,9 @@ def run(
     checkpoint: Annotated[
         str | None, typer.Option(help="Where peers find the weights of a bundle whose weights are not random.")
     ] = None,
+    weights: options.Weights = None,
+    config: options.Config = None,
+    tokenizer: options.Tokenizer = None,
     max_num_patches: options.MaxNumPatches = None,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 9,
@@ -76,7 +79,9 @@ def run(
         check_output(output, overwrite)
     if images:
         if graph or length or batch or peer or checkpoint:
-            raise ArgumentError("--images is measured by itself; leave out --graph, --length, --batch and --peer.")
+            raise ArgumentError(
+                "--images is measured by itself; leave out --graph, --length, --batch, --peer and --checkpoint."
+            )
         set_max_image_pixels(max_image_pixels)
         _advise(bundle, images, precision, max_num_patches, threads, rounds, seconds, output, json)
         return
@@ -89,7 +94,7 @@ def run(
             _cases(Bundle.open(bundle, check_hashes=False), graph, length, batch),
             precisions=precision,
             peers=peers,
-            checkpoint=checkpoint,
+            checkpoint=_checkpoint(checkpoint, weights, config, tokenizer),
             threads=threads,
             rounds=rounds,
             seconds=seconds,
@@ -120,6 +125,11 @@ def _cases(
     if any(min(case.length, case.batch) < 1 for case in cases):
         raise ArgumentError("--length and --batch are numbers of things; give positive ones.")
     return cases
+
+
+def _checkpoint(model: str | None, *files: Path | None) -> CheckpointName | None:
+    options.check_goes_with_checkpoint(model, *files)
+    return None if model is None else CheckpointName(model, *(None if file is None else str(file) for file in files))
 
 
 def _say_result(result: Result) -> None:

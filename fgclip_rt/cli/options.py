@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ArgumentError
+
 Bundle = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
 Weights = Annotated[
     Path | None,
@@ -40,3 +42,9 @@ ExifTranspose = Annotated[
     bool,
     typer.Option("--exif-transpose", help="Turn images upright by their EXIF orientation; the reference does not."),
 ]
+
+
+def check_goes_with_checkpoint(checkpoint: str | None, *files: Path | None) -> None:
+    """Refuse ``--weights``, ``--config`` and ``--tokenizer`` that go with no ``--checkpoint``."""
+    if checkpoint is None and any(files):
+        raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")

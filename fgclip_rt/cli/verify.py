@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from ..bundle import Bundle
-from ..errors import ArgumentError, ParityError
+from ..errors import ParityError
 from ..model import open_model
 from ..parity import check, count_rows
 from ..probe import Probe
@@ -35,8 +35,7 @@ def run(
 
     The probe recorded in the bundle needs no PyTorch; --checkpoint runs the reference anew and does.
     """
-    if checkpoint is None and (weights or config or tokenizer):
-        raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")
+    options.check_goes_with_checkpoint(checkpoint, weights, config, tokenizer)
     opened = Bundle.open(bundle)
     model = open_model(opened, device, precision, threads, backend)
     with progress_bars() as begin:
