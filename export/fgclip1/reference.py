@@ -33,7 +33,7 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(patches), 1, -1)
+        first = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
@@ -77,7 +77,7 @@ class TextModel(nn.Module):
         x = self.embeddings(input_ids, walk_type)
         causal = torch.full((length, length), torch.finfo(x.dtype).min).triu(1)
         x = self.final_layer_norm(self.encoder(x, causal))
-        return x[torch.arange(len(x)), (input_ids == END_TOKEN).int().argmax(dim=1)]
+        return x[torch.arange(x.shape[0]), (input_ids == END_TOKEN).int().argmax(dim=1)]
 
 
 class Fgclip1(nn.Module):

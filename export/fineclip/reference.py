@@ -146,7 +146,7 @@ class VisionTower(nn.Module):
     def before_last(self, pixel_values: Tensor) -> tuple[Tensor, Block]:
         """States [B, 1 + N, D] before the last block, and that block."""
         patches = self.patch_embed(pixel_values)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
@@ -210,7 +210,7 @@ class TextTower(nn.Module):
         causal = torch.full((length, length), float("-inf")).triu(1)
         for block in self.transformer.resblocks:
             x = block(x, causal)
-        return self.ln_final(x)[torch.arange(len(x)), input_ids.argmax(dim=1)] @ self.text_projection
+        return self.ln_final(x)[torch.arange(x.shape[0]), input_ids.argmax(dim=1)] @ self.text_projection
 
 
 class FineClip(nn.Module):
