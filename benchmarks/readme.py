@@ -52,7 +52,7 @@ Four targets lie at that limit. In quiet hours PyTorch ran at 71 to 75 % of the 
 0.85 ask for 95 to 100 % of it, where what is no product takes 5 %; at 1,024 patches PyTorch ran at 81 % and 0.86 asks for 94 %, where the exponentials of
 attention alone take 6 %. What the neighbours did moved these figures more than anything that was tried: in seven runs of two days medians at 256
 patches were 0.61 to 0.85 of PyTorch's, 0.70 to 1.04 of OpenVINO's and 81 to 99 % of the product rate, and at 1,024 patches 0.79 to 0.90 of PyTorch's; by
-the fastest turns 0.67 to 0.80, 0.81 to 0.97, 88 to 94 % and 0.77 to 0.92.
+the fastest turns, in five of them, 0.67 to 0.80, 0.81 to 0.97, 88 to 94 % and 0.77 to 0.92.
 
 What was tried on the base model and is left out, since it gained nothing, or less than it costs. At 256 patches in a quiet hour (271 ms; 62 + 12
 products take 242, attention 20, all additions 4, GELU 4.3, norms 1.7):

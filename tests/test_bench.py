@@ -183,6 +183,7 @@ def test_the_command_prints_and_writes(pocket_path: Path, tmp_path: Path) -> Non
         (["--images", ".", "--graph", "text"], ["--images", "--graph"]),
         (["--images", ".", "--checkpoint", "."], ["--images", "--checkpoint"]),
         (["--weights", "FILE.pt"], ["--weights", "--checkpoint"]),
+        (["--images", ".", "--weights", "FILE.pt"], ["--weights", "--checkpoint"]),
         (["--max-num-patches", 256], ["--images"]),
     ],
 )

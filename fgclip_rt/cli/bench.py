@@ -75,6 +75,7 @@ def run(
     With --images, instead, read the sizes of images and say which buckets occur, what padding costs, which batches are
     fastest and how many images a second to expect, and embed those images.
     """
+    named = _checkpoint(checkpoint, weights, config, tokenizer)
     if output is not None:
         check_output(output, overwrite)
     if images:
@@ -94,7 +95,7 @@ def run(
             _cases(Bundle.open(bundle, check_hashes=False), graph, length, batch),
             precisions=precision,
             peers=peers,
-            checkpoint=_checkpoint(checkpoint, weights, config, tokenizer),
+            checkpoint=named,
             threads=threads,
             rounds=rounds,
             seconds=seconds,
