@@ -65,10 +65,9 @@ class Tower:
             return lambda dense, boxes, size: region_features(dense, boxes, tuple(size.tolist()))
         if case.graph == "vision":
             return cast(Function, module.get_image_features)
-        dense = getattr(module, "get_image_dense_features", None) or getattr(module, "encode_dense", None)
-        if dense is None:
+        if not hasattr(module, "get_image_dense_features"):
             raise UnableError("the model has no dense features")
-        return cast(Function, dense)
+        return cast(Function, module.get_image_dense_features)
 
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
         """What the function takes, made of the inputs that all contenders have."""

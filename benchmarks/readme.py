@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from .report import COLUMNS, cells, limit, milliseconds, verdicts
+from .report import COLUMNS, cells, limit, milliseconds, problems, verdicts
 from .results import Result, Table, find_tables, read_result
 from .targets import outcomes
 
@@ -127,7 +127,7 @@ def _section(name: str, result: Result) -> Iterator[str]:
         rates = sorted(table.rate for table in tables)
         span = f"{rates[0] / 1e9:,.0f} to {rates[-1] / 1e9:,.0f} GFLOP/s" if len(tables) > 1 else limit(tables[0])
         yield f"Products of matrices, {'/'.join(sorted({str(t.threads) for t in tables}))} threads: {span}.\n"
-        yield from (f"- {verdict}\n" for verdict in verdicts(tables))
+        yield from (f"- {line}\n" for line in (*problems(tables), *verdicts(tables)))
     if result.pipeline is not None:
         yield from _pipeline(name, result)
     if result.starts:

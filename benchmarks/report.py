@@ -32,7 +32,7 @@ def cells(table: Table, *, with_threads: bool = False) -> Iterator[tuple[str, ..
     for index, row in enumerate(table.rows):
         name = f"{table.case}{threads}" if index == 0 else ""
         if row.problem:
-            yield name, row.contender, "not run", row.problem, "", "", ""
+            yield name, row.contender, "not run", "", "", "", ""
             continue
         yield (
             name,
@@ -43,6 +43,17 @@ def cells(table: Table, *, with_threads: bool = False) -> Iterator[tuple[str, ..
             f"{table.share(row).value:.0%}" if table.operations else "-",
             f"{row.peak / 1e6:,.0f} MB" if row.peak else "-",
         )
+
+
+def problems(tables: Sequence[Table]) -> Iterator[str]:
+    """Which contenders did not run, and why; one line for what had one reason."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for table in tables:
+        for row in table.rows:
+            if row.problem:
+                cases.setdefault((row.contender, row.problem), []).append(str(table.case))
+    for (contender, problem), names in cases.items():
+        yield f"{contender} was not run ({'; '.join(names)}): {problem}"
 
 
 def milliseconds(seconds: float) -> str:

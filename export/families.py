@@ -49,8 +49,8 @@ class ReferenceModel(ABC):
     """A loaded model: its specification, its graphs, and the reference that they are measured against.
 
     Attributes:
-        module: the reference, a module with ``get_image_features``, which takes what :meth:`image_inputs` makes, and
-            ``logits_per_image``.
+        module: the reference, a module with ``logits_per_image``, ``get_image_features``, which takes what
+            :meth:`image_inputs` makes, and, if the model has dense features, ``get_image_dense_features`` of the same.
         tokenizer_json: the tokenizer, in the format of the ``tokenizers`` library.
     """
 

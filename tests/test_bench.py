@@ -25,7 +25,7 @@ from fgclip_rt.benchmarks.inputs import grid
 from fgclip_rt.benchmarks.operations import count_operations
 from fgclip_rt.benchmarks.pipeline import make_photos, measure_pipeline
 from fgclip_rt.benchmarks.products import OPERATIONS
-from fgclip_rt.benchmarks.report import cells, unequal, verdicts
+from fgclip_rt.benchmarks.report import cells, problems, unequal, verdicts
 from fgclip_rt.benchmarks.results import Row, Table, ratio, read_result
 from fgclip_rt.benchmarks.start import measure_starts
 from fgclip_rt.benchmarks.targets import outcomes
@@ -155,6 +155,15 @@ def test_a_precision_that_is_not_faster_is_named() -> None:
         "int8 is not faster than fp32 here (text, 64 tokens: 0.97 (0.97–0.97) of its time)"
     ]
     assert [row[4] for row in cells(tables[0])] == ["1", "0.50 (0.50–0.50)", "9.00 (9.00–9.00)"]
+
+
+def test_what_was_not_run_is_said_once_for_each_reason() -> None:
+    ours, reason = Row("fgclip-rt fp32", (1.0,)), "there is nothing like it"
+    tables = [
+        Table(Case("text", length), 2, (ours, Row("transformers", problem=reason)), (1.0,), 1) for length in (64, 196)
+    ]
+    assert list(problems(tables)) == [f"transformers was not run (text, 64 tokens; text, 196 tokens): {reason}"]
+    assert [row[:3] for row in cells(tables[0])][1] == ("", "transformers", "not run")
 
 
 def test_the_command_prints_and_writes(pocket_path: Path, tmp_path: Path) -> None:

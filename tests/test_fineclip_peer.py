@@ -98,7 +98,7 @@ def test_image_and_dense_features(timm: Any, image_size: int, patch_size: int) -
         x = x + last.attn.proj(last.attn.norm(last.attn.v_proj(last.norm1(x))))
         x = x + last.mlp(last.norm2(x))
         expected = F.normalize(peer.head(peer.norm(x)), dim=-1)
-        assert_parity(module.encode_dense(pixels).numpy(), expected.numpy())
+        assert_parity(module.get_image_dense_features(pixels).numpy(), expected.numpy())
 
 
 def clip_text(weights: dict[str, Tensor]) -> dict[str, Tensor]:

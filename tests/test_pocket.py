@@ -111,9 +111,18 @@ def test_fp16_answers_as_fp32_on_500_scenes(pocket_path: Path, evaluation: Evalu
 
 
 @pytest.mark.slow
-def test_int8_loses_half_a_point_at_most_on_500_scenes(pocket_path: Path, evaluation: Evaluation) -> None:
-    lower = evaluate(fgclip_rt.load(pocket_path, device="cpu", precision="int8"))
-    assert max(lost(evaluation, lower)) < 0.00501
+def test_int8_loses_half_a_point_at_most_on_2000_scenes(pocket_path: Path) -> None:
+    """Half a point must be more than chance.
+
+    Of 500 scenes, int8 answers about nine otherwise than fp32 by dense maps, some rightly and some wrongly, so that the
+    difference of two equally good models has a standard deviation of 0.6 points. Of 2,000 scenes it has 0.3.
+    """
+    exact, lower = (
+        evaluate(fgclip_rt.load(pocket_path, device="cpu", precision=precision), scenes=2000)
+        for precision in ("fp32", "int8")
+    )
+    losses = {(f.measure, f.language): loss for f, loss in zip(exact.figures, lost(exact, lower), strict=True)}
+    assert max(losses.values()) < 0.00501, losses
 
 
 def lost(exact: Evaluation, lower: Evaluation) -> list[float]:

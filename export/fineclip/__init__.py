@@ -75,7 +75,7 @@ class FineClipModel(SquareModel):
     @torch.inference_mode()
     def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
         inputs = self.inputs_of(patches)
-        dense = self.module.encode_dense(*inputs)[0]
+        dense = self.module.get_image_dense_features(*inputs)[0]
         regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
         masked = reference.mask_features(dense, torch.from_numpy(masks).flatten(1))
         features = self.module.get_image_features(*inputs)[0]

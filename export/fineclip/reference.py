@@ -228,7 +228,7 @@ class FineClip(nn.Module):
         x, last = self.visual.before_last(pixel_values)
         return self.visual.head(self.visual.norm(last(x))[:, 0])
 
-    def encode_dense(self, pixel_values: Tensor) -> Tensor:
+    def get_image_dense_features(self, pixel_values: Tensor) -> Tensor:
         """Features of the patches, float [B, N, D], of length one: the last block's without attention."""
         x, last = self.visual.before_last(pixel_values)
         x = self.visual.head(self.visual.norm(last.forward_without_attn(x)[:, 1:]))

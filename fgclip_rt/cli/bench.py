@@ -12,7 +12,7 @@ from fgclip_rt.benchmarks import advise, bench
 from fgclip_rt.benchmarks.advice import Advice
 from fgclip_rt.benchmarks.bench import PEERS, usual_cases
 from fgclip_rt.benchmarks.pipeline import measure_pipeline
-from fgclip_rt.benchmarks.report import COLUMNS, cells, limit, milliseconds, rate, unequal, verdicts
+from fgclip_rt.benchmarks.report import COLUMNS, cells, limit, milliseconds, problems, rate, unequal, verdicts
 from fgclip_rt.benchmarks.results import Pipeline, Result
 from fgclip_rt.benchmarks.task import Case, CheckpointName
 
@@ -138,8 +138,8 @@ def _say_result(result: Result) -> None:
     say(f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}), {machine['memory available']} free")
     say(f"{result.bundle.name}, {result.tables[0].threads} threads, products of matrices {limit(result.tables[0])}")
     say_table("", COLUMNS, [row for table in result.tables for row in cells(table)])
-    for verdict in verdicts(result.tables):
-        say(verdict)
+    for line in (*problems(result.tables), *verdicts(result.tables)):
+        say(line)
     for table, row in unequal(result.tables):
         warn(f"fgclip-rt: {row.contender} does not compute what the others do: {table.case}, cosine {row.cosine}")
 
