@@ -19,7 +19,7 @@ from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_core
 from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
 from fgclip_rt.progress import BeginStage, silent
 
-from .operations import count_operations
+from .operations import OperationCounter
 from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
 from .task import Case, CheckpointName, Contender
 from .turns import Contest
@@ -61,7 +61,7 @@ def bench(
 
     Raises:
         FgclipError: the bundle cannot be opened, an argument cannot be used, or a package is missing.
-        BenchmarkError: nothing could run a case.
+        BenchmarkError: nothing could run a case, or the disk for temporary files is full.
     """
     opened = Bundle.open(bundle)
     for precision in precisions or ():
@@ -77,6 +77,7 @@ def bench(
     ]
     products = Contender(_PRODUCTS, "products", str(bundle), count)
     others = [Contender(peer, peer, str(bundle), count, checkpoint=checkpoint) for peer in peers]
+    operations = OperationCounter(opened)
     done = begin("measure", len(cases) * rounds)
     tables: list[Table] = []
     for group in _groups(cases, plain=bool(set(peers) & set(_PLAIN))):
@@ -90,7 +91,7 @@ def bench(
             with Contest([*contenders, products], rounds, seconds) as contest:
                 for case in group:
                     *rows, limit = contest.measure(case, done)
-                    tables.append(_table(opened, case, count, rows, limit))
+                    tables.append(_table(case, count, rows, limit, operations))
     return Result(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -189,11 +190,15 @@ def _plain_export(
             check=False,
         )
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        yield str(path), "" if done.returncode == 0 else f"the plain export failed ({''.join(last)})"
+        yield (
+            str(path),
+            "" if done.returncode == 0 else f"the plain export into {tempfile.gettempdir()} failed ({''.join(last)})",
+        )
 
 
-def _table(bundle: Bundle, case: Case, threads: int, rows: Sequence[Row], limit: Row) -> Table:
+def _table(case: Case, threads: int, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:
     if all(row.problem for row in rows):
         raise BenchmarkError(f"nothing could compute {case}: {rows[0].problem}.")
-    operations = 0 if case.graph == "region" else count_operations(bundle, case)
-    return Table(case=case, threads=threads, rows=tuple(rows), products=limit.seconds, operations=operations)
+    # Regions have no products.
+    count = 0 if case.graph == "region" else operations.count(case)
+    return Table(case=case, threads=threads, rows=tuple(rows), products=limit.seconds, operations=count)

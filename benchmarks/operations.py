@@ -12,6 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.manifest import SquareSpec
 
 from .inputs import make_inputs
@@ -24,20 +25,39 @@ _PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
 _LENGTHS = (64, 128, 192)
 
 
-def count_operations(bundle: Bundle, case: Case) -> int:
-    """Operations of the matrix products of ``case``, two for each multiplication and its addition.
+class OperationCounter:
+    """Counts operations of a bundle's graphs, each length of a graph once.
 
-    Counted on the float32 graph, or on the first that the bundle has, where products of integers are not counted.
+    They are those of the matrix products, two for each multiplication and its addition, of the float32 graph, or of the
+    first that the bundle has, where products of integers are not counted.
     """
-    if case.graph == "text" or isinstance(bundle.manifest.image, SquareSpec) or case.length in _LENGTHS:
-        return case.batch * _count(bundle, case.graph, [case.length])[case.length]
-    known = _count(bundle, case.graph, _LENGTHS)
-    # Lagrange's polynomial through the three.
-    total = 0.0
-    for length, count in known.items():
-        others = [other for other in _LENGTHS if other != length]
-        total += count * math.prod((case.length - other) / (length - other) for other in others)
-    return case.batch * round(total)
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._known: dict[tuple[Graph, int], int] = {}
+
+    def count(self, case: Case) -> int:
+        """Operations of ``case``.
+
+        Raises:
+            BenchmarkError: the disk is too full for onnxruntime's list.
+        """
+        image = self._bundle.manifest.image
+        if case.graph == "text" or isinstance(image, SquareSpec) or case.length in _LENGTHS:
+            return case.batch * self._of(case.graph, [case.length])[0]
+        # Lagrange's polynomial through the three.
+        total = 0.0
+        for length, count in zip(_LENGTHS, self._of(case.graph, _LENGTHS), strict=True):
+            others = [other for other in _LENGTHS if other != length]
+            total += count * math.prod((case.length - other) / (length - other) for other in others)
+        return case.batch * round(total)
+
+    def _of(self, graph: Graph, lengths: Sequence[int]) -> list[int]:
+        missing = [length for length in lengths if (graph, length) not in self._known]
+        if missing:
+            for length, count in _count(self._bundle, graph, missing).items():
+                self._known[graph, length] = count
+        return [self._known[graph, length] for length in lengths]
 
 
 def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, int]:
@@ -55,7 +75,14 @@ def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, in
         for length in lengths:
             known = make_inputs(bundle, Case(graph, length))
             session.run(None, {spec.name: known[spec.name] for spec in files[precision].inputs})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except ValueError:
+            # onnxruntime does not tell when it cannot write.
+            raise BenchmarkError(
+                f"onnxruntime's list of operations is cut off; free space in {tempfile.gettempdir()}, or let TMPDIR "
+                "name a folder on another disk."
+            ) from None
     ends = sorted(event["ts"] + event["dur"] for event in events if event["name"] == "model_run")
     counts = dict.fromkeys(lengths, 0)
     for event in events:

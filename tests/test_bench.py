@@ -22,7 +22,7 @@ import fgclip_rt
 from fgclip_rt.benchmarks import advice, advise, bench, readme
 from fgclip_rt.benchmarks.bench import PEERS
 from fgclip_rt.benchmarks.inputs import grid
-from fgclip_rt.benchmarks.operations import count_operations
+from fgclip_rt.benchmarks.operations import OperationCounter
 from fgclip_rt.benchmarks.pipeline import make_photos, measure_pipeline
 from fgclip_rt.benchmarks.products import OPERATIONS
 from fgclip_rt.benchmarks.report import cells, problems, unequal, verdicts
@@ -110,11 +110,24 @@ def test_operations_are_those_of_the_model(bundle_path: Path) -> None:
         return 2 * (vision.num_hidden_layers * block + embedding + pooling)
 
     # 128 is counted, and the others follow from what was counted.
+    count = OperationCounter(bundle).count
     for length in (128, 64, 12, 600, 4096):
-        assert count_operations(bundle, Case("vision", length)) == expected(length)
-    assert count_operations(bundle, Case("vision", 600, 8)) == 8 * expected(600)
-    texts = [count_operations(bundle, Case("text", length)) for length in (64, 196)]
+        assert count(Case("vision", length)) == expected(length)
+    assert count(Case("vision", 600, 8)) == 8 * expected(600)
+    texts = [count(Case("text", length)) for length in (64, 196)]
     assert 3 < texts[1] / texts[0] < 4
+
+
+def test_a_list_of_operations_that_is_cut_off_is_an_error(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.read_text
+
+    def cut_off(path: Path, **options: Any) -> str:
+        return whole(path, **options)[: -100 if path.name.startswith("profile") else None]
+
+    monkeypatch.setattr(Path, "read_text", cut_off)
+    with pytest.raises(BenchmarkError) as info:
+        OperationCounter(Bundle.open(bundle_path)).count(Case("text", 64))
+    assert_one_sentence(info.value, "cut off", "TMPDIR")
 
 
 @given(length=st.integers(1, 5000))
