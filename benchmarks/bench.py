@@ -199,6 +199,6 @@ def _plain_export(
 def _table(case: Case, threads: int, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:
     if all(row.problem for row in rows):
         raise BenchmarkError(f"nothing could compute {case}: {rows[0].problem}.")
-    # Regions have no products.
+    # Regions have no layers, and their one small product tells nothing of the machine.
     count = 0 if case.graph == "region" else operations.count(case)
     return Table(case=case, threads=threads, rows=tuple(rows), products=limit.seconds, operations=count)
