@@ -189,11 +189,11 @@ def _plain_export(
             capture_output=True,
             check=False,
         )
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        yield (
-            str(path),
-            "" if done.returncode == 0 else f"the plain export into {tempfile.gettempdir()} failed ({''.join(last)})",
-        )
+        if done.returncode == 0:
+            yield str(path), ""
+        else:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            yield None, f"the plain export into {tempfile.gettempdir()} failed ({''.join(last)})"
 
 
 def _table(case: Case, threads: int, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:

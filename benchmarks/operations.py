@@ -55,8 +55,8 @@ class OperationCounter:
     def _of(self, graph: Graph, lengths: Sequence[int]) -> list[int]:
         missing = [length for length in lengths if (graph, length) not in self._known]
         if missing:
-            for length, count in _count(self._bundle, graph, missing).items():
-                self._known[graph, length] = count
+            counts = _count(self._bundle, graph, missing)
+            self._known |= {(graph, length): count for length, count in counts.items()}
         return [self._known[graph, length] for length in lengths]
 
 

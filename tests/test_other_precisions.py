@@ -40,11 +40,14 @@ def test_they_keep_their_floors_beside_each_other(bundle: Bundle) -> None:
     assert manifest.lowering["int8"].calibration == manifest.lowering["fp8"].calibration
 
 
-def test_what_cannot_run_here_says_so(bundle: Bundle) -> None:
-    model = fgclip_rt.load(bundle.path, device="cpu", precision="bf16")
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("fp8", marks=pytest.mark.skipif(RUNS_FP8, reason="this onnxruntime runs it"))]
+)
+def test_what_cannot_run_here_says_so(bundle: Bundle, precision: str) -> None:
+    model = fgclip_rt.load(bundle.path, device="cpu", precision=precision)
     with pytest.raises(DeviceError) as info:
         model.embed_texts("a cat")
-    assert_one_sentence(info.value, "in bf16", "cpu", "fp32", "int8")
+    assert_one_sentence(info.value, f"in {precision}", "cpu", "fp32", "int8")
 
 
 @pytest.mark.skipif(not RUNS_FP8, reason="onnxruntime runs float8 on a CPU from 1.32 on")
