@@ -3,18 +3,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
 
-# The editable install links files one by one (so that mypy sees export/ as fgclip_rt.export), hence a new or removed
-# file, which touches its folder, installs again.
-PACKAGES := fgclip_rt fgclip_rt/backends fgclip_rt/cli $(wildcard fgclip_rt/models/*) benchmarks engines export \
-	$(addprefix export/,fgclip1 fgclip2 fineclip siglip2) tools/pocket tools/pocket/training
-
 .PHONY: install demo test test-slow bench bench-report lint clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml $(PACKAGES)
+$(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]' --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	# A peer for FineCLIP's towers, without its torchvision, for which there is no build beside this torch.
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31
 	touch $@
@@ -44,17 +39,16 @@ test-slow: install
 
 # Exports models of real size with random weights and measures them beside what a user would pick instead.
 bench: install
-	$(BIN)/python -P -m fgclip_rt.benchmarks.suite benchmarks
+	$(BIN)/python -m fgclip_rt.benchmarks.page.suite benchmarks
 
 # The page and the pictures again, from the results that are there.
 bench-report: install
-	$(BIN)/python -P -m fgclip_rt.benchmarks.readme benchmarks
+	$(BIN)/python -m fgclip_rt.benchmarks.page.readme benchmarks
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# From elsewhere, so that the installed package, with export/ in its place, is what is checked.
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

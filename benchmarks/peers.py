@@ -13,8 +13,9 @@ from torch import Tensor
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
-from fgclip_rt.export.families import ReferenceModel, family
-from fgclip_rt.export.roi_align import region_features
+from fgclip_rt.export.families import table as families
+from fgclip_rt.export.families.base import ReferenceModel
+from fgclip_rt.export.reference.roi_align import region_features
 
 from .inputs import make_inputs, walk_type
 from .task import Case, CheckpointName, Contender, Run, UnableError
@@ -39,7 +40,7 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
         return checkpoint_source(info.name).load()[0]
     if info.weights != "random" or spec is None:
         raise ArgumentError(f"{info.name} has weights that only its checkpoint holds; pass --checkpoint.")
-    return family(spec.family).random(spec.config, 0)
+    return families.random(spec.family, spec.config)
 
 
 def siglip2_parts(reference: ReferenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:

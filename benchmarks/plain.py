@@ -37,8 +37,8 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
     import torch
     from torch import Tensor, nn
 
-    from fgclip_rt.export.reference_blocks import key_mask
-    from fgclip_rt.export.siglip2.reference import resize_positions
+    from fgclip_rt.export.families.siglip2.reference import resize_positions
+    from fgclip_rt.export.reference.blocks import key_mask
 
     from .inputs import grid
     from .peers import Tower, load_reference

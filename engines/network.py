@@ -1,8 +1,8 @@
 """A graph of a bundle as TensorRT's parser takes it: sizes fixed where an engine fixes them, and attention with a mask.
 
-The bundle's graphs hide keys with one more channel in every head (:mod:`fgclip_rt.export.attention`), for the sake of
-onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to memory,
-in float32. With a mask in the channel's place each attention becomes one kernel, in 16-bit types.
+The bundle's graphs hide keys with one more channel in every head (:mod:`fgclip_rt.export.graphs.attention`), for the
+sake of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
+memory, in float32. With a mask in the channel's place each attention becomes one kernel, in 16-bit types.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 from fgclip_rt.progress import BeginStage
 
-from .calibration import CalibrationInputs
-from .checkpoint import LocalFiles
+from .checkpoints.locate import LocalFiles
+from .checkpoints.registry import MODELS, ModelSpec, find_model
 from .pipeline import Source, checkpoint_source, export, random_source, verify_against
-from .precisions import PRECISIONS
-from .registry import MODELS, ModelSpec, find_model
+from .precision.calibration import CalibrationInputs
+from .precision.precisions import PRECISIONS
 
 __all__ = [
     "MODELS",

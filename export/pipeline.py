@@ -17,23 +17,25 @@ import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, CheckpointError, ParityError
-from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, Limits, Manifest, ModelInfo, Parity
+from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
 from fgclip_rt.pocket.calibration import calibration_inputs
 from fgclip_rt.probe import Probe
 from fgclip_rt.progress import BeginStage, silent
 
-from . import calibration, families, probe
-from .assembly import Assembly
-from .calibration import CalibrationData, CalibrationInputs
-from .checkpoint import LocalFiles, locate
-from .families import ReferenceModel
-from .observation import METHODS
-from .onnx_writer import trace
-from .output import new_folder
-from .planner import Inputs, Planner
-from .precisions import FP32, PRECISIONS, Precision
-from .registry import find_model, unknown_model
+from .bundle import probe
+from .bundle.assembly import Assembly
+from .bundle.output import new_folder
+from .checkpoints.locate import LocalFiles, locate
+from .checkpoints.registry import find_model, unknown_model
+from .families import table as families
+from .families.base import ReferenceModel
+from .graphs.trace import trace
+from .precision import calibration
+from .precision.calibration import CalibrationData, CalibrationInputs
+from .precision.observation import METHODS
+from .precision.planner import Inputs, Planner
+from .precision.precisions import PRECISIONS, Precision
 
 _PROBE = "probe.safetensors"
 
@@ -67,15 +69,16 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
     checkpoint = locate(model, revision, files)
 
     def load() -> tuple[ReferenceModel, ModelInfo]:
+        family, reference = families.load(checkpoint)
         info = ModelInfo(
             name=checkpoint.name,
-            family=families.family_name(checkpoint),
+            family=family,
             source=checkpoint.source,
             revision=checkpoint.revision,
             weights=checkpoint.origin,
             checkpoint_sha256=checkpoint.sha256(),
         )
-        return families.load(checkpoint), info
+        return reference, info
 
     return Source(checkpoint.name, load, _pocket_scenes if checkpoint.origin == "shipped" else None)
 
@@ -92,7 +95,7 @@ def random_source(model: str, seed: int = 0) -> Source:
     info = ModelInfo(
         name=spec.name, family=spec.family, source=None, revision=None, weights="random", checkpoint_sha256=None
     )
-    return Source(spec.name, lambda: (families.family(spec.family).random(spec.config, seed), info))
+    return Source(spec.name, lambda: (families.random(spec.family, spec.config, seed), info))
 
 
 def export(
@@ -114,10 +117,10 @@ def export(
     Args:
         source: from :func:`checkpoint_source` or :func:`random_source`.
         output: the bundle's folder.
-        precisions: which precisions to write, keys of :data:`fgclip_rt.export.precisions.PRECISIONS`.
+        precisions: which precisions to write, keys of :data:`fgclip_rt.export.precision.precisions.PRECISIONS`.
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
-        method: how ranges of activations are found, one of :data:`fgclip_rt.export.observation.METHODS`.
+        method: how ranges of activations are found, one of :data:`fgclip_rt.export.precision.observation.METHODS`.
         floor: the smallest cosine to accept in lower precisions, where it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.

@@ -6,8 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
 from .errors import ArgumentError, BundleError
-from .manifest import FileInfo, Manifest, decode_manifest
+from .manifest import FORMAT, FORMAT_VERSION, FileInfo, Manifest, SquareSpec
 
 MANIFEST = "manifest.json"
 #: A cache of built engines that may come and go; the only thing in a bundle that the manifest does not list.
@@ -128,6 +130,36 @@ class Bundle:
                 )
 
 
+def decode_manifest(text: bytes, where: str) -> Manifest:
+    """Decode the text of a ``manifest.json``.
+
+    Args:
+        text: the file's bytes.
+        where: its path, for messages.
+
+    Raises:
+        BundleError: it is not JSON, from a newer version, or not as specified.
+    """
+    try:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{where} is not JSON ({error}); export the bundle again.") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
+            "upgrade fgclip-rt, or export the bundle with this version."
+        )
+    try:
+        manifest = msgspec.convert(document, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{where} is not as specified: {error}; export the bundle again.") from None
+    _check_references(manifest, where)
+    return manifest
+
+
 def list_files(folder: Path) -> list[str]:
     """Names of the files that make up a bundle, relative and with slashes: all but the manifest and the engines."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
@@ -147,3 +179,27 @@ def sha256(*paths: Path) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _check_references(manifest: Manifest, where: str) -> None:
+    image = manifest.image
+    if isinstance(image, SquareSpec) and image.image_size % image.patch_size:
+        raise BundleError(
+            f"{where} cuts images of {image.image_size} pixels into patches of {image.patch_size}; "
+            "export the bundle again."
+        )
+    named = [manifest.text.tokenizer, manifest.parity.probe]
+    named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
+    for file in named:
+        if file not in manifest.files:
+            raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
+    if not manifest.graphs or not manifest.precisions:
+        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
+    for precision in manifest.precisions:
+        if precision not in manifest.parity.limits:
+            raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")
+    for precision in manifest.lowering:
+        if precision not in manifest.precisions:
+            raise BundleError(
+                f"{where} says how {precision} was made but lists no such precision; export the bundle again."
+            )

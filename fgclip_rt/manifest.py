@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from .errors import BundleError
-
 FORMAT: Literal["fgclip-rt-bundle"] = "fgclip-rt-bundle"
 #: The version that this package writes, and the newest that it reads.
 FORMAT_VERSION: Literal[1] = 1
+
+#: The precision that the reference computes in, and that every other is made from and compared with.
+FP32 = "fp32"
 
 
 Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
@@ -284,57 +285,3 @@ class Manifest(Strict, frozen=True):
         """The same as dictionaries, tuples and plain values."""
         result: dict[str, Any] = msgspec.to_builtins(self)
         return result
-
-
-def decode_manifest(text: bytes, where: str) -> Manifest:
-    """Decode the text of a ``manifest.json``.
-
-    Args:
-        text: the file's bytes.
-        where: its path, for messages.
-
-    Raises:
-        BundleError: it is not JSON, from a newer version, or not as specified.
-    """
-    try:
-        document = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{where} is not JSON ({error}); export the bundle again.") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
-    version = document.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise BundleError(
-            f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
-            "upgrade fgclip-rt, or export the bundle with this version."
-        )
-    try:
-        manifest = msgspec.convert(document, Manifest)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{where} is not as specified: {error}; export the bundle again.") from None
-    _check_references(manifest, where)
-    return manifest
-
-
-def _check_references(manifest: Manifest, where: str) -> None:
-    image = manifest.image
-    if isinstance(image, SquareSpec) and image.image_size % image.patch_size:
-        raise BundleError(
-            f"{where} cuts images of {image.image_size} pixels into patches of {image.patch_size}; "
-            "export the bundle again."
-        )
-    named = [manifest.text.tokenizer, manifest.parity.probe]
-    named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
-    for file in named:
-        if file not in manifest.files:
-            raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
-    if not manifest.graphs or not manifest.precisions:
-        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
-    for precision in manifest.precisions:
-        if precision not in manifest.parity.limits:
-            raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")
-    for precision in manifest.lowering:
-        if precision not in manifest.precisions:
-            raise BundleError(
-                f"{where} says how {precision} was made but lists no such precision; export the bundle again."
-            )

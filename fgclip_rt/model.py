@@ -15,9 +15,9 @@ from PIL import Image
 
 from .ahead import map_ahead
 from .backends import Array, Backend, Result
-from .backends.choice import choose_backend
 from .boxes import check_boxes
 from .bundle import Bundle
+from .choice import choose_backend
 from .errors import ArgumentError, check_positive
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest

@@ -17,9 +17,9 @@ from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import export
+from fgclip_rt.evaluation.scenes import Evaluation, evaluate
 from fgclip_rt.export import CalibrationInputs
 from fgclip_rt.model import Model
-from fgclip_rt.pocket.evaluation import Evaluation, evaluate
 from helpers import (
     GOLDEN_NAMES,
     GOLDENS,
@@ -146,7 +146,7 @@ def _export_square(name: str, folder: Path) -> None:
     ]
     inputs = CalibrationInputs(pictures, [*texts, "", "a", "naïve café", "end of it"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((150, 200), (20, 1500), (1, 1)))
+        patch.setattr("fgclip_rt.export.bundle.probe.IMAGE_SIZES", ((150, 200), (20, 1500), (1, 1)))
         source = export.checkpoint_source(checkpoint, files=files)
         export.export(source, folder / name, ("fp32", "fp16", "int8"), inputs=inputs)
 

@@ -22,14 +22,14 @@ import pytest
 from PIL import Image
 
 from fgclip_rt import cli, export, parity
-from fgclip_rt.export import fgclip2
-from fgclip_rt.export.attention import add_definition
-from fgclip_rt.export.families import ReferenceModel
-from fgclip_rt.export.fgclip2.graphs import DenseGraph
-from fgclip_rt.export.onnx_writer import GraphSource
-from fgclip_rt.export.regions import RegionGraph
-from fgclip_rt.export.siglip2.graphs import VisionGraph
-from fgclip_rt.export.text import TextGraph
+from fgclip_rt.export.families.base import ReferenceModel
+from fgclip_rt.export.families.fgclip2 import model as fgclip2
+from fgclip_rt.export.families.fgclip2.graphs import DenseGraph
+from fgclip_rt.export.families.siglip2.graphs import VisionGraph
+from fgclip_rt.export.graphs.attention import add_definition
+from fgclip_rt.export.graphs.regions import RegionGraph
+from fgclip_rt.export.graphs.text import TextGraph
+from fgclip_rt.export.graphs.trace import GraphSource
 from fgclip_rt.progress import BeginStage
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -170,7 +170,7 @@ def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
     """Have exports trace by :func:`trace_as_in`, and probe two images only."""
     trace = trace_as_in(bundle)
     patch.setattr("fgclip_rt.export.pipeline.trace", trace)
-    patch.setattr("fgclip_rt.export.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
+    patch.setattr("fgclip_rt.export.bundle.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
     return trace
 
 

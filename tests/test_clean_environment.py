@@ -18,8 +18,10 @@ PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` folder of a new environment with the package installed from a copy of its sources."""
     folder = tmp_path_factory.mktemp("clean")
-    for name in ("fgclip_rt", "benchmarks", "engines", "export", "tools"):
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("fgclip_rt", "benchmarks", "engines", "export"):
+        shutil.copytree(
+            ROOT / name, folder / "source" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / "source")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

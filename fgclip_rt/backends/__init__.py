@@ -1,4 +1,4 @@
-"""What runs the graphs of a bundle: one module per library, and the choice between them."""
+"""What runs the graphs of a bundle: one module per library."""
 
 from __future__ import annotations
 

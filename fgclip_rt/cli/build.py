@@ -52,7 +52,7 @@ def run(
             f"backend {backend!r} needs {', '.join(missing)}, which is not installed; run pip install "
             f"'fgclip-rt[{extra}]'."
         )
-    from fgclip_rt import engines
+    from .. import engines
 
     shapes = engines.Shapes(
         buckets=None if buckets is None else _numbers("buckets", buckets),

@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..backends.choice import Fit, fit_engines
 from ..bundle import Bundle
+from ..choice import Fit, fit_engines
 from ..doctor import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Check, Timing, examine, time_precisions
 from ..errors import ArgumentError
 from . import options

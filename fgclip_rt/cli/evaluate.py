@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..evaluation.measures import MEASURES
+from ..evaluation.scenes import Evaluation, check_scenes, lacking
+from ..evaluation.scenes import evaluate as evaluate_model
 from ..pocket.captions import LANGUAGES
-from ..pocket.evaluation import MEASURES, Evaluation, check_scenes, lacking
-from ..pocket.evaluation import evaluate as evaluate_model
 from . import options
 from .console import open_model, progress_bars, say, say_json, say_table, warn
 

@@ -1,1 +1,1 @@
-"""Scenes that the project makes itself, and the small checkpoint trained on them."""
+"""How fg-clip2-pocket was trained: ``python -m tools.pocket OUTPUT`` (needs the export extra)."""

@@ -1,0 +1,82 @@
+"""From the start of a process to a vector: a script or a function that scales to zero pays it each time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..results import Start
+
+#: What a user of transformers would run: load a SigLIP 2 checkpoint, and embed one image.
+_TRANSFORMERS = """
+import sys
+import torch
+from PIL import Image
+from transformers import Siglip2Model
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+folder, image = sys.argv[1:]
+processor = Siglip2ImageProcessorPil.from_pretrained(folder)
+model = Siglip2Model.from_pretrained(folder).eval()
+with torch.inference_mode():
+    model.get_image_features(**processor(Image.open(image).convert("RGB"), return_tensors="pt"))
+"""
+
+
+#: Runs a command and tells how it went. A process's largest memory counts that of the one that it was forked from, so
+#: it must be forked from a small one.
+_LAUNCHER = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+seconds = time.perf_counter() - start
+peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([done.returncode, seconds, peak, done.stderr.decode(errors="replace")]))
+"""
+
+
+def measure_starts(
+    bundle: Path,
+    image: Path,
+    checkpoint: Path | None = None,
+    rounds: int = 15,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[Start, ...]:
+    """Embed one image in a new process, in turns.
+
+    Args:
+        bundle: for ``fgclip-rt embed``.
+        image: a file.
+        checkpoint: a SigLIP 2 checkpoint folder for transformers; None leaves that out.
+        rounds: turns of each, after one that fills the disk's cache.
+        progress: called after each turn.
+    """
+    with tempfile.TemporaryDirectory(prefix="fgclip-rt-bench-") as folder:
+        output = Path(folder) / "out.npy"
+        ours = [sys.executable, "-P", "-m", "fgclip_rt", "embed", str(bundle), str(image), "--output", str(output)]
+        commands = {"fgclip-rt embed": [*ours, "--overwrite"]}
+        if checkpoint is not None:
+            commands["transformers"] = [sys.executable, "-P", "-c", _TRANSFORMERS, str(checkpoint), str(image)]
+        return _take_turns(commands, rounds, progress)
+
+
+def _take_turns(commands: Mapping[str, Sequence[str]], rounds: int, progress: Callable[[], None]) -> tuple[Start, ...]:
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    peaks = dict.fromkeys(commands, 0)
+    problems = dict.fromkeys(commands, "")
+    for turn in range(rounds + 1):
+        for name, command in commands.items():
+            if problems[name]:
+                continue
+            launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
+            status, elapsed, peak, noise = json.loads(subprocess.run(launched, capture_output=True, check=True).stdout)
+            if status:
+                problems[name] = (noise.strip().splitlines() or ["no reason given"])[-1]
+            elif turn:
+                seconds[name].append(elapsed)
+                peaks[name] = max(peaks[name], peak)
+        progress()
+    return tuple(Start(name, tuple(seconds[name]), peaks[name], problems[name]) for name in commands)

@@ -1,0 +1,1 @@
+"""Bundles on disk: weights stored once, the recorded probe, and a folder that appears whole or not at all."""

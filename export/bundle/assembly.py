@@ -1,0 +1,148 @@
+"""A bundle in the making: its folder, the precisions written so far, and the manifest that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files, sha256
+from fgclip_rt.manifest import FP32, GraphFile, Limits, Lowering, Manifest, ParityRow, TensorSpec
+
+from .weights import WeightFiles, external_tensors, has_weights
+
+_T = TypeVar("_T")
+
+
+class Assembly:
+    """The folder of a bundle that is being written.
+
+    Attributes:
+        folder: where.
+        manifest: what is there so far; ``files`` is empty until :meth:`finish`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Begin in ``folder``, which holds the tokenizer and the probe, with a manifest that has no graphs."""
+        self.folder = folder
+        self._weights = WeightFiles(folder)
+        self.manifest = manifest
+
+    def write(
+        self, precision: str, models: Mapping[str, ir.Model], limits: Limits, lowering: Lowering | None = None
+    ) -> None:
+        """Write the graphs of a precision, in the place of those that it had."""
+        self.remove(precision)
+        # A graph with no weights is the same in every precision.
+        files = {
+            name: f"{name}.onnx" if precision == FP32 or not has_weights(model) else f"{name}.{precision}.onnx"
+            for name, model in models.items()
+        }
+        self._weights.write({files[name]: model for name, model in models.items()}, _weights_name(precision))
+        parity = self.manifest.parity
+        self._change(
+            graphs={
+                name: {**self.manifest.graphs.get(name, {}), precision: _graph_file(files[name], model)}
+                for name, model in models.items()
+            },
+            lowering=self.manifest.lowering if lowering is None else {**self.manifest.lowering, precision: lowering},
+            parity=msgspec.structs.replace(parity, limits={**parity.limits, precision: limits}),
+        )
+
+    def write_for_now(self, models: Mapping[str, ir.Model]) -> None:
+        """Write what models in memory hold to files that :meth:`finish` removes, so that onnxruntime can map it."""
+        files = {f"{name}.for-now.onnx": model for name, model in models.items()}
+        # Removed first, not overwritten: an earlier one may still be mapped.
+        self._weights.remove("weights.for-now.safetensors")
+        self._weights.write(files, "weights.for-now.safetensors", lasting=False)
+
+    def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
+        """Note what a precision was measured to do."""
+        parity = self.manifest.parity
+        measured = {**parity.measured, precision: tuple(rows)}
+        self._change(parity=msgspec.structs.replace(parity, measured=measured))
+
+    def remove(self, precision: str) -> None:
+        """Take a precision out again. No other may use its weights yet."""
+        self._forget(precision)
+        self._weights.remove(_weights_name(precision))
+
+    def bundle(self) -> Bundle:
+        """The bundle as it stands, for those who run it; a later change of it is noticed by them."""
+        path = self.folder / MANIFEST
+        path.write_text(self.manifest.to_json(), encoding="utf-8")
+        return Bundle(self.folder, self.manifest, sha256(path))
+
+    def finish(self, precisions: Sequence[str]) -> None:
+        """Write the whole manifest, for some of the precisions, and remove the files that those do not need."""
+        dropped = [precision for precision in self.manifest.precisions if precision not in precisions]
+        for precision in dropped:
+            self._forget(precision)
+        if dropped:
+            self._repack()
+        wanted = {self.manifest.text.tokenizer, self.manifest.parity.probe, *self._graph_files()}
+        for file in self._graph_files():
+            wanted |= {str(tensor.location) for tensor in external_tensors(ir.load(self.folder / file))}
+        for name in list_files(self.folder):
+            if name not in wanted:
+                (self.folder / name).unlink()
+        self._change(files={name: file_info(self.folder / name) for name in sorted(wanted)})
+        self.bundle()
+
+    def _repack(self) -> None:
+        """Give the precisions that are left files of weights that hold what they need and nothing else."""
+        new = self.folder / "repacked"
+        new.mkdir()
+        weights = WeightFiles(new)
+        for precision in self.manifest.precisions:
+            files = {graph[precision].file for graph in self.manifest.graphs.values()}
+            weights.write({file: ir.load(self.folder / file) for file in sorted(files)}, _weights_name(precision))
+        for path in new.iterdir():
+            path.replace(self.folder / path.name)
+        new.rmdir()
+
+    def _forget(self, precision: str) -> None:
+        parity = self.manifest.parity
+        self._change(
+            graphs={name: _without(graph, precision) for name, graph in self.manifest.graphs.items()},
+            lowering=_without(self.manifest.lowering, precision),
+            parity=msgspec.structs.replace(
+                parity,
+                limits=_without(parity.limits, precision),
+                measured=_without(parity.measured, precision),
+            ),
+        )
+
+    def _graph_files(self) -> set[str]:
+        return {entry.file for graph in self.manifest.graphs.values() for entry in graph.values()}
+
+    def _change(self, **parts: Any) -> None:
+        self.manifest = msgspec.structs.replace(self.manifest, **parts)
+
+
+def _without(entries: Mapping[str, _T], key: str) -> dict[str, _T]:
+    return {name: entry for name, entry in entries.items() if name != key}
+
+
+def _weights_name(precision: str) -> str:
+    return "weights.safetensors" if precision == FP32 else f"weights.{precision}.safetensors"
+
+
+def _graph_file(file: str, model: ir.Model) -> GraphFile:
+    return GraphFile(
+        file=file,
+        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+    )
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=value.name, dtype=np.dtype(value.dtype.numpy()).name, shape=shape)

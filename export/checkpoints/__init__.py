@@ -1,0 +1,1 @@
+"""Checkpoints: finding them, reading their files, and stand-ins where there is none."""

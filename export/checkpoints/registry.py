@@ -1,0 +1,126 @@
+"""The models that can be exported by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import fgclip_rt
+from fgclip_rt.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        name: what users call it.
+        family: a key of :data:`fgclip_rt.export.families.base.FAMILIES`.
+        config: its sizes as its family's configuration file states them, for random weights and for weights that come
+            alone; a checkpoint's own file always wins.
+        hub_id: its repository on the Hugging Face Hub, if it is there.
+        folder: where a model lies that comes with this package. With neither, its weights are a local file.
+    """
+
+    name: str
+    family: str
+    config: Mapping[str, Any]
+    hub_id: str | None = None
+    folder: Path | None = None
+
+
+def _tower(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
+    """Sizes of a tower, as transformers' files name them."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+    }
+
+
+def _naflex(hub_id: str, family: str, sizes: dict[str, int]) -> ModelSpec:
+    """A model with the towers of SigLIP 2, both of the same sizes."""
+    config = {"vision_config": sizes, "text_config": {**sizes, "vocab_size": 256_000}}
+    return ModelSpec(hub_id.split("/")[1], family, MappingProxyType(config), hub_id)
+
+
+def _fgclip1(hub_id: str, image_size: int, patch_size: int, vision: dict[str, int], text: dict[str, int]) -> ModelSpec:
+    config = {
+        "vision_config": {**vision, "image_size": image_size, "patch_size": patch_size},
+        "text_config": text,
+        "projection_dim": text["hidden_size"],
+    }
+    return ModelSpec(hub_id.split("/")[1], "fgclip1", MappingProxyType(config), hub_id)
+
+
+def _fineclip(name: str, image_size: int, patch_size: int, width: int, layers: int, text: dict[str, int]) -> ModelSpec:
+    """A model of EVA02-CLIP's towers, as the EVA-CLIP code writes its sizes."""
+    vision = {
+        "eva_model_name": "eva02-clip",
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "width": width,
+        "layers": layers,
+        "head_width": 64,
+        "mlp_ratio": 2.6667,
+        "rope": True,
+        "pt_hw_seq_len": 16,
+        "intp_freq": True,
+        "naiveswiglu": True,
+        "subln": True,
+    }
+    config = {
+        "embed_dim": text["width"],
+        "vision_cfg": vision,
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, **text},
+    }
+    return ModelSpec(name, "fineclip", MappingProxyType(config))
+
+
+def _pocket() -> ModelSpec:
+    """A toy with the whole architecture, trained on drawn scenes (``tools/pocket``)."""
+    name = "fg-clip2-pocket"
+    vision = _tower(160, layers=6, heads=5, mlp=320)
+    text = {**_tower(128, layers=4, heads=4, mlp=256), "projection_size": 160, "vocab_size": 1024}
+    config = {"vision_config": vision, "text_config": text}
+    return ModelSpec(
+        name, "fgclip2", MappingProxyType(config), folder=Path(fgclip_rt.__file__).parent / "models" / name
+    )
+
+
+_BASE, _LARGE = _tower(768, layers=12, heads=12, mlp=3072), _tower(1024, layers=24, heads=16, mlp=4096)
+_SO400M = _tower(1152, layers=27, heads=16, mlp=4304)
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _naflex("qihoo360/fg-clip2-base", "fgclip2", _BASE),
+        _naflex("qihoo360/fg-clip2-large", "fgclip2", _LARGE),
+        _naflex("qihoo360/fg-clip2-so400m", "fgclip2", _SO400M),
+        _pocket(),
+        _fgclip1("qihoo360/fg-clip-base", 224, 16, _BASE, _tower(512, layers=12, heads=8, mlp=2048)),
+        _fgclip1("qihoo360/fg-clip-large", 336, 14, _LARGE, _tower(768, layers=12, heads=12, mlp=3072)),
+        _fineclip("fineclip-vitb16", 224, 16, 768, 12, {"width": 512, "heads": 8, "layers": 12}),
+        _fineclip("fineclip-vitl14-336", 336, 14, 1024, 24, {"width": 768, "heads": 12, "layers": 12}),
+        _naflex("google/siglip2-base-patch16-naflex", "siglip2", _BASE),
+        _naflex("google/siglip2-so400m-patch16-naflex", "siglip2", _SO400M),
+    )
+}
+
+
+def find_model(name: str) -> ModelSpec | None:
+    """The model with this name or Hub id, or None."""
+    return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.hub_id == name), None)
+
+
+def unknown_model(name: str) -> CheckpointError:
+    """The error for a name that is neither a model nor a checkpoint."""
+    names = ", ".join(MODELS)
+    return CheckpointError(
+        f"{name!r} is neither a known model nor a checkpoint folder or a file of weights (.pt); "
+        f"choose one of {names} (or its Hub id), or give the path of a local checkpoint."
+    )

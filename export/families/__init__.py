@@ -1,0 +1,1 @@
+"""Families of models: what each needs to be exported."""

@@ -1,0 +1,121 @@
+"""The configuration of an FG-CLIP checkpoint, read from its ``config.json`` and ``preprocessor_config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+
+from fgclip_rt.errors import CheckpointError
+
+from ...checkpoints.options import PixelOptions, read_options
+from ...reference.blocks import Positive, TowerConfig
+
+#: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
+#: between the others are stretched by four.
+_KEEP_LEN, _STRETCH = 20, 4
+
+
+@dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    """The vision tower; defaults are those of transformers, which released files may leave out."""
+
+    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
+    hidden_act: str = "quick_gelu"
+    num_channels: Positive = 3
+    image_size: Positive = 224
+    patch_size: Positive = 32
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class TextConfig(TowerConfig):
+    """The text tower."""
+
+    hidden_size: Positive = 512
+    intermediate_size: Positive = 2048
+    num_attention_heads: Positive = 8
+    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
+    hidden_act: str = "quick_gelu"
+    vocab_size: Positive = 49408
+    max_position_embeddings: Annotated[int, msgspec.Meta(gt=_KEEP_LEN)] = 77
+
+    @property
+    def keep_len(self) -> int:
+        """Tokens that keep their positions in a long text."""
+        return _KEEP_LEN
+
+    @property
+    def longtext_len(self) -> int:
+        """Tokens of a long text."""
+        return _STRETCH * self.max_position_embeddings - (_STRETCH - 1) * _KEEP_LEN
+
+
+@dataclass(frozen=True)
+class Config:
+    """Both towers of one checkpoint."""
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    text_config: TextConfig = field(default_factory=TextConfig)
+    projection_dim: Positive = 512
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Config:
+        """Read a parsed ``config.json``.
+
+        Raises:
+            CheckpointError: an option has a value that the model cannot be built with; those that are not named here
+                are passed over.
+        """
+        config = read_options(document, cls, "config.json")
+        config.vision_config.check("vision_config")
+        config.text_config.check("text_config")
+        vision = config.vision_config
+        if vision.num_channels != 3:
+            raise CheckpointError(
+                f"config.json: vision_config.num_channels is {vision.num_channels}, and images are RGB; "
+                "the checkpoint's config is damaged."
+            )
+        if vision.image_size % vision.patch_size:
+            raise CheckpointError(
+                f"config.json: vision_config.image_size {vision.image_size} is not a multiple of patch_size "
+                f"{vision.patch_size}; the checkpoint's config is damaged."
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig(PixelOptions):
+    """How images are prepared once they are squares; the defaults are CLIP's."""
+
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.26862954, 0.26130258, 0.27577711)
+    size: int | dict[str, int] = 224
+    crop_size: int | dict[str, int] = 224
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
+        """Read a parsed ``preprocessor_config.json``.
+
+        Raises:
+            CheckpointError: it asks for another preparation than FG-CLIP's.
+        """
+        file = "preprocessor_config.json"
+        config = read_options(document, cls, file)
+        # Images are resized to squares first, so resizing and cropping to the same size do nothing.
+        for name in ("size", "crop_size"):
+            value = getattr(config, name)
+            sides = set(value.values()) if isinstance(value, dict) else {value}
+            if sides != {vision.image_size}:
+                raise CheckpointError(
+                    f"{file}: {name} is {value!r}, and this model takes images of {vision.image_size} pixels; "
+                    "restore the original file."
+                )
+        config.check_pixels(vision.num_channels)
+        return config

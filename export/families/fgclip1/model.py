@@ -1,0 +1,101 @@
+"""FG-CLIP, as the pipeline asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from fgclip_rt.errors import CheckpointError
+from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
+
+from ...checkpoints.files import TOKENIZER, Checkpoint
+from ...checkpoints.stand_ins import clip_byte_tokenizer, random_module
+from ...checkpoints.tensors import load_module
+from ...checkpoints.tokenizers import padding_token, read_tokenizer
+from ...graphs.class_token import vision_sources
+from ...graphs.regions import region_source
+from ...graphs.text import text_source
+from ...graphs.trace import GraphSource
+from ...reference.blocks import WalkType
+from ..square import SquareModel
+from . import reference
+from .config import Config, PreprocessorConfig
+from .graphs import KINDS, text_graph, vision_tower
+
+
+class Fgclip1Model(SquareModel):
+    """A loaded FG-CLIP."""
+
+    module: reference.Fgclip1
+
+    def __init__(
+        self, model: reference.Fgclip1, preprocessor: PreprocessorConfig, tokenizer_json: str, pad_token_id: int
+    ) -> None:
+        self.module = model.eval().requires_grad_(False)
+        self.mean, self.std = preprocessor.image_mean, preprocessor.image_std
+        self._pad_token_id = pad_token_id
+        self.tokenizer_json = tokenizer_json
+
+    @property
+    def embedding_size(self) -> int:
+        return self.module.config.projection_dim
+
+    @property
+    def image_spec(self) -> SquareSpec:
+        # The README of the released code resizes by Pillow's default filter.
+        vision = self.module.config.vision_config
+        return SquareSpec(
+            patch_size=vision.patch_size,
+            channels=vision.num_channels,
+            resample="bicubic",
+            image_size=vision.image_size,
+        )
+
+    @property
+    def text_spec(self) -> TextSpec:
+        text = self.module.config.text_config
+        lengths = {name: text.longtext_len if name == "long" else text.max_position_embeddings for name in KINDS}
+        return TextSpec(
+            tokenizer=TOKENIZER,
+            lowercase=False,  # the tokenizer does it
+            pad_token_id=self._pad_token_id,
+            attention_mask=False,
+            walk_types={name: WalkTypeSpec(index=index, length=lengths[name]) for name, index in KINDS.items()},
+        )
+
+    def graphs(self) -> dict[str, GraphSource]:
+        width = self.embedding_size
+        length = self.module.config.text_config.max_position_embeddings
+        return {
+            **vision_sources(vision_tower(self.module, self.mean, self.std), normalised=False),
+            "text": text_source(text_graph(self.module), length, width),
+            "region": region_source(width),
+        }
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:  # noqa: ARG002
+        return self.module.get_text_features(input_ids, cast(WalkType, walk_type))
+
+
+def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Fgclip1Model:
+    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    sizes = Config.from_json(config)
+    preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), sizes.vision_config)
+    tokenizer_json, tokenizer = read_tokenizer(checkpoint)
+    pad_token_id = padding_token(checkpoint, tokenizer, sizes.text_config.vocab_size)
+    model = load_module(lambda: reference.Fgclip1(sizes), checkpoint)
+    ends = tokenizer.encode("").ids[-1:]
+    if ends != [reference.END_TOKEN]:
+        raise CheckpointError(
+            f"{checkpoint.where(TOKENIZER)} ends texts with {ends}, and FG-CLIP looks for the token "
+            f"{reference.END_TOKEN}; restore the tokenizer that came with the weights."
+        )
+    return Fgclip1Model(model, preprocessor, tokenizer_json, pad_token_id)
+
+
+def random(config: Mapping[str, Any], seed: int) -> Fgclip1Model:
+    """A model of these sizes with seeded random weights and a tokenizer that spells texts byte by byte."""
+    sizes = Config.from_json(config)
+    model = random_module(lambda: reference.Fgclip1(sizes), seed, logit_scale=4.6)
+    return Fgclip1Model(model, PreprocessorConfig(), clip_byte_tokenizer(), reference.END_TOKEN)

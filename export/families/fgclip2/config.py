@@ -1,0 +1,34 @@
+"""The configuration of an FG-CLIP 2 checkpoint: SigLIP 2's, with long text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fgclip_rt.errors import CheckpointError
+
+from ...reference.blocks import Positive
+from ..siglip2 import config as siglip2
+
+
+@dataclass(frozen=True)
+class TextConfig(siglip2.TextConfig):
+    """The text tower."""
+
+    longtext_len: siglip2.Length = 196
+    keep_len: Positive = 20
+
+
+@dataclass(frozen=True)
+class Config(siglip2.Config):
+    """Both towers of one checkpoint."""
+
+    text_config: TextConfig = field(default_factory=TextConfig)
+
+    def check(self) -> None:
+        """Raise CheckpointError where two options do not go together."""
+        super().check()
+        if self.text_config.keep_len > self.text_config.longtext_len:
+            raise CheckpointError(
+                f"config.json: text_config.keep_len {self.text_config.keep_len} is over longtext_len "
+                f"{self.text_config.longtext_len}; the checkpoint's config is damaged."
+            )

@@ -1,0 +1,156 @@
+"""SigLIP 2 NaFlex, as the pipeline asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fgclip_rt.manifest import NaflexSpec, Score, TextSpec, WalkTypeSpec
+
+from ...checkpoints.files import TOKENIZER, Checkpoint
+from ...checkpoints.stand_ins import byte_tokenizer, random_module
+from ...checkpoints.tensors import load_module
+from ...checkpoints.tokenizers import makes_mask, padding_token, read_tokenizer
+from ...graphs.text import TextGraph, text_source
+from ...graphs.trace import GraphSource
+from ...reference.blocks import WalkType
+from ..base import ReferenceModel
+from . import reference
+from .config import Config, PreprocessorConfig
+from .graphs import PoolingHead, TextTower, VisionGraph, VisionTower, vision_source
+
+#: The largest count that the released models are shown with (dense maps of FG-CLIP 2).
+MAX_NUM_PATCHES = 16_384
+
+#: Logit scale and bias beside random weights, near to those of the released models.
+RANDOM_SCALARS = {"logit_scale": 4.7, "logit_bias": -12.0}
+
+
+class Siglip2Model(ReferenceModel):
+    """A loaded SigLIP 2: whole images and short texts."""
+
+    module: reference.Siglip2
+
+    def __init__(
+        self,
+        model: reference.Siglip2,
+        preprocessor: PreprocessorConfig,
+        tokenizer_json: str,
+        pad_token_id: int,
+        masked: bool,
+    ) -> None:
+        self.module = model.eval().requires_grad_(False)
+        self._normalisation = preprocessor.image_mean, preprocessor.image_std
+        self._max_num_patches = preprocessor.max_num_patches
+        self._pad_token_id = pad_token_id
+        self._masked = masked
+        self.tokenizer_json = tokenizer_json
+
+    @property
+    def embedding_size(self) -> int:
+        return self.module.config.vision_config.hidden_size
+
+    @property
+    def image_spec(self) -> NaflexSpec:
+        return image_spec(self.module.config, (self._max_num_patches,))
+
+    @property
+    def text_spec(self) -> TextSpec:
+        lengths = {"short": self.module.config.text_config.max_position_embeddings}
+        return text_spec(lengths, self._pad_token_id, self._masked)
+
+    @property
+    def score(self) -> Score:
+        return Score(
+            activation="sigmoid",
+            logit_scale=self.module.logit_scale.item(),
+            logit_bias=self.module.logit_bias.item(),
+        )
+
+    def graphs(self) -> dict[str, GraphSource]:
+        tower, pooling = self._vision_parts()
+        vision = vision_source(VisionGraph(tower, pooling), self.module.vision_model)
+        return {"vision": vision, "text": self._text_source()}
+
+    def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
+        # Rescaled and normalised as the released processor does, before the projection.
+        mean, std = (pixels.new_tensor(values, dtype=torch.float32) for values in self._normalisation)
+        channels = pixels.unflatten(-1, (-1, len(mean))).to(torch.float32)
+        pixel_values = ((channels / 255 - mean) / std).flatten(2)
+        mask = torch.arange(pixels.shape[1], device=pixels.device) < spatial_shapes.prod(1, keepdim=True)
+        # The reference reads the grids as numbers; from a GPU it would wait for each.
+        return pixel_values, mask.float(), spatial_shapes.cpu()
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
+        mask = attention_mask if self._masked else None
+        return self.module.get_text_features(input_ids, cast(WalkType, walk_type), mask)
+
+    def _vision_parts(self) -> tuple[VisionTower, PoolingHead]:
+        vision = self.module.vision_model
+        tower = VisionTower(vision, *self._normalisation)
+        return tower, PoolingHead(vision.head)
+
+    def _text_source(self) -> GraphSource:
+        model, walk_types = self.module, self.module.walk_types
+        heads = [model.head(walk_type) for walk_type in walk_types]
+        graph = TextGraph(TextTower(model.text_model, walk_types), [(head.weight, head.bias) for head in heads])
+        length = model.config.text_config.max_position_embeddings
+        return text_source(graph, length, self.embedding_size, masked=self._masked)
+
+
+def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:
+    """How images become patches for a model of these sizes."""
+    vision = config.vision_config
+    return NaflexSpec(
+        patch_size=vision.patch_size,
+        channels=vision.num_channels,
+        resample="bilinear",
+        buckets=buckets,
+        max_num_patches=MAX_NUM_PATCHES,
+    )
+
+
+def text_spec(lengths: Mapping[str, int], pad_token_id: int, masked: bool) -> TextSpec:
+    """How texts become tokens: padded to a length by walk type, with an attention mask or without."""
+    return TextSpec(
+        tokenizer=TOKENIZER,
+        lowercase=True,
+        pad_token_id=pad_token_id,
+        attention_mask=masked,
+        walk_types={
+            name: WalkTypeSpec(index=index, length=length) for index, (name, length) in enumerate(lengths.items())
+        },
+    )
+
+
+def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Siglip2Model:
+    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    sizes = Config.from_json(config)
+    parts = load_parts(checkpoint, sizes)
+    return Siglip2Model(load_module(lambda: reference.Siglip2(sizes), checkpoint), *parts)
+
+
+def random(config: Mapping[str, Any], seed: int) -> Siglip2Model:
+    """A model of these sizes with seeded random weights and a tokenizer that spells texts byte by byte."""
+    sizes = Config.from_json(config)
+    return Siglip2Model(random_module(lambda: reference.Siglip2(sizes), seed, **RANDOM_SCALARS), *random_parts())
+
+
+def load_parts(checkpoint: Checkpoint, config: Config) -> tuple[PreprocessorConfig, str, int, bool]:
+    """What a :class:`Siglip2Model` takes of a checkpoint besides its weights.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for a preparation that a bundle cannot express.
+    """
+    preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), config.vision_config)
+    tokenizer_json, tokenizer = read_tokenizer(checkpoint)
+    pad_token_id = padding_token(checkpoint, tokenizer, config.text_config.vocab_size)
+    return preprocessor, tokenizer_json, pad_token_id, makes_mask(checkpoint)
+
+
+def random_parts() -> tuple[PreprocessorConfig, str, int, bool]:
+    """The same for random weights."""
+    return PreprocessorConfig(), byte_tokenizer(), 0, False

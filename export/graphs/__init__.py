@@ -1,0 +1,1 @@
+"""Graphs: the reference's weights, rewritten for inference, and their trace to ONNX."""

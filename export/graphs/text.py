@@ -1,0 +1,79 @@
+"""The text graph that all families share: a tower, tables of positions and heads by the kind of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Linear
+from .trace import GraphSource
+
+
+class Positions(nn.Module):
+    """One table of positions for each kind of text; a graph of one kind has no input to choose by."""
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        """Take tables [L, D] of any lengths; the rows past a shorter one are never read."""
+        super().__init__()
+        length = max(map(len, tables))
+        padded = [F.pad(table.detach(), (0, 0, 0, length - len(table))) for table in tables]
+        self.tables = nn.Parameter(torch.stack(padded), requires_grad=False)
+
+    def forward(self, length: int, walk_type: Tensor | None) -> Tensor:
+        """The first ``length`` positions, [1, length, D]."""
+        table = self.tables if walk_type is None else torch.index_select(self.tables, 0, walk_type[None])
+        return table[:, :length]
+
+
+class TextGraph(nn.Module):
+    """``text.onnx``: input_ids int32 [B, L] → features and embeds [B, D].
+
+    Where there are several kinds of text there is an input ``walk_type`` int32 [], and where the checkpoint's tokenizer
+    makes one, an ``attention_mask`` int32 [B, L].
+    """
+
+    def __init__(self, tower: nn.Module, heads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """Join a tower, which gives the pooled state, and its heads.
+
+        Args:
+            tower: ``(input_ids, walk_type, attention_mask)`` to the pooled state [B, width].
+            heads: weight [D, width] and bias [D], or none, of each kind of text.
+        """
+        super().__init__()
+        self.text = tower
+        self.count = len(heads)
+        weights = torch.cat([weight for weight, _ in heads])
+        biases = [bias for _, bias in heads if bias is not None]
+        # All heads run and one is kept: they cost nothing next to the tower, and their weights stay constants.
+        self.text_heads = Linear(weights, torch.cat(biases) if biases else None)
+
+    def forward(
+        self, input_ids: Tensor, walk_type: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        features = self.text_heads(self.text(input_ids, walk_type, attention_mask))
+        if walk_type is not None:
+            features = torch.index_select(features.unflatten(1, (self.count, -1)), 1, walk_type[None])[:, 0]
+        return features, F.normalize(features, dim=-1)
+
+
+def text_source(graph: TextGraph, length: int, width: int, *, masked: bool = False) -> GraphSource:
+    """How to trace a text graph.
+
+    Args:
+        graph: the module.
+        length: tokens of an example.
+        width: of the vectors.
+        masked: whether the tower takes an attention mask.
+    """
+    inputs = {"input_ids": torch.zeros(2, length, dtype=torch.int32)}
+    axes = {"input_ids": {0: "batch", 1: "tokens"}}
+    if graph.count > 1:
+        inputs["walk_type"] = torch.tensor(0, dtype=torch.int32)
+    if masked:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        axes["attention_mask"] = axes["input_ids"]
+    outputs = {"text_features": ("batch", width), "text_embeds": ("batch", width)}
+    return GraphSource(graph, inputs, axes, outputs, sensitive=("text_heads",))

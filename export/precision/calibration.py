@@ -1,0 +1,221 @@
+"""Inputs that quantisation is calibrated on, and others, held out, that show what it did."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fgclip_rt.errors import ArgumentError
+from fgclip_rt.images import load_image
+from fgclip_rt.manifest import Calibration
+from fgclip_rt.model import Model
+from fgclip_rt.parity import image_parts
+from fgclip_rt.preparation import Patches
+from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+
+from ..bundle.probe import probe_boxes, probe_masks
+
+_T = TypeVar("_T")
+
+#: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
+LEAST = 16
+#: Most that are used; of more, this many are taken at even distances.
+MOST = 512
+#: One of so many inputs is held out, but no more images than can be kept in memory with all that is known of them.
+_HELD_OUT = 4
+_MOST_HELD_OUT = 32
+
+
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """What a user gives: images and texts of the kind that the model will meet.
+
+    Attributes:
+        images: paths of image files, or RGB images.
+        texts: for every walk type, or by walk type.
+    """
+
+    images: Sequence[str | Path | Image.Image]
+    texts: Sequence[str] | Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        """Refuse what is too little.
+
+        Raises:
+            ArgumentError: there are fewer than :data:`LEAST` different images, or texts of a walk type.
+        """
+        texts = list(self.texts.values()) if isinstance(self.texts, Mapping) else [self.texts]
+        images = {id(image) if isinstance(image, Image.Image) else Path(image) for image in self.images}
+        for kind, count in (("images", len(images)), ("texts", min((len(set(t)) for t in texts), default=0))):
+            if count < LEAST:
+                raise ArgumentError(
+                    f"calibration was given {count} different {kind} and needs at least {LEAST}; "
+                    "give more of what the model will meet."
+                )
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Images and texts of the kind that a model will meet.
+
+    Attributes:
+        images: paths of image files, or images.
+        texts: by walk type.
+        held_out_images: as ``images``; not used for calibration, but to see what became of the vectors.
+        held_out_texts: as ``texts``, likewise.
+        sha256: digest over the digests of all images, then all texts.
+    """
+
+    images: Sequence[Path | Image.Image]
+    texts: Mapping[str, Sequence[str]]
+    held_out_images: Sequence[Path | Image.Image]
+    held_out_texts: Mapping[str, Sequence[str]]
+    sha256: str
+
+    @property
+    def steps(self) -> int:
+        """How often :meth:`run` reports progress."""
+        return len(self.images) + len(self.texts)
+
+    def run(self, model: Model, done: Callable[[], None]) -> None:
+        """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
+        # The dense graph holds every layer that the other graphs of images have.
+        see = model.dense_features if model.has("dense") else model.embed_images
+        for image in self.images:
+            see(image)
+            done()
+        for walk_type, texts in self.texts.items():
+            model.embed_texts(texts, walk_type)
+            done()
+
+    def record(self, method: str) -> Calibration:
+        """What the manifest says of it."""
+        return Calibration(
+            method=method,
+            images=len(self.images),
+            texts=_count_distinct(self.texts),
+            held_out_images=len(self.held_out_images),
+            held_out_texts=_count_distinct(self.held_out_texts),
+            sha256=self.sha256,
+        )
+
+    @property
+    def held_out_steps(self) -> int:
+        """How often :meth:`held_out` reports progress."""
+        return len(self.held_out_images) + len(self.held_out_texts)
+
+    def held_out(self, model: Model, done: Callable[[], None]) -> Probe:
+        """The inputs that are held out, and what ``model``, in float32, makes of them."""
+        images = []
+        for source in self.held_out_images:
+            image = load_image(source)
+            patches = model.preparation(image)
+            # As large as the model sees it: a photo of many megapixels would be kept until the end.
+            rows, columns = patches.grid
+            size = (columns * model.manifest.image.patch_size, rows * model.manifest.image.patch_size)
+            rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
+            patches = model.preparation(Image.fromarray(rgb))
+            images.append(_seen(model, rgb, patches))
+            done()
+        walk_types = {}
+        for walk_type, texts in self.held_out_texts.items():
+            tokens = model.tokenizer(texts, walk_type)
+            features = model.embed_texts(texts, walk_type, normalize=False)
+            walk_types[walk_type] = ProbeTexts(tuple(texts), tokens.input_ids, tokens.attention_mask, features)
+            done()
+        return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
+
+
+def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
+    """What a model makes of an image."""
+    boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
+    parts = image_parts(model, patches, boxes, masks) if model.has("dense") else {}
+    return ProbeImage(
+        rgb=rgb,
+        patches=patches.pixels,
+        grid=np.array(patches.grid, np.int32),
+        features=model.embed_images(rgb, normalize=False)[0],
+        dense=parts.get("dense"),
+        boxes=boxes if "region" in parts else None,
+        regions=parts.get("region"),
+        masks=masks if "mask" in parts else None,
+        mask_features=parts.get("mask"),
+    )
+
+
+def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[], None]) -> CalibrationData:
+    """Read inputs once, so that a bad one is found early, and divide them.
+
+    Args:
+        inputs: of more than :data:`MOST` of a kind, that many are used.
+        walk_types: of the model.
+        done: called after each of :func:`count_steps` steps.
+
+    Raises:
+        ArgumentError: texts are given by walk type, and not for those of the model.
+        ImageError: an image cannot be read.
+    """
+    by_walk_type = inputs.texts if isinstance(inputs.texts, Mapping) else dict.fromkeys(walk_types, inputs.texts)
+    if set(by_walk_type) != set(walk_types):
+        raise ArgumentError(
+            f"calibration texts are for the walk types {', '.join(by_walk_type)}; "
+            f"give some for each of {', '.join(walk_types)}."
+        )
+    images = _spread([image if isinstance(image, Image.Image) else Path(image) for image in inputs.images])
+    texts = {walk_type: _spread(values) for walk_type, values in by_walk_type.items()}
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(hashlib.sha256(_checked_bytes(image)).digest())
+        done()
+    for walk_type, values in texts.items():
+        for text in (walk_type, *values):
+            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    used_images, held_out_images = _divide(images)
+    divided = {walk_type: _divide(values) for walk_type, values in texts.items()}
+    return CalibrationData(
+        images=used_images,
+        texts={walk_type: used for walk_type, (used, _) in divided.items()},
+        held_out_images=held_out_images,
+        held_out_texts={walk_type: held_out for walk_type, (_, held_out) in divided.items()},
+        sha256=digest.hexdigest(),
+    )
+
+
+def count_steps(inputs: CalibrationInputs) -> int:
+    """How often :func:`read` reports progress."""
+    return len(_spread(inputs.images))
+
+
+def _checked_bytes(image: Path | Image.Image) -> bytes:
+    if isinstance(image, Path):
+        load_image(image)
+        return image.read_bytes()
+    return repr((image.mode, image.size)).encode() + image.tobytes()
+
+
+def _spread(items: Sequence[_T]) -> Sequence[_T]:
+    if len(items) <= MOST:
+        return items
+    return [items[index * len(items) // MOST] for index in range(MOST)]
+
+
+def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
+    """Those to use, and those to hold out; drawn, since what is given may take turns, by language or by subject."""
+    held_out = set(random.Random(0).sample(range(len(items)), min(len(items) // _HELD_OUT, _MOST_HELD_OUT)))
+    return (
+        [item for index, item in enumerate(items) if index not in held_out],
+        [item for index, item in enumerate(items) if index in held_out],
+    )
+
+
+def _count_distinct(texts: Mapping[str, Sequence[str]]) -> int:
+    return len({text for values in texts.values() for text in values})

@@ -1,0 +1,116 @@
+"""What linear layers read while a model runs: rows of their inputs, and the range that holds nearly all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.manifest import FP32
+
+from .graph_backend import GraphBackend
+from .layers import Layer
+
+FloatArray = NDArray[np.float32]
+
+#: How a range is found: the magnitude that nearly all values keep, or the one that loses least information.
+METHODS = ("percentile", "entropy")
+
+_PERCENTILE = 99.999
+_BINS = 2048
+#: Levels, of both signs, that the search by entropy assumes.
+_LEVELS = 256
+#: Rows that are kept of each run, besides the one with the largest value.
+_ROWS_PER_RUN = 8
+
+
+class ObservingBackend(GraphBackend):
+    """Runs float32 graphs on the CPU and notes what their linear layers read."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graphs: Mapping[str, ir.Model],
+        layers: Mapping[str, Sequence[Layer]],
+        method: str | None = None,
+    ) -> None:
+        """Prepare to run graphs.
+
+        Args:
+            bundle: whose folder holds their weights.
+            graphs: in float32, by name.
+            layers: of these, by graph; which to watch.
+            method: how :meth:`ranges` is to find ranges; None if nobody will ask.
+        """
+        self._layers = {name: [layer for layer in found if layer.kind == "linear"] for name, found in layers.items()}
+        super().__init__(bundle, FP32, {name: self._with_outputs(name, model) for name, model in graphs.items()})
+        # By graph and value, since several layers may read one.
+        self._rows: dict[tuple[str, str], list[FloatArray]] = {}
+        self._random = np.random.default_rng(0)
+        self._histograms = None
+        if method is not None:
+            symmetric = method == "percentile"
+            self._histograms = HistogramCollector(method, symmetric, _BINS, _LEVELS, _PERCENTILE, "same")
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        watched = self._watched(graph)
+        results = super().run(graph, inputs, [*outputs, *watched])
+        for name, value in zip(watched, results[len(outputs) :], strict=True):
+            self._note(graph, name, value)
+        return results[: len(outputs)]
+
+    def rows(self) -> dict[str, FloatArray]:
+        """By layer that was run: some rows [n, in] of each of its inputs, and the ones with the largest magnitudes."""
+        return {
+            layer.name: np.concatenate(self._rows[graph, _input(layer)])
+            for graph, layers in self._layers.items()
+            for layer in layers
+            if (graph, _input(layer)) in self._rows
+        }
+
+    def ranges(self) -> dict[str, float]:
+        """By layer that was run: the largest magnitude of its input that is worth representing."""
+        assert self._histograms is not None
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
+            found = self._histograms.compute_collection_result()
+        return {
+            layer.name: max(abs(float(bound)) for bound in found[graph, _input(layer)][:2])
+            for graph, layers in self._layers.items()
+            for layer in layers
+            if (graph, _input(layer)) in found
+        }
+
+    def _with_outputs(self, graph: str, model: ir.Model) -> ir.Model:
+        """A copy of a graph that also returns what its layers see."""
+        model = model.clone()
+        watched = self._watched(graph)
+        for node in model.graph:
+            for value in node.outputs:
+                if value.name in watched and not value.is_graph_output():
+                    value.type = ir.TensorType(ir.DataType.FLOAT)
+                    model.graph.outputs.append(value)
+        return model
+
+    def _watched(self, graph: str) -> list[str]:
+        return list(dict.fromkeys(map(_input, self._layers.get(graph, ()))))
+
+    def _note(self, graph: str, name: str, value: FloatArray) -> None:
+        rows = value.reshape(-1, value.shape[-1])
+        largest = int(np.abs(rows).max(axis=1).argmax())
+        chosen = self._random.choice(len(rows), min(_ROWS_PER_RUN, len(rows)), replace=False)
+        self._rows.setdefault((graph, name), []).append(rows[[*chosen, largest]])
+        if self._histograms is not None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._histograms.collect({(graph, name): value})
+
+
+def _input(layer: Layer) -> str:
+    (value,) = layer.activations
+    return str(value.name)

@@ -1,0 +1,278 @@
+"""From proven float32 graphs to a lower precision that keeps its floor, or is refused.
+
+The layers get the precision's types, the graphs are written and compared with the reference, and where they fall below
+the floor the layers that suffer most go back to the next higher type, until the floor holds or too many have gone back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgclip_rt import parity
+from fgclip_rt.errors import ParityError
+from fgclip_rt.manifest import Limits, Lowering, ParityRow
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe
+from fgclip_rt.progress import BeginStage
+
+from ..bundle.assembly import Assembly
+from .calibration import CalibrationData
+from .emulation import emulate
+from .graph_backend import GraphBackend
+from .layers import Layer, find_layers
+from .lower import FLOAT, lower
+from .observation import ObservingBackend
+from .precisions import Precision
+from .sensitivity import Sensitivity
+from .smoothing import Place, choose, find_places, smooth
+
+FloatArray = NDArray[np.float32]
+
+#: The share of the layers of the graphs that fail which may go back in all, and in one round.
+_MOST, _AT_ONCE = 1 / 4, 1 / 16
+
+#: Which graphs' layers a comparison depends on, where that is not the graph that it is of.
+_DEPENDS_ON = {"region": ("dense",), "mask": ("dense",), "logits": ("vision", "text")}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What lower precisions are measured on.
+
+    Attributes:
+        probe: the recorded inputs, with the reference's results.
+        calibration: inputs to calibrate on, if there are any.
+        held_out: those that were held out, with the float32 graphs' results.
+        method: how ranges of activations are found.
+    """
+
+    probe: Probe
+    calibration: CalibrationData | None
+    held_out: Probe | None
+    method: str
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """Float32 graphs that a precision is made from.
+
+    Attributes:
+        graphs: by name.
+        layers: of each graph, those whose type can be chosen.
+        ranges: by linear layer, the largest magnitude of its input; empty where nothing is quantised.
+        smoothed: number of layers with rescaled channels.
+    """
+
+    graphs: Mapping[str, ir.Model]
+    layers: Mapping[str, Sequence[Layer]]
+    ranges: Mapping[str, float]
+    smoothed: int
+
+
+@dataclass
+class _Plan:
+    """How a precision is made.
+
+    Attributes:
+        precision: which.
+        ground: what it is made from.
+        types: by layer.
+        moved: the layers that went back, and their types now.
+        costs: by graph and layer, what the layer costs by itself in its present type, where that has been asked for.
+    """
+
+    precision: Precision
+    ground: _Ground
+    types: dict[str, ir.DataType]
+    moved: dict[str, ir.DataType] = field(default_factory=dict)
+    costs: dict[tuple[str, str], float] = field(default_factory=dict)
+
+
+class Planner:
+    """Adds lower precisions to a bundle that holds float32."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        graphs: Mapping[str, ir.Model],
+        sensitive: Mapping[str, Sequence[str]],
+        inputs: Inputs,
+        begin: BeginStage,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            assembly: a bundle with proven float32 graphs.
+            graphs: these, by name, as they were written.
+            sensitive: by graph, the layers that always stay in float32.
+            inputs: what to measure on.
+            begin: is told how far the work is.
+        """
+        self._assembly = assembly
+        self._graphs = graphs
+        self._sensitive = sensitive
+        self._inputs = inputs
+        self._begin = begin
+
+    def add(self, precision: Precision, limits: Limits) -> None:
+        """Add a precision that keeps ``limits``.
+
+        Raises:
+            ParityError: it does not, whatever reasonable number of layers goes back; it is not in the bundle then.
+        """
+        ground = self._quantisable if precision.is_quantised else self._ground(self._graphs)
+        layers = [layer for found in ground.layers.values() for layer in found]
+        plan = _Plan(precision, ground, {layer.name: precision.type_of(layer) for layer in layers})
+        while True:
+            rows = self._try(plan, limits)
+            failed = [row for row in rows if not row.passed]
+            if not failed:
+                self._assembly.set_measured(precision.name, rows)
+                return
+            if not self._move_back(plan, failed):
+                self._assembly.remove(precision.name)
+                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows})
+
+    def _ground(self, graphs: Mapping[str, ir.Model]) -> _Ground:
+        layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
+        return _Ground(graphs, layers, ranges={}, smoothed=0)
+
+    @cached_property
+    def _quantisable(self) -> _Ground:
+        """Graphs whose outlier channels are smoothed and whose activations' ranges are known, for all of 8 bits."""
+        plain = self._ground(self._graphs)
+        rows = self._observe(plain, "calibrate, pass 1").rows()
+        places = self._common_places(plain)
+        factors: dict[str, FloatArray] = {}
+        for place in places.values():
+            # Readers of one value saw the same rows; a slice of it is another.
+            seen = {reader.activations[0]: rows[reader.name] for reader in place.readers}
+            best = choose(place, np.concatenate(list(seen.values())), ir.DataType.INT8)
+            if best is not None:
+                factors[place.name] = best
+        graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
+        self._assembly.write_for_now(graphs)
+        smoothed = self._ground(graphs)
+        ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
+        readers = {reader.name for name in factors for reader in places[name].readers}
+        return _Ground(graphs, smoothed.layers, ranges, len(readers))
+
+    def _common_places(self, ground: _Ground) -> dict[str, Place]:
+        """Where channels can be rescaled, by name: in every graph that shares the weights, or they would differ."""
+        found = {
+            name: {place.name: place for place in find_places(graph, self._sensitive[name])}
+            for name, graph in ground.graphs.items()
+        }
+        layers = {name: {layer.name for layer in of_graph} for name, of_graph in ground.layers.items()}
+        return {
+            place.name: place
+            for places in found.values()
+            for place in places.values()
+            if all(
+                place.name in found[name]
+                for name, shared in layers.items()
+                if not shared.isdisjoint(reader.name for reader in place.readers)
+            )
+        }
+
+    def _observe(self, ground: _Ground, stage: str, method: str | None = None) -> ObservingBackend:
+        """Run float32 graphs on the calibration inputs."""
+        data = self._inputs.calibration
+        assert data is not None  # or the export would have been refused
+        bundle = self._assembly.bundle()
+        backend = ObservingBackend(bundle, ground.graphs, ground.layers, method)
+        data.run(Model(bundle, backend), self._begin(stage, data.steps))
+        return backend
+
+    def _try(self, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
+        """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
+        name = plan.precision.name
+        done = self._begin(f"convert to {name}", len(plan.ground.graphs))
+        lowered = {}
+        for graph, source in plan.ground.graphs.items():
+            lowered[graph] = lower(source, plan.types, plan.ground.ranges)
+            done()
+        self._assembly.write(name, lowered, limits, self._lowering(plan))
+        bundle = self._assembly.bundle()
+        files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
+        emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
+        model = Model(bundle, GraphBackend(bundle, name, emulated))
+        recorded, held_out = self._inputs.probe, self._inputs.held_out
+        done = self._begin(f"check {name} parity", parity.count_rows(recorded))
+        rows = parity.check(model, recorded, limits, done)
+        # Held-out inputs take longest, so a plan that the probe refuses never gets there.
+        if held_out is None or not all(row.passed for row in rows):
+            return rows
+        done = self._begin(f"check {name} held out", parity.count_held_out_rows(model, held_out))
+        return (*rows, *parity.check_held_out(model, held_out, limits, done))
+
+    def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
+        """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
+        graphs = sorted({graph for row in failed for graph in _DEPENDS_ON.get(row.graph, (row.graph,))})
+        layers = {layer.name for graph in graphs for layer in plan.ground.layers.get(graph, ())}
+        left = math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers)
+        costs = self._costs(plan, graphs)
+        ranked = sorted(costs, key=lambda name: (-costs[name], name))
+        overflowing = [name for name in ranked if math.isinf(costs[name])]
+        # Where something overflows, nothing else is to blame yet. A layer that overflows even in the type that it went
+        # to goes on to the next, and counts once.
+        untouched = [name for name in ranked if name not in plan.moved]
+        suspects = overflowing or untouched[: math.ceil(_AT_ONCE * len(layers))]
+        fresh = [name for name in suspects if name in untouched][: max(0, left)]
+        chosen = [name for name in overflowing if name in plan.moved] + fresh
+        for name in chosen:
+            plan.types[name] = plan.moved[name] = plan.precision.next_above(plan.types[name])
+        plan.costs = {key: cost for key, cost in plan.costs.items() if key[1] not in chosen}
+        return bool(chosen)
+
+    def _costs(self, plan: _Plan, graphs: Sequence[str]) -> dict[str, float]:
+        """What each layer of some graphs that is not in float32 costs, by layer: the most that it costs one of them."""
+        wanted = [
+            (graph, layer.name)
+            for graph in graphs
+            for layer in plan.ground.layers.get(graph, ())
+            if plan.types[layer.name] != FLOAT
+        ]
+        missing = [key for key in wanted if key not in plan.costs]
+        done = self._begin(f"find {plan.precision.name}'s losses", len(missing))
+        sensitivity = Sensitivity(self._assembly.bundle(), plan.ground.graphs, self._inputs.probe)
+        for graph, layer in missing:
+            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.ground.ranges)
+            done()
+        costs: dict[str, float] = {}
+        for graph, layer in wanted:
+            costs[layer] = max(plan.costs[graph, layer], costs.get(layer, 0.0))
+        return costs
+
+    def _lowering(self, plan: _Plan) -> Lowering:
+        precision, data = plan.precision, self._inputs.calibration
+        return Lowering(
+            linear=_name(precision.linear),
+            other=_name(precision.other),
+            moved={name: _name(dtype) for name, dtype in plan.moved.items()},
+            smoothed=plan.ground.smoothed,
+            calibration=data.record(self._inputs.method) if data is not None and precision.is_quantised else None,
+        )
+
+
+def _name(dtype: ir.DataType) -> str:
+    return np.dtype(dtype.numpy()).name
+
+
+def _refusal(plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
+    """Why a precision is not in the bundle, as a clause."""
+    failed = [row for row in rows if not row.passed]
+    worst = min(failed, key=lambda row: row.min_cosine)
+    found = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"
+    moved = f"even with {', '.join(sorted(plan.moved))} in higher types" if plan.moved else "with no layer to move"
+    return (
+        f"{plan.precision.name} was refused: {len(failed)} of {len(rows)} comparisons fall below its floor of "
+        f"{limits.min_cosine!r}, the worst ({worst.graph}, {worst.case}) with {found}, {moved}"
+    )

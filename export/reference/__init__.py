@@ -1,0 +1,1 @@
+"""Plain PyTorch that graphs are held to. It imports no graph."""

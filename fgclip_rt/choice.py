@@ -1,0 +1,202 @@
+"""Which backend runs a bundle: its engines where they fit, onnxruntime otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+from .backends import Backend
+from .backends.onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
+from .bundle import Bundle
+from .engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
+from .errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
+from .machine import nvidia_gpus
+from .packages import CUDA_REMEDY
+
+#: Libraries whose engines we run.
+ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", *ENGINE_BACKENDS)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An engine, and why it cannot be run here; nothing where it can."""
+
+    engine: Engine
+    problem: str
+
+
+def choose_backend(
+    bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, backend: str | None = None
+) -> Backend:
+    """What runs ``bundle``.
+
+    Args:
+        bundle: an opened bundle.
+        precision: one of the manifest's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: threads of one operator on the CPU; None takes one for each core that we may use.
+        backend: one of :data:`BACKENDS`; None takes engines where they fit, and says which and why.
+
+    Raises:
+        ArgumentError: an argument is unknown, or they do not go together.
+        DeviceError: what was asked for is not there.
+        EngineError: engines were asked for and none fits, or one is damaged.
+    """
+    if device not in DEVICES:
+        raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+    if backend not in (None, *BACKENDS):
+        raise ArgumentError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
+    if device == "cpu" and backend in ENGINE_BACKENDS:
+        raise ArgumentError(f"{backend} runs on NVIDIA GPUs only; use device 'cuda', or another backend.")
+    # Where there is no GPU, nothing that is said of engines is of use to those who did not ask for them.
+    unasked = device == "auto" and backend is None
+    if device == "cpu" or backend == "onnxruntime" or (unasked and not (has_engines(bundle) and _has_gpu())):
+        return OnnxRuntimeBackend(bundle, precision, device, threads)
+
+    libraries = ENGINE_BACKENDS if backend is None else (backend,)
+    fits = [fit for fit in fit_engines(bundle, precision) if fit.engine.key.library.name in libraries]
+    fitting = _of_one_library([fit.engine for fit in fits if not fit.problem])
+    if backend is not None:
+        if not fitting:
+            raise _none_fits(bundle, precision, backend, fits)
+        return _engine_backend(bundle, precision, fitting, f"backend {backend!r} was asked for alone")
+    if not fitting:
+        why = _why_not(bundle, fits)
+        try:
+            return OnnxRuntimeBackend(bundle, precision, device, threads, why)
+        except DeviceError as error:
+            raise DeviceError(f"{str(error).rstrip('.')}{why and f' ({why})'}.") from None
+    if CUDA_PROVIDER in ort.get_available_providers():
+        return _engine_backend(bundle, precision, fitting, OnnxRuntimeBackend(bundle, precision, "cuda", threads))
+    return _engine_backend(bundle, precision, fitting, f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')")
+
+
+def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
+    """The engines of a bundle, and whether we can run them here.
+
+    Args:
+        bundle: an opened bundle.
+        precision: takes those of one precision; None takes all.
+
+    Raises:
+        EngineError: an engine is damaged.
+    """
+    engines = [engine for engine in find_engines(bundle) if precision is None or _serves(bundle, engine.key, precision)]
+    if not engines:
+        return []
+    gpu, unknown = _gpu()
+    installed = _installed({engine.key.library.name for engine in engines})
+    return [Fit(engine, _problem(engine.key, bundle, installed, gpu, unknown)) for engine in engines]
+
+
+def _problem(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None, unknown: str) -> str:
+    if key.library.name not in ENGINE_BACKENDS:
+        return "it is for services that use onnxruntime themselves"
+    problem = misfit(key, bundle, installed, gpu)
+    return unknown if unknown and problem == NO_GPU else problem
+
+
+def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
+    """The command that builds an engine like that of ``key``, for ``gpu`` where there is one."""
+    graph = bundle.manifest.graphs.get(key.graph, {}).get(key.precision)
+    options = ["--backend", key.library.name, "--graph", key.graph, "--precision", key.precision]
+    if key.stripped:
+        options += ["--strip-weights"]
+    if gpu is not None:
+        options += ["--target", "current"]
+    if graph is not None and set(key.profiles) == {spec.name for spec in graph.inputs}:
+        for axis, (smallest, usual, largest) in axes(key.profiles, graph.inputs).items():
+            option, value = {
+                "patches": ("--buckets", str(largest)),
+                "tokens": ("--text-lengths", str(largest)),
+            }.get(axis, (f"--{axis}", f"{smallest},{usual},{largest}"))
+            options += [option, value]
+    return shlex.join(["fgclip-rt", "build", str(bundle.path), *options])
+
+
+def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
+    """Whether an engine's graph is, in ``precision``, the file that it was built from."""
+    graph = bundle.manifest.graphs.get(key.graph, {}).get(precision)
+    return key.precision == precision or (graph is not None and graph.file in key.files)
+
+
+def _installed(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of those ``libraries`` that are here."""
+    from fgclip_rt.engines.libraries import LIBRARIES
+
+    versions = {}
+    for name in set(libraries) & set(ENGINE_BACKENDS):
+        # Reported as not installed, where an engine needs it.
+        with contextlib.suppress(MissingDependencyError, EngineError):
+            versions[name] = LIBRARIES[name]().version
+    return versions
+
+
+def _gpu() -> tuple[Gpu | None, str]:
+    """The GPU, and why it cannot be said whether there is one."""
+    from fgclip_rt.engines.cuda import find_gpu
+
+    try:
+        return find_gpu(), ""
+    except (MissingDependencyError, DeviceError) as error:
+        return None, str(error).rstrip(".")
+
+
+def _has_gpu() -> bool:
+    gpu, unknown = _gpu()
+    return gpu is not None or (bool(unknown) and bool(nvidia_gpus()))
+
+
+def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
+    """The engines of the library that has most; two libraries would each hold the weights."""
+    names: list[str] = [engine.key.library.name for engine in engines]
+    if not names:
+        return []
+    most = max(ENGINE_BACKENDS, key=names.count)
+    return [engine for engine in engines if engine.key.library.name == most]
+
+
+def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str:
+    """Why no engine is used, in words; nothing where there is none to use."""
+    return f"{_problems(fits)}; see 'fgclip-rt doctor {bundle.path}'" if fits else ""
+
+
+def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]) -> EngineError | DeviceError:
+    if not fits:
+        command = ["fgclip-rt", "build", str(bundle.path), "--backend", backend, "--precision", precision]
+        return EngineError(f"{bundle.path} has no {backend} engine in {precision}; run '{shlex.join(command)}'.")
+    if _lacks_gpu(fits):
+        return DeviceError(
+            f"backend {backend!r} runs on NVIDIA GPUs, and {NO_GPU} here; use device 'cpu', or check the driver with "
+            "nvidia-smi."
+        )
+    command_again = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
+    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.")
+
+
+def _lacks_gpu(fits: Sequence[Fit]) -> bool:
+    """Whether the machine is what is the matter, and not the engines."""
+    return NO_GPU in {fit.problem for fit in fits}
+
+
+def _problems(fits: Sequence[Fit]) -> str:
+    """Why none of the engines fits."""
+    reasons = list(dict.fromkeys(fit.problem for fit in fits))
+    if len(fits) == 1:
+        return f"engine {fits[0].engine.path.name} does not fit, because {reasons[0]}"
+    if len(reasons) == 1:
+        return f"none of {len(fits)} engines fits, because {reasons[0]}"
+    return (
+        f"none of {len(fits)} engines fits, {fits[0].engine.path.name} because {reasons[0]}, others for other reasons"
+    )
+
+
+def _engine_backend(bundle: Bundle, precision: str, engines: Sequence[Engine], fallback: Backend | str) -> Backend:
+    from fgclip_rt.engines.runner import EngineBackend
+
+    return EngineBackend(bundle, precision, engines, fallback)

@@ -1,0 +1,406 @@
+"""What quantisation is calibrated on, what is seen of it, and what each layer costs by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from fgclip_rt import parity
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError, ImageError
+from fgclip_rt.export.precision import calibration
+from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
+from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.export.precision.observation import METHODS, ObservingBackend
+from fgclip_rt.export.precision.sensitivity import Sensitivity
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe
+from helpers import WALK_TYPES, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture
+
+FloatArray = NDArray[np.float32]
+
+FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
+
+
+def images(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (3, 2), (index % 256, index // 256, 7)) for index in range(count)]
+
+
+def texts(count: int, of: str = "text") -> list[str]:
+    return [f"{of} {index}" for index in range(count)]
+
+
+def read_all(inputs: CalibrationInputs) -> CalibrationData:
+    return read(inputs, WALK_TYPES, lambda: None)
+
+
+def counter() -> tuple[list[None], Callable[[], None]]:
+    """What has been counted, and what counts."""
+    calls: list[None] = []
+    return calls, lambda: calls.append(None)
+
+
+# Inputs
+
+
+@pytest.mark.parametrize(
+    ("few_images", "few_texts", "named"),
+    [
+        (15, 16, "15 different images"),
+        (0, 16, "0 different images"),
+        (16, 15, "15 different texts"),
+        (16, {"short": texts(16), "long": texts(3)}, "3 different texts"),
+        (16, {"short": []}, "0 different texts"),
+    ],
+)
+def test_too_few_inputs_are_refused(few_images: int, few_texts: Any, named: str) -> None:
+    given_texts = texts(few_texts) if isinstance(few_texts, int) else few_texts
+    with pytest.raises(ArgumentError) as info:
+        CalibrationInputs(images(few_images), given_texts)
+    assert_one_sentence(info.value, named, "16", "give more")
+
+
+def test_the_same_again_is_no_other_input(tmp_path: Path) -> None:
+    (picture,) = images(1)
+    for same in ([picture] * 20, [tmp_path / "a.png"] * 10 + [str(tmp_path / "a.png")] * 10):
+        with pytest.raises(ArgumentError) as info:
+            CalibrationInputs(same, texts(16))
+        assert_one_sentence(info.value, "1 different images")
+    with pytest.raises(ArgumentError) as info:
+        CalibrationInputs(images(16), [""] * 30)
+    assert_one_sentence(info.value, "1 different texts")
+
+
+def test_inputs_with_no_texts_at_all_are_refused() -> None:
+    with pytest.raises(ArgumentError) as info:
+        CalibrationInputs(images(16), {})
+    assert_one_sentence(info.value, "texts")
+
+
+def test_a_fourth_is_held_out_and_everything_keeps_its_order() -> None:
+    pictures, words = images(18), texts(17)
+    data = read_all(CalibrationInputs(pictures, words))
+    assert len(data.held_out_images) == 4
+    assert list(data.texts) == list(data.held_out_texts) == list(WALK_TYPES)
+    parts = [(pictures, data.images, data.held_out_images)]
+    parts += [(words, data.texts[walk_type], data.held_out_texts[walk_type]) for walk_type in WALK_TYPES]
+    for given, used, held_out in parts:
+        assert held_out == [item for item in given if item in held_out]
+        assert used == [item for item in given if item not in held_out]
+        assert len(held_out) == 4
+    recorded = data.record("entropy")
+    assert (recorded.method, recorded.sha256) == ("entropy", data.sha256)
+    assert (recorded.images, recorded.held_out_images) == (14, 4)
+    assert (recorded.texts, recorded.held_out_texts) == (13, 4)
+    assert read_all(CalibrationInputs(pictures, words)) == data
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_what_takes_turns_is_held_out_of_every_kind(period: int) -> None:
+    held_out = read_all(CalibrationInputs(images(60), texts(60))).held_out_texts["box"]
+    assert {int(text.split()[1]) % period for text in held_out} == set(range(period))
+
+
+def test_texts_may_be_given_by_walk_type() -> None:
+    given_texts = {"short": texts(16), "box": texts(16, "name"), "long": texts(20, "story")}
+    data = read_all(CalibrationInputs(images(16), given_texts))
+    assert {name: len(values) for name, values in data.texts.items()} == {"short": 12, "box": 12, "long": 15}
+    assert all(text.startswith("story") for text in (*data.texts["long"], *data.held_out_texts["long"]))
+    assert data.record("percentile").texts == 12 + 12 + 15
+    everything = dict.fromkeys(WALK_TYPES, texts(16))
+    by_type, for_all = (CalibrationInputs(images(16), each) for each in (everything, texts(16)))
+    assert read_all(by_type) == dataclasses.replace(read_all(for_all), images=read_all(by_type).images)
+
+
+@pytest.mark.parametrize("kinds", [("short", "box"), ("short", "box", "long", "tall")])
+def test_texts_by_other_walk_types_than_the_models_are_refused(kinds: Sequence[str]) -> None:
+    with pytest.raises(ArgumentError) as info:
+        read_all(CalibrationInputs(images(16), dict.fromkeys(kinds, texts(16))))
+    assert_one_sentence(info.value, ", ".join(kinds), ", ".join(WALK_TYPES))
+
+
+@pytest.mark.parametrize("count", [512, 513, 700, 1024, 1500])
+def test_of_more_than_512_inputs_that_many_are_taken_at_even_distances(count: int) -> None:
+    words = texts(count)
+    inputs = CalibrationInputs(images(count), words)
+    calls, count_call = counter()
+    data = read(inputs, ["short"], count_call)
+    assert len(calls) == calibration.count_steps(inputs) == 512
+    assert (len(data.images), len(data.held_out_images)) == (480, 32)
+    numbers = sorted(int(text.split()[1]) for text in (*data.texts["short"], *data.held_out_texts["short"]))
+    assert len(numbers) == 512
+    assert numbers[0] == 0
+    assert numbers[-1] >= count - np.ceil(count / 512)
+    assert set(np.diff(numbers)) <= {count // 512, count // 512 + 1}
+
+
+def test_the_digest_is_of_what_the_images_and_texts_hold(tmp_path: Path) -> None:
+    def digest(pictures: Sequence[Path | Image.Image], words: Sequence[str] | Mapping[str, Sequence[str]]) -> str:
+        return read_all(CalibrationInputs(pictures, words)).sha256
+
+    pictures, words = images(17), texts(17)
+    plain = digest(pictures, words)
+    assert len(bytes.fromhex(plain)) == 32
+    assert digest([picture.copy() for picture in pictures], tuple(words)) == plain
+    assert digest(pictures, dict.fromkeys(WALK_TYPES, words)) == plain
+
+    others = []
+    for index in (0, 3, 16):
+        changed = [picture.copy() for picture in pictures]
+        changed[index].putpixel((2, 1), (index, 0, 8))
+        others.append(digest(changed, words))
+        others.append(digest(pictures, [*words[:index], words[index] + "!", *words[index + 1 :]]))
+    # The same bytes in another shape, the same characters divided in another way.
+    turned = Image.frombytes("RGB", pictures[0].size[::-1], pictures[0].tobytes())
+    others.append(digest([turned, *pictures[1:]], words))
+    others.append(digest(pictures, [words[0][:-1], words[0][-1:] + words[1], *words[2:]]))
+    others.append(digest(pictures[::-1], words))
+    others.append(digest(pictures, words[::-1]))
+    others.append(digest(pictures[:16], words))
+    others.append(digest(pictures, words[:16]))
+    others.append(digest(pictures, {"short": words, "box": words[::-1], "long": words}))
+    assert len({plain, *others}) == 1 + len(others)
+
+    files = []
+    for index, image in enumerate(pictures):
+        files.append(tmp_path / f"{index}.png")
+        image.save(files[-1])
+    (tmp_path / "elsewhere").mkdir()
+    moved = [file.rename(tmp_path / "elsewhere" / f"x{file.name}") for file in files]
+    of_files = digest(moved, words)
+    again = [file.rename(tmp_path / file.name) for file in moved]
+    assert digest(again, words) == of_files
+    again[5].write_bytes(again[5].read_bytes() + b"\0")
+    assert digest(again, words) != of_files
+
+
+@pytest.mark.parametrize("broken", [b"no image", b"", None])
+def test_an_image_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Path, broken: bytes | None) -> None:
+    bad = tmp_path / "bad.png"
+    if broken is not None:
+        bad.write_bytes(broken)
+    # The last one, and one before.
+    for index in (15, 16):
+        mixed: list[Path | Image.Image] = [*images(17)]
+        mixed[index] = bad
+        with pytest.raises(ImageError) as info:
+            read_all(CalibrationInputs(mixed, texts(16)))
+        assert_one_sentence(info.value, str(bad))
+
+
+def test_only_what_is_not_held_out_runs_and_each_image_by_itself() -> None:
+    seen: list[Any] = []
+    recorder = SimpleNamespace(
+        has={"dense"}.__contains__,
+        dense_features=seen.append,
+        embed_texts=lambda values, walk_type: seen.append((walk_type, list(values))),
+    )
+    data = read_all(CalibrationInputs(images(16), texts(16)))
+    calls, count_call = counter()
+    data.run(cast(Model, recorder), count_call)
+    assert seen == [*data.images, *data.texts.items()]
+    assert len(calls) == data.steps == 12 + 3
+
+
+def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_model: Model) -> None:
+    pictures = [Image.fromarray(picture(20 + index, 50, seed=index)) for index in range(16)]
+    data = read_all(CalibrationInputs(pictures, {"short": texts(16), "box": texts(20), "long": texts(16)}))
+    calls, count_call = counter()
+    probe = data.held_out(masked_model, count_call)
+    assert len(calls) == data.held_out_steps == 4 + 3
+    assert [image.rgb.tolist() for image in probe.images] == [
+        np.asarray(each).tolist() for each in data.held_out_images
+    ]
+    for image in probe.images:
+        assert_parity(image.features, masked_model.embed_images(image.rgb, normalize=False)[0])
+        assert_parity(image.regions, masked_model.embed_regions(image.rgb, image.boxes, normalize=False))
+        assert image.dense.shape == (np.prod(image.grid), masked_model.dim)
+        assert not np.allclose(np.linalg.norm(image.dense, axis=1), 1)
+    assert {name: list(part.texts) for name, part in probe.walk_types.items()} == dict(data.held_out_texts)
+    rows = parity.check_held_out(masked_model, probe, parity.LIMITS["fp32"])
+    assert len(rows) == parity.count_held_out_rows(masked_model, probe)
+    assert all(row.passed for row in rows)
+
+
+def test_a_photo_is_held_out_as_large_as_the_model_sees_it(masked_model: Model) -> None:
+    photos = [Image.fromarray(picture(900, 700, seed=index)) for index in range(16)]
+    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model, lambda: None).images:
+        rows, columns = image.grid.tolist()
+        assert image.rgb.shape == (16 * rows, 16 * columns, 3)
+
+
+# Observation
+
+
+def two_layers() -> ir.Model:
+    """Two layers that read x, one that reads twice that, and attention that is no linear layer."""
+    x, y = float_value("x", "n", 8), float_value("y", "n", 8)
+    one, two = (constant(name, np.array(value, np.float32)) for name, value in (("one", 1), ("two", 2)))
+    same, twice = ir.node("Mul", [x, one]), ir.node("Mul", [x, two])
+    reads = [("q", same), ("k", same), ("v", twice)]
+    products = [
+        ir.node("MatMul", [maker.outputs[0], constant(f"{name}.weight", np.eye(8, dtype=np.float32))])
+        for name, maker in reads
+    ]
+    sums = ir.node("Sum", [node.outputs[0] for node in products], outputs=[y])
+    return hand_made([x], [y], [same, twice, *products, sums])
+
+
+def observed(bundle: Bundle, method: str | None, *runs: FloatArray) -> ObservingBackend:
+    model = two_layers()
+    backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, method)
+    for values in runs:
+        (actual,) = backend.run("vision", {"x": values}, ["y"])
+        np.testing.assert_allclose(actual, 4 * values, rtol=1e-6)
+    return backend
+
+
+@pytest.fixture(scope="module")
+def bundle(masked_bundle_path: Path) -> Bundle:
+    return Bundle.open(masked_bundle_path, check_hashes=False)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_range_reaches_the_largest_magnitude_of_even_values(bundle: Bundle, sign: int) -> None:
+    random = np.random.default_rng(0)
+    runs = [sign * random.uniform(-0.1, 3, (5000, 8)).astype(np.float32) for _ in range(4)]
+    # One that is larger by far, later: the range must grow with what is seen.
+    runs.append(sign * random.uniform(0, 30, (5000, 8)).astype(np.float32))
+    ranges = observed(bundle, "percentile", *runs).ranges()
+    largest = max(float(np.abs(values).max()) for values in runs)
+    assert set(ranges) == {"q", "k", "v"}
+    assert ranges["q"] == ranges["k"] == pytest.approx(largest, rel=2 / 2048)
+    assert ranges["v"] == pytest.approx(2 * ranges["q"], rel=2 / 2048)
+
+
+def test_a_range_leaves_out_a_few_outliers_in_a_million(bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    values = random.uniform(-3, 3, (125_000, 8)).astype(np.float32)
+    values[np.arange(5), 3] = 40
+    assert observed(bundle, "percentile", values).ranges()["q"] == pytest.approx(3, abs=2 * 40 / 2048)
+    values[np.arange(50), 3] = 40
+    assert observed(bundle, "percentile", values).ranges()["q"] == pytest.approx(40, abs=40 / 2048)
+
+
+def test_inputs_of_zeros_have_a_range_of_zero(bundle: Bundle) -> None:
+    zeros = np.zeros((5, 8), np.float32)
+    assert observed(bundle, "percentile", zeros).ranges() == {"q": 0, "k": 0, "v": 0}
+
+
+def test_entropy_gives_a_range_within_what_was_seen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgclip_rt.export.precision.observation._BINS", 512)
+    random = np.random.default_rng(0)
+    assert METHODS == ("percentile", "entropy")
+    values = random.normal(size=(4000, 8)).astype(np.float32)
+    ranges = observed(bundle, "entropy", values[:2000], values[2000:]).ranges()
+    assert ranges["q"] == ranges["k"]
+    assert 2 < ranges["q"] <= np.abs(values).max()
+
+
+def test_rows_hold_the_one_with_the_largest_magnitude_of_each_run(bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    runs = [random.normal(size=(n, 8)).astype(np.float32) for n in (300, 2, 1)]
+    runs[0][211, 5], runs[1][1, 2] = -50, 20
+    rows = observed(bundle, None, *runs).rows()
+    assert set(rows) == {"q", "k", "v"}
+    np.testing.assert_array_equal(rows["q"], rows["k"])
+    assert rows["q"].shape == (9 + 3 + 2, 8)
+    seen = {row.tobytes() for values in runs for row in values}
+    assert {row.tobytes() for row in rows["q"]} <= seen
+    assert {runs[0][211].tobytes(), runs[1][1].tobytes(), runs[2][0].tobytes()} <= {row.tobytes() for row in rows["q"]}
+
+
+def test_layers_that_were_not_run_have_neither_rows_nor_ranges(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model]
+) -> None:
+    graphs = {name: masked_graphs[name] for name in ("vision", "text")}
+    layers = {name: find_layers(graph) for name, graph in graphs.items()}
+    backend = ObservingBackend(bundle, graphs, layers, "percentile")
+    model = Model(bundle, backend)
+    vectors = model.embed_texts(["a cat"], "box", normalize=False)
+    linear = {layer.name for layer in layers["text"] if layer.kind == "linear"}
+    assert set(backend.rows()) == set(backend.ranges()) == linear
+    assert all(value > 0 for value in backend.ranges().values())
+    for name, rows in backend.rows().items():
+        (layer,) = (layer for layer in layers["text"] if layer.name == name)
+        assert rows.shape[1] == np.shape(layer.weight.const_value)[0]
+        assert np.abs(rows).max() == pytest.approx(backend.ranges()[name], rel=1e-3)
+    assert vectors.shape == (1, model.dim)
+
+
+# Sensitivity
+
+
+@pytest.fixture(scope="module")
+def probe(masked_bundle_path: Path) -> Probe:
+    """Two small images and one that is too large to be run, and a few texts."""
+    whole = Probe.load(masked_bundle_path / "probe.safetensors")
+    sizes = [len(image.patches) for image in whole.images]
+    small, large = np.argsort(sizes)[:2], int(np.argmax(sizes))
+    return Probe((*(whole.images[index] for index in small), whole.images[large]), whole.walk_types, whole.logits)
+
+
+@pytest.mark.parametrize("graph", ["vision", "dense", "text"])
+def test_a_layer_costs_nothing_in_its_own_type_little_in_fp16_and_more_in_coarse_steps(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, graph: str
+) -> None:
+    sensitivity = Sensitivity(bundle, masked_graphs, probe)
+    layer = {"vision": "vision.blocks.0.mlp.fc1", "dense": "dense.mlp.fc1", "text": "text.blocks.1.mlp.fc1"}[graph]
+    same = sensitivity.cost(graph, layer, FLOAT, {})
+    half = sensitivity.cost(graph, layer, FLOAT16, {})
+    good, saturated, crude = (sensitivity.cost(graph, layer, INT8, {layer: value}) for value in (5.0, 0.5, 200.0))
+    assert same == pytest.approx(0, abs=1e-6)
+    assert half < 1e-5
+    assert half < good < 1e-2
+    assert good < saturated
+    assert good < crude
+
+
+def test_a_layer_costs_a_graph_that_does_not_hold_it_nothing(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe
+) -> None:
+    sensitivity = Sensitivity(bundle, masked_graphs, probe)
+    assert sensitivity.cost("vision", "dense.mlp.fc1", FLOAT16, {}) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("beyond", ["weight", "product"])
+def test_a_layer_that_overflows_costs_infinitely_much(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, beyond: str
+) -> None:
+    layer, graph = "vision.blocks.1.mlp.fc1", masked_graphs["vision"].clone()
+    weight = graph.graph.initializers[f"{layer}.weight"]
+    assert weight.const_value is not None
+    numbers = weight.const_value.numpy().copy()
+    numbers[:, 0] = 70_000 if beyond == "weight" else 60_000
+    weight.const_value = ir.Tensor(numbers, name=weight.name)
+    sensitivity = Sensitivity(bundle, {"vision": graph}, probe)
+    assert sensitivity.cost("vision", layer, FLOAT16, {}) == np.inf
+    assert sensitivity.cost("vision", layer, FLOAT, {}) == pytest.approx(0, abs=1e-6)
+    assert sensitivity.cost("vision", "vision.blocks.0.mlp.fc1", FLOAT16, {}) < 1e-3
+    assert np.isfinite(sensitivity.cost("vision", layer, INT8, {layer: 5.0}))
+
+
+def test_images_of_many_patches_are_not_run(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def embed(self: Model, rgb: NDArray[np.uint8], **_: Any) -> FloatArray:
+        seen.append(len(self.preparation(Image.fromarray(rgb)).pixels))
+        return np.ones((1, self.dim), np.float32)
+
+    monkeypatch.setattr(Model, "embed_images", embed)
+    Sensitivity(bundle, masked_graphs, probe).cost("vision", "vision.patch_embedding", FLOAT16, {})
+    assert len(probe.images) == 3
+    assert len(seen) == 2 * 2
+    assert max(seen) <= 256 < max(len(image.patches) for image in probe.images)

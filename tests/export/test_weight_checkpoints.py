@@ -1,0 +1,783 @@
+"""Checkpoints that are files of weights: wrapped, prefixed and rounded ones load alike; damaged ones are refused."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fgclip_rt import export
+from fgclip_rt.errors import CheckpointError
+from fgclip_rt.export.checkpoints.files import CheckpointFile
+from fgclip_rt.export.checkpoints.locate import LocalFiles, locate
+from fgclip_rt.export.checkpoints.registry import MODELS, ModelSpec
+from fgclip_rt.export.checkpoints.tensors import load_weights
+from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families.base import ReferenceModel
+from fgclip_rt.export.families.fineclip.config import Config
+from fgclip_rt.export.families.fineclip.model import FineClipModel
+from fgclip_rt.export.families.fineclip.reference import FineClip
+from fgclip_rt.export.families.fineclip.tokenizer import fineclip_tokenizer
+from fgclip_rt.preparation import Patches
+from fgclip_rt.text import Tokenizer
+from helpers import GOLDENS, Json, assert_one_sentence, picture
+
+FINECLIP = GOLDENS / "fineclip"
+CLIP_TOKENIZER = GOLDENS / "fgclip1" / "checkpoint" / "tokenizer.json"
+FOLDER = GOLDENS / "fgclip2-masked" / "checkpoint"
+TOKEN_TABLE, BIAS, LAST = "text.token_embedding.weight", "visual.head.bias", "visual.norm.bias"
+
+
+Tensors = dict[str, Tensor]
+Feature = np.ndarray[Any, Any]
+
+
+def vocabulary() -> dict[str, int]:
+    """CLIP's in all but its size."""
+    return {
+        "a": 0,
+        "b": 1,
+        "a</w>": 2,
+        "b</w>": 3,
+        "ab</w>": 4,
+        "<|startoftext|>": 5,
+        "<|endoftext|>": 6,
+    }
+
+
+def tokenizer_json(**more: int) -> str:
+    """CLIP's tokenizer with seven tokens, and ``more``."""
+    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocabulary() | more, "merges": ["a b</w>"]}
+    return json.dumps({"version": "1.0", "model": model})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these only wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def golden_tensors() -> Tensors:
+    """The golden checkpoint's; half precision."""
+    tensors: Tensors = torch.load(FINECLIP / "checkpoint.pt", weights_only=True)
+    return tensors
+
+
+@pytest.fixture
+def tensors(golden_tensors: Tensors) -> Tensors:
+    """The golden checkpoint's, with no more tokens than :func:`vocabulary` has; the dictionary may be changed."""
+    return golden_tensors | {TOKEN_TABLE: golden_tensors[TOKEN_TABLE][-len(vocabulary()) :].clone()}
+
+
+@pytest.fixture
+def config() -> Json:
+    document: Json = json.loads((FINECLIP / "model_config.json").read_text(encoding="utf-8"))
+    document["text_cfg"]["vocab_size"] = len(vocabulary())
+    return document
+
+
+@pytest.fixture
+def folder(tmp_path: Path, config: Json) -> Path:
+    """What goes with weights that are called ``weights.pt``."""
+    (tmp_path / "model_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(folder: Path, tensors: Tensors) -> Path:
+    """A whole checkpoint to damage: its file of weights."""
+    torch.save(tensors, folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def load(path: Path, **files: Path) -> ReferenceModel:
+    """Load a file of weights that its ``model_config.json`` lies beside."""
+    beside = LocalFiles(**{"config": path.with_name("model_config.json"), **files})
+    return families.load(locate(str(path), files=beside))
+
+
+def refused(path: Path, *parts: str) -> str:
+    with pytest.raises(CheckpointError) as info:
+        load(path)
+    assert_one_sentence(info.value, *parts)
+    return str(info.value)
+
+
+def misplaced(model: str, *parts: str, revision: str | None = None, **files: Path) -> None:
+    """Nothing is read, for the files are not those that the model needs."""
+    with pytest.raises(CheckpointError) as info:
+        locate(model, revision, LocalFiles(**files))
+    assert_one_sentence(info.value, *parts)
+
+
+def features(model: ReferenceModel) -> list[Feature]:
+    """Something of every part of a model: image, dense, region, mask and text features, and logits."""
+    pixels = picture(1, 16 * 256, seed=3).reshape(16, 768)
+    boxes = np.array([[3, 3, 40, 30]], np.float32)
+    masks = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+    image = model.image(Patches(pixels, (4, 4), (48, 64), 16), boxes, masks)
+    tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
+    texts = model.text(tokenizer(["ab a", "b", ""]), "short")
+    named = [image.features, image.dense, image.regions, image.masks]
+    return [*(values for values in named if values is not None), texts, model.logits(image.features[None], texts)]
+
+
+def assert_same_features(model: ReferenceModel, expected: list[Feature], atol: float = 2e-5) -> None:
+    """Equal but for the rounding of sums, whose order depends on where PyTorch finds the tensors in memory."""
+    actual = features(model)
+    assert len(actual) == 6
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def expected(golden_tensors: Tensors) -> list[Feature]:
+    """The features of the weights, put into the reference with no file between."""
+    document = json.loads((FINECLIP / "model_config.json").read_text(encoding="utf-8"))
+    document["text_cfg"]["vocab_size"] = len(vocabulary())
+    reference = FineClip(Config.from_json(document))
+    state = {name: tensor.float() for name, tensor in golden_tensors.items() if "freqs_" not in name}
+    reference.load_state_dict(state | {TOKEN_TABLE: state[TOKEN_TABLE][-len(vocabulary()) :]}, strict=True)
+    return features(FineClipModel(reference, fineclip_tokenizer(tokenizer_json())))
+
+
+# What loads
+
+
+def test_a_file_of_weights_loads(checkpoint: Path, expected: list[Feature]) -> None:
+    model = load(checkpoint)
+    assert_same_features(model, expected)
+    assert (model.embedding_size, model.image_spec.max_num_patches) == (48, 16)
+    assert all(parameter.dtype == torch.float32 for parameter in model.module.parameters())
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_the_released_vocabulary_loads_whole() -> None:
+    """The golden files as they are; the tokenizer is CLIP's own, named in the call."""
+    model = load(FINECLIP / "checkpoint.pt", tokenizer=CLIP_TOKENIZER)
+    stored = np.load(FINECLIP / "expected.npz")["text.short.input_ids"]
+    texts = json.loads((FINECLIP / "index.json").read_text(encoding="utf-8"))["texts"]
+    ids = Tokenizer(model.tokenizer_json, model.text_spec)(texts).input_ids
+    np.testing.assert_array_equal(ids, stored)
+
+
+def wrapped(tensors: Tensors) -> Json:
+    moments = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+    return {"epoch": 10, "name": "run", "state_dict": tensors, "optimizer": moments}
+
+
+def wrapped_twice(tensors: Tensors) -> Json:
+    return {"state_dict": {"state_dict": tensors, "epoch": 3}, "step": 7}
+
+
+def parallel(tensors: Tensors) -> Json:
+    return {f"module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def wrapped_parallel(tensors: Tensors) -> Json:
+    return wrapped(parallel(tensors))
+
+
+def ordered(tensors: Tensors) -> Json:
+    state = OrderedDict(tensors)
+    state._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
+    return state
+
+
+def as_parameters(tensors: Tensors) -> Json:
+    return {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
+
+
+def without_sines(tensors: Tensors) -> Json:
+    return {name: tensor for name, tensor in tensors.items() if "freqs_" not in name}
+
+
+def with_other_sines(tensors: Tensors) -> Json:
+    """As a checkpoint of another image size has them; nothing reads them."""
+    assert any("freqs_" in name for name in tensors)
+    return {name: torch.full((9,), torch.nan) if "freqs_" in name else tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        wrapped,
+        wrapped_twice,
+        parallel,
+        wrapped_parallel,
+        ordered,
+        as_parameters,
+        without_sines,
+        with_other_sines,
+    ],
+)
+def test_what_is_put_around_the_weights_changes_nothing(
+    folder: Path, tensors: Tensors, expected: list[Feature], wrap: Callable[[Tensors], Json]
+) -> None:
+    torch.save(wrap(tensors), folder / "weights.pt")
+    assert_same_features(load(folder / "weights.pt"), expected)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_either_format_of_torch_save_is_read(
+    folder: Path, tensors: Tensors, expected: list[Feature], zipped: bool, suffix: str
+) -> None:
+    path = folder / f"weights{suffix}"
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    assert_same_features(load(path), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_any_precision_are_computed_in_float32(folder: Path, tensors: Tensors, dtype: torch.dtype) -> None:
+    torch.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "weights.pt")
+    torch.save({name: tensor.to(dtype).float() for name, tensor in tensors.items()}, folder / "rounded.pt")
+    model = load(folder / "weights.pt")
+    assert all(parameter.dtype == torch.float32 for parameter in model.module.parameters())
+    assert_same_features(model, features(load(folder / "rounded.pt")))
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch, config: Json) -> str:
+    """The name of a registered model that is on no hub and has the sizes of the golden one."""
+    monkeypatch.setitem(MODELS, "fineclip-small", ModelSpec("fineclip-small", "fineclip", MappingProxyType(config)))
+    return "fineclip-small"
+
+
+def test_a_registered_model_takes_its_sizes_from_the_registry(
+    registered: str, checkpoint: Path, expected: list[Feature]
+) -> None:
+    checkpoint.with_name("model_config.json").unlink()
+    found = locate(registered, files=LocalFiles(weights=checkpoint))
+    assert (found.name, found.source, found.revision, found.origin) == (registered, "weights.pt", None, "local")
+    assert families.family_name(found) == "fineclip"
+    assert_same_features(families.load(found), expected)
+
+
+def test_weights_of_a_registered_model_may_have_any_suffix(registered: str, checkpoint: Path) -> None:
+    path = checkpoint.rename(checkpoint.with_name("open_clip_pytorch_model.bin"))
+    assert locate(registered, files=LocalFiles(weights=path)).path == path
+
+
+def test_the_source_says_where_the_weights_come_from(checkpoint: Path) -> None:
+    files = LocalFiles(config=checkpoint.with_name("model_config.json"))
+    source = export.checkpoint_source(str(checkpoint), files=files)
+    _, info = source.load()
+    assert (source.name, info.name, info.source) == ("weights", "weights", "weights.pt")
+    assert (info.family, info.weights, info.revision) == ("fineclip", "local", None)
+    same = locate(str(checkpoint), files=files).sha256()
+    assert info.checkpoint_sha256 == same
+    assert re.fullmatch("[0-9a-f]{64}", same)
+    checkpoint.write_bytes(b"other")
+    assert locate(str(checkpoint), files=files).sha256() != same
+
+
+# Tokenizers
+
+
+def no_network(*_: object, **__: object) -> str:
+    raise OSError("no route to the Hub.\nTry again later.")
+
+
+def test_a_tokenizer_beside_the_weights_is_taken(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
+    found = locate(str(checkpoint), files=LocalFiles(config=checkpoint.with_name("model_config.json")))
+    assert isinstance(found, CheckpointFile)
+    assert found.tokenizer == checkpoint.with_name("tokenizer.json")
+
+
+def test_a_named_tokenizer_comes_before_one_beside_the_weights(checkpoint: Path) -> None:
+    found = locate(
+        str(checkpoint),
+        files=LocalFiles(config=checkpoint.with_name("model_config.json"), tokenizer=CLIP_TOKENIZER),
+    )
+    assert found.where("tokenizer.json") == CLIP_TOKENIZER
+
+
+def test_without_a_tokenizer_clips_is_downloaded(
+    checkpoint: Path, tmp_path: Path, expected: list[Feature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloaded = checkpoint.with_name("tokenizer.json").rename(tmp_path / "downloaded.json")
+    asked = []
+
+    def download(*arguments: str) -> str:
+        asked.append(arguments)
+        return str(downloaded)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert_same_features(load(checkpoint), expected)
+    assert asked == [("openai/clip-vit-base-patch16", "tokenizer.json")]
+
+
+def test_a_tokenizer_that_cannot_be_downloaded_can_be_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.with_name("tokenizer.json").unlink()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
+    refused(checkpoint, "openai/clip-vit-base-patch16", "(no route to the Hub)", "--tokenizer")
+
+
+def of_another_kind(document: Json) -> None:
+    document["model"] |= {"type": "WordLevel", "unk_token": "a"}
+
+
+def without_end(document: Json) -> None:
+    del document["model"]["vocab"]["<|endoftext|>"]
+
+
+@pytest.mark.parametrize("edit", [of_another_kind, without_end])
+def test_a_tokenizer_that_is_not_clips_is_refused(checkpoint: Path, edit: Callable[[Json], None]) -> None:
+    document = json.loads(tokenizer_json())
+    edit(document)
+    checkpoint.with_name("tokenizer.json").write_text(json.dumps(document))
+    refused(checkpoint, "tokenizer.json", "--tokenizer")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": {}}'])
+def test_a_damaged_tokenizer_is_refused(checkpoint: Path, text: str) -> None:
+    checkpoint.with_name("tokenizer.json").write_text(text)
+    refused(checkpoint, "tokenizer.json", "--tokenizer")
+
+
+def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
+    checkpoint.with_name("tokenizer.json").write_bytes(b"\xff\xfe")
+    refused(checkpoint, str(checkpoint.with_name("tokenizer.json")))
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(checkpoint: Path) -> None:
+    more = tokenizer_json(**{"ba</w>": 6, "<|endoftext|>": 7})
+    checkpoint.with_name("tokenizer.json").write_text(more)
+    refused(checkpoint, str(checkpoint.with_name("tokenizer.json")), "token 7", "--tokenizer")
+
+
+# Files that do not hold weights
+
+
+def test_an_empty_file_is_refused(checkpoint: Path) -> None:
+    checkpoint.write_bytes(b"")
+    refused(checkpoint, str(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["missing.pt", "missing"])
+def test_missing_weights_are_named(checkpoint: Path, registered: str, name: str) -> None:
+    misplaced(registered, str(checkpoint.with_name(name)), "is no file", weights=checkpoint.with_name(name))
+
+
+def test_a_model_that_is_a_missing_file_is_named(tmp_path: Path) -> None:
+    misplaced(str(tmp_path / "missing.pt"), "missing.pt", "neither a known model nor", "file of weights")
+
+
+@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+def test_a_missing_file_that_goes_with_the_weights_is_named(checkpoint: Path, kind: str) -> None:
+    files = {"config": checkpoint.with_name("model_config.json")} | {kind: checkpoint.with_name("missing.json")}
+    misplaced(str(checkpoint), str(checkpoint.with_name("missing.json")), "is no file", **files)
+
+
+def test_a_folder_is_no_file(checkpoint: Path, registered: str) -> None:
+    misplaced(registered, str(checkpoint.parent), "is no file", weights=checkpoint.parent)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02",
+        b"\n",
+        b"hello world",
+        b'{"state_dict": {}}',
+        bytes(range(256)),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    ],
+)
+def test_a_file_of_other_bytes_is_refused(checkpoint: Path, data: bytes) -> None:
+    checkpoint.write_bytes(data)
+    refused(checkpoint, str(checkpoint))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_truncated_file_is_refused(folder: Path, tensors: Tensors, zipped: bool) -> None:
+    path = folder / "weights.pt"
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    for size in (100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        refused(path, str(path))
+
+
+def test_a_file_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"bias": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=str(path)):
+            list(CheckpointFile(path, "", "", None, "local", {}, path).tensors())
+
+
+def test_a_zip_of_other_files_is_refused(checkpoint: Path) -> None:
+    with zipfile.ZipFile(checkpoint, "w") as file:
+        file.writestr("notes.txt", "nothing")
+    refused(checkpoint, str(checkpoint))
+
+
+def test_safetensors_are_no_file_of_torch_save(checkpoint: Path) -> None:
+    save_file({"a": torch.zeros(3)}, checkpoint)
+    refused(checkpoint, str(checkpoint), "torch.save")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_archive_is_refused(checkpoint: Path) -> None:
+    """OpenAI released its own models as such."""
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(checkpoint))
+    message = refused(checkpoint, str(checkpoint))
+    assert "weights_only` set to `False`" not in message
+
+
+class Runs:
+    """Runs code when it is loaded, unless something prevents it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("how", ["torch", "torch, old format", "pickle"])
+def test_code_in_a_file_does_not_run(checkpoint: Path, tensors: Tensors, how: str) -> None:
+    made = checkpoint.with_name("made")
+    document = {"state_dict": tensors, "args": Runs(made)}
+    if how == "pickle":
+        checkpoint.write_bytes(pickle.dumps(document, protocol=2))
+    else:
+        torch.save(document, checkpoint, _use_new_zipfile_serialization=how == "torch")
+    refused(checkpoint, str(checkpoint), "other Python objects", "torch.save(model.state_dict(), path)")
+    assert not made.exists()
+    # It would have, by a loader that trusts the file.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if how == "pickle":
+            pickle.loads(checkpoint.read_bytes())
+        else:
+            torch.load(checkpoint, weights_only=False)
+    assert made.is_dir()
+
+
+def options(tensors: Tensors) -> Any:
+    return {"state_dict": tensors, "args": argparse.Namespace(lr=1e-5)}
+
+
+def whole_module(_: Tensors) -> Any:
+    return nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("wrap", [options, whole_module])
+def test_other_python_objects_are_refused(folder: Path, tensors: Tensors, wrap: Callable[[Tensors], Any]) -> None:
+    torch.save(wrap(tensors), folder / "weights.pt")
+    refused(folder / "weights.pt", str(folder / "weights.pt"), "other Python objects", "state_dict()")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        None,
+        7,
+        "state_dict",
+        torch.zeros(3),
+        [torch.zeros(3)],
+        {"state_dict": {}},
+        {"state_dict": None},
+        {"state_dict": [torch.zeros(3)]},
+        {"state_dict": {"state_dict": {}}},
+    ],
+)
+def test_what_is_no_state_dict_is_refused(folder: Path, document: Any) -> None:
+    torch.save(document, folder / "weights.pt")
+    refused(folder / "weights.pt", str(folder / "weights.pt"), "no state dict", "torch.save(model.state_dict(), path)")
+
+
+@pytest.mark.parametrize("entry", [{"epoch": 3}, {"model": {"a": torch.zeros(3)}}, {7: torch.zeros(3)}, {BIAS: None}])
+def test_an_entry_that_is_no_tensor_is_named(folder: Path, tensors: Tensors, entry: dict[Any, Any]) -> None:
+    torch.save(tensors | entry, folder / "weights.pt")
+    refused(folder / "weights.pt", str(folder / "weights.pt"), f"holds {next(iter(entry))!r}", "no tensor")
+
+
+# Tensors that do not fit
+
+
+@pytest.fixture
+def small(folder: Path) -> Callable[[Any], nn.Module]:
+    """Saves something and loads it into a module of two tensors."""
+
+    def load_small(document: Any) -> nn.Module:
+        path = folder / "weights.pt"
+        torch.save(document, path)
+        checkpoint = CheckpointFile(path, "weights", "weights.pt", None, "local", {}, folder / "tokenizer.json")
+        with torch.device("meta"):
+            module = nn.Linear(2, 3)
+        load_weights(module, checkpoint, unused=("freqs_cos",))
+        return module
+
+    return load_small
+
+
+SMALL = {"weight": torch.arange(6.0).reshape(3, 2), "bias": torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ({"bias": torch.ones(4)}, ["1 misshaped (bias is [4] instead of [3])"]),
+        ({"bias": torch.ones(3, 1)}, ["1 misshaped (bias is [3, 1] instead of [3])"]),
+        ({"bias": torch.ones(3, dtype=torch.int64)}, ["1 misshaped (bias is torch.int64 instead of a float)"]),
+        ({"bias": torch.ones(3, dtype=torch.bool)}, ["bias is torch.bool"]),
+        ({"bias": torch.ones(3, dtype=torch.complex64)}, ["bias is torch.complex64"]),
+        ({"bias": torch.full((3,), torch.nan)}, ["1 not finite (bias)"]),
+        ({"bias": torch.full((3,), -torch.inf, dtype=torch.float16)}, ["1 not finite (bias)"]),
+        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, ["1 not finite (bias)"]),
+        ({"scale": torch.ones(3)}, ["1 unexpected (scale)"]),
+        ({"freqs_cos.weight": torch.ones(3)}, ["1 unexpected (freqs_cos.weight)"]),
+        ({"module.bias": torch.ones(3)}, ["1 unexpected (bias)"]),
+        (
+            {f"extra.{index}": torch.ones(1) for index in range(8)},
+            ["8 unexpected (extra.0, extra.1, extra.2, extra.3, extra.4 and 3 more)"],
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    small: Callable[[Any], nn.Module], more: dict[str, Tensor], parts: list[str]
+) -> None:
+    with pytest.raises(CheckpointError) as info:
+        small(SMALL | more)
+    assert_one_sentence(info.value, "weights.pt", *parts)
+
+
+def test_all_faults_of_tensors_are_named_at_once(small: Callable[[Any], nn.Module]) -> None:
+    with pytest.raises(CheckpointError) as info:
+        small({"state_dict": {"module.bias": torch.ones(4), "module.scale": torch.ones(1)}})
+    assert_one_sentence(info.value, "1 missing (weight)", "1 unexpected (scale)", "1 misshaped (bias is [4]")
+
+
+def test_tensors_that_fit_are_taken_by_name(small: Callable[[Any], nn.Module]) -> None:
+    module = small(dict(reversed(SMALL.items())) | {"rope.freqs_cos": torch.ones(2, dtype=torch.int8)})
+    for name, tensor in SMALL.items():
+        torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        (lambda tensors: tensors.pop(BIAS), f"1 missing ({BIAS})"),
+        (lambda tensors: tensors.update({"visual.neck": torch.zeros(1)}), "1 unexpected (visual.neck)"),
+        (lambda tensors: tensors.update({BIAS: torch.zeros(49)}), f"1 misshaped ({BIAS} is [49] instead of [48])"),
+        (lambda tensors: tensors.update({BIAS: torch.zeros(48).int()}), f"{BIAS} is torch.int32"),
+        (lambda tensors: tensors.update({LAST: torch.full((64,), torch.nan)}), f"1 not finite ({LAST})"),
+    ],
+)
+def test_a_model_whose_tensors_do_not_fit_is_refused(
+    folder: Path, tensors: Tensors, edit: Callable[[Tensors], object], part: str
+) -> None:
+    edit(tensors)
+    torch.save(wrapped_parallel(tensors), folder / "weights.pt")
+    refused(folder / "weights.pt", str(folder / "weights.pt"), "model_config.json", part)
+
+
+def test_weights_of_other_sizes_than_the_registered_model_are_refused(checkpoint: Path) -> None:
+    assert "fineclip-vitb16" in MODELS
+    with pytest.raises(CheckpointError) as info:
+        families.load(locate("fineclip-vitb16", files=LocalFiles(weights=checkpoint, tokenizer=CLIP_TOKENIZER)))
+    assert_one_sentence(info.value, str(checkpoint), "missing (visual.blocks.3.", "visual.cls_token is [1, 1, 64]")
+
+
+# Options that do not go together
+
+
+def test_a_registered_model_without_weights_asks_for_them(tmp_path: Path) -> None:
+    for name in ("fineclip-vitb16", "fineclip-vitl14-336"):
+        misplaced(name, name, f"--model {name} --weights")
+        misplaced(name, name, "--weights", config=tmp_path / "c.json", tokenizer=CLIP_TOKENIZER)
+
+
+def test_a_registered_model_takes_no_config(checkpoint: Path, registered: str) -> None:
+    files = {"weights": checkpoint, "config": checkpoint.with_name("model_config.json")}
+    misplaced(registered, registered, "leave out --config", **files)
+
+
+def test_a_file_without_a_config_asks_for_one(checkpoint: Path) -> None:
+    """It may even lie beside the weights: what a model is, nobody is to guess."""
+    misplaced(str(checkpoint), str(checkpoint), "--config", "--model NAME --weights")
+
+
+def test_a_file_needs_no_other_weights(checkpoint: Path) -> None:
+    files = {"weights": checkpoint, "config": checkpoint.with_name("model_config.json")}
+    misplaced(str(checkpoint), str(checkpoint), "leave out --weights", **files)
+
+
+@pytest.mark.parametrize("option", ["weights", "config", "tokenizer"])
+@pytest.mark.parametrize("model", [str(FOLDER), "fg-clip2-base", "qihoo360/fg-clip-base", "fg-clip2-pocket"])
+def test_a_model_in_a_folder_takes_no_files(
+    checkpoint: Path, model: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    misplaced(model, model, f"needs no --{option}", **{option: checkpoint})
+
+
+@pytest.mark.parametrize("option", ["weights", "config", "tokenizer"])
+@pytest.mark.parametrize("model", ["fineclip-vit-b16", "missing.pt", "missing/folder"])
+def test_an_unknown_model_is_called_unknown_whatever_goes_with_it(checkpoint: Path, model: str, option: str) -> None:
+    misplaced(model, repr(model), "neither a known model nor", "fineclip-vitb16", **{option: checkpoint})
+
+
+def test_a_revision_goes_with_the_hub_only(checkpoint: Path, registered: str) -> None:
+    config = checkpoint.with_name("model_config.json")
+    misplaced(str(checkpoint), "'main'", str(checkpoint), "leave out --revision", revision="main", config=config)
+    misplaced(registered, "'main'", str(checkpoint), "leave out --revision", revision="main", weights=checkpoint)
+
+
+# Configurations
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "parts"),
+    [
+        ("vision_cfg", {"rope": False}, ["vision_cfg.rope is False", "EVA02-CLIP"]),
+        ("vision_cfg", {"naiveswiglu": False}, ["vision_cfg.naiveswiglu is False", "EVA02-CLIP"]),
+        ("vision_cfg", {"subln": False}, ["vision_cfg.subln is False", "EVA02-CLIP"]),
+        ("vision_cfg", {"qkv_bias": False}, ["vision_cfg.qkv_bias is False", "EVA02-CLIP"]),
+        ("vision_cfg", {"postnorm": True}, ["vision_cfg.postnorm is True", "EVA02-CLIP"]),
+        ("vision_cfg", {"global_average_pool": True}, ["vision_cfg.global_average_pool is True", "EVA02-CLIP"]),
+        ("vision_cfg", {"ls_init_value": 1e-5}, ["vision_cfg.ls_init_value is 1e-05", "EVA02-CLIP"]),
+        ("vision_cfg", {"ls_init_value": 0}, ["vision_cfg.ls_init_value is 0.0", "EVA02-CLIP"]),
+        ("text_cfg", {"ls_init_value": 0.1}, ["text_cfg.ls_init_value is 0.1"]),
+        ("vision_cfg", {"image_size": 65}, ["vision_cfg.image_size 65", "patch_size 16"]),
+        ("vision_cfg", {"patch_size": 128}, ["vision_cfg.image_size 64", "patch_size 128"]),
+        ("vision_cfg", {"head_width": 24}, ["vision_cfg.width 64", "head_width 24"]),
+        ("vision_cfg", {"head_width": 128}, ["vision_cfg.width 64", "head_width 128"]),
+        ("vision_cfg", {"head_width": 2}, ["vision_cfg.head_width is 2", "multiple of 4"]),
+        ("text_cfg", {"heads": 5}, ["text_cfg.width 32", "heads 5"]),
+        ("vision_cfg", {"image_size": 0}, ["vision_cfg.image_size", ">= 1"]),
+        ("vision_cfg", {"image_size": [64, 64]}, ["vision_cfg.image_size", "`int`", "`array`"]),
+        ("vision_cfg", {"layers": 0}, ["vision_cfg.layers", ">= 1"]),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, ["vision_cfg.layers", "`int`", "`array`"]),
+        ("vision_cfg", {"layers": True}, ["vision_cfg.layers", "`int`", "`bool`"]),
+        ("vision_cfg", {"width": "64"}, ["vision_cfg.width", "`int`", "`str`"]),
+        ("vision_cfg", {"mlp_ratio": 0}, ["vision_cfg.mlp_ratio", "> 0.0"]),
+        ("vision_cfg", {"mlp_ratio": float("nan")}, ["vision_cfg.mlp_ratio", "> 0.0"]),
+        ("vision_cfg", {"rope": None}, ["vision_cfg.rope", "`bool`", "`null`"]),
+        ("vision_cfg", {"intp_freq": "yes"}, ["vision_cfg.intp_freq", "`bool`"]),
+        ("vision_cfg", {"pt_hw_seq_len": 0}, ["vision_cfg.pt_hw_seq_len", ">= 1"]),
+        ("text_cfg", {"context_length": 1}, ["text_cfg.context_length", ">= 2"]),
+        ("text_cfg", {"vocab_size": 7.5}, ["text_cfg.vocab_size", "`int`"]),
+        ("text_cfg", {"mlp_ratio": -1}, ["text_cfg.mlp_ratio", "> 0.0"]),
+        (None, {"embed_dim": 0}, ["embed_dim", ">= 1"]),
+        (None, {"embed_dim": None}, ["embed_dim", "`int`", "`null`"]),
+        (None, {"quick_gelu": "yes"}, ["quick_gelu", "`bool`"]),
+        (None, {"text_cfg": 7}, ["text_cfg", "`object`"]),
+        (None, {"text_cfg": None}, ["text_cfg", "`object`"]),
+    ],
+)
+def test_an_option_that_no_model_can_be_built_with_is_named(
+    config: Json, section: str | None, values: Json, parts: list[str]
+) -> None:
+    document = copy.deepcopy(config)
+    (document if section is None else document[section]).update(values)
+    with pytest.raises(CheckpointError) as info:
+        Config.from_json(document)
+    assert_one_sentence(info.value, "model_config.json", *parts)
+
+
+def test_a_missing_option_is_named(config: Json) -> None:
+    del config["embed_dim"]
+    with pytest.raises(CheckpointError) as info:
+        Config.from_json(config)
+    assert_one_sentence(info.value, "model_config.json", "embed_dim")
+
+
+def test_options_that_steer_training_are_passed_over(config: Json) -> None:
+    known = Config.from_json(config)
+    config["vision_cfg"] |= {"drop_path_rate": 0.1, "patch_dropout": 0.5, "xattn": True}
+    config["text_cfg"] |= {"xattn": True, "fusedLN": True}
+    assert Config.from_json(config | {"custom_text": True}) == known
+
+
+@pytest.mark.parametrize("section", ["vision_cfg", "text_cfg"])
+def test_an_infinite_ratio_is_named(checkpoint: Path, config: Json, section: str) -> None:
+    config[section]["mlp_ratio"] = float("inf")
+    checkpoint.with_name("model_config.json").write_text(json.dumps(config))
+    refused(checkpoint, "model_config.json", f"{section}.mlp_ratio")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "part"),
+    [
+        ("vision_cfg", {"layers": 4}, "missing (visual.blocks.3.norm1.weight"),
+        ("text_cfg", {"layers": 2}, "unexpected (text.transformer.resblocks.2.ln_1.weight"),
+        ("text_cfg", {"context_length": 78}, "text.positional_embedding is [77, 32] instead of [78, 32]"),
+        ("vision_cfg", {"image_size": 80}, "visual.pos_embed is [1, 17, 64] instead of [1, 26, 64]"),
+    ],
+)
+def test_a_config_of_other_sizes_does_not_fit_the_weights(
+    checkpoint: Path, config: Json, section: str, values: Json, part: str
+) -> None:
+    config[section].update(values)
+    checkpoint.with_name("model_config.json").write_text(json.dumps(config))
+    refused(checkpoint, str(checkpoint), part)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_config_that_is_no_json_object_is_named(checkpoint: Path, text: str) -> None:
+    path = checkpoint.with_name("model_config.json")
+    path.write_text(text)
+    refused(checkpoint, str(path))
+
+
+def test_a_config_that_is_not_text_is_named(checkpoint: Path) -> None:
+    path = checkpoint.with_name("model_config.json")
+    path.write_bytes(b"\x80\x81\x82")
+    refused(checkpoint, str(path))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {
+            "embed_dim": 512,
+            "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+        },
+        {"embed_dim": 512, "vision_cfg": {"timm_model_name": "vit_base_patch16_224"}},
+        {"embed_dim": 512},
+        {"embed_dim": 512, "vision_cfg": []},
+        {"embed_dim": 512, "vision_cfg": None},
+        {"embed_dim": 512, "vision_cfg": 7},
+        {"architectures": ["FGCLIPModel"], "model_type": "clip"},
+        {},
+    ],
+)
+def test_a_config_of_another_family_lists_the_supported(checkpoint: Path, document: Json) -> None:
+    """A ViT of open_clip, for one, whose weights come as such a file too."""
+    path = checkpoint.with_name("model_config.json")
+    path.write_text(json.dumps(document))
+    message = refused(checkpoint, str(path), "supported: fineclip")
+    assert "fgclip2" not in message

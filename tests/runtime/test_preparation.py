@@ -1,0 +1,281 @@
+"""Images become squares of one size, cut up exactly, and manifests say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fgclip_rt.bundle import decode_manifest
+from fgclip_rt.errors import ArgumentError, BundleError
+from fgclip_rt.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    FileInfo,
+    GraphFile,
+    ImageSpec,
+    Limits,
+    Manifest,
+    ModelInfo,
+    NaflexSpec,
+    Parity,
+    Score,
+    SquareSpec,
+    TextSpec,
+    WalkTypeSpec,
+)
+from fgclip_rt.preparation import NaflexPreparation, Patches, SquarePreparation, preparation
+from helpers import Json, assert_one_sentence, picture
+
+Resample = Literal["bilinear", "bicubic"]
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+SMALL = SquareSpec(patch_size=8, channels=3, resample="bicubic", image_size=24)
+PREPARATION = SquarePreparation(SMALL)
+NAFLEX = NaflexSpec(16, 3, "bilinear", (128, 256), 1024)
+
+resamples = st.sampled_from(sorted(FILTERS))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> SquareSpec:
+    patch_size, side = draw(st.integers(1, 16)), draw(st.integers(1, 6))
+    return SquareSpec(patch_size, 3, draw(resamples), side * patch_size)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> Image.Image:
+    height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    return Image.fromarray(picture(height, width, seed=draw(st.integers(0, 9))))
+
+
+def together(patches: Patches, spec: SquareSpec) -> np.ndarray[Any, Any]:
+    """The image that patches were cut from, one by one."""
+    size, (rows, columns) = spec.patch_size, patches.grid
+    image = np.zeros((rows * size, columns * size, spec.channels), np.uint8)
+    for index, patch in enumerate(patches.pixels):
+        y, x = index // columns * size, index % columns * size
+        image[y : y + size, x : x + size] = patch.reshape(size, size, spec.channels)
+    return image
+
+
+# Squares
+
+
+@given(images(), specs())
+def test_patches_put_together_are_pillows_resize(image: Image.Image, spec: SquareSpec) -> None:
+    patches = SquarePreparation(spec)(image)
+    resized = image.resize((spec.image_size, spec.image_size), FILTERS[spec.resample])
+    np.testing.assert_array_equal(together(patches, spec), np.asarray(resized))
+
+
+@given(images(), specs())
+def test_every_image_gives_as_many_patches_of_bytes(image: Image.Image, spec: SquareSpec) -> None:
+    patches = SquarePreparation(spec)(image)
+    side = spec.image_size // spec.patch_size
+    assert patches.grid == (side, side)
+    assert patches.bucket == side * side == spec.max_num_patches
+    assert patches.pixels.shape == (side * side, spec.patch_size**2 * 3)
+    assert patches.pixels.dtype == np.uint8
+    assert patches.pixels.flags.c_contiguous
+    assert patches.image_size == (image.height, image.width)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**9), specs())
+def test_the_bucket_depends_on_no_size(width: int, height: int, spec: SquareSpec) -> None:
+    assert SquarePreparation(spec).bucket(width, height) == spec.max_num_patches
+
+
+@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 300), st.booleans(), specs())
+def test_the_aspect_ratio_does_not_matter(long: int, first: int, second: int, turned: bool, spec: SquareSpec) -> None:
+    """A row of pixels, repeated to any height, is the same square, and so is a column of any width."""
+    row = picture(1, long)
+    strips = [row.repeat(times, axis=0) for times in (first, second)]
+    images = [Image.fromarray(strip.swapaxes(0, 1) if turned else strip) for strip in strips]
+    squares = [SquarePreparation(spec)(image) for image in images]
+    assert squares[0].grid == squares[1].grid
+    np.testing.assert_array_equal(squares[0].pixels, squares[1].pixels)
+
+
+@pytest.mark.parametrize("resample", sorted(FILTERS))
+def test_the_corners_of_an_image_are_the_corners_of_the_square(resample: Resample) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    spec = SquareSpec(16, 3, resample, 32)
+    for height, width in ((32, 32), (8, 200), (200, 8)):
+        image = Image.fromarray(colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1))
+        square = together(SquarePreparation(spec)(image), spec)
+        np.testing.assert_array_equal(square[[0, 0, -1, -1], [0, -1, 0, -1]], colours.reshape(4, 3))
+
+
+@pytest.mark.parametrize("resample", sorted(FILTERS))
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 3000), (3000, 1), (2, 1), (8, 8), (224, 224)])
+def test_any_size_will_do(width: int, height: int, resample: Resample) -> None:
+    spec = SquareSpec(8, 3, resample, 24)
+    image = Image.fromarray(picture(height, width))
+    patches = SquarePreparation(spec)(image)
+    assert (patches.pixels.shape, patches.image_size) == ((9, 192), (height, width))
+    np.testing.assert_array_equal(together(patches, spec), np.asarray(image.resize((24, 24), FILTERS[resample])))
+
+
+def test_one_pixel_fills_the_square() -> None:
+    patches = PREPARATION(Image.new("RGB", (1, 1), (1, 2, 3)))
+    np.testing.assert_array_equal(patches.pixels.reshape(-1, 3), np.tile(np.array([1, 2, 3], np.uint8), (576, 1)))
+
+
+def test_an_image_of_the_models_size_stays_as_it_is() -> None:
+    pixels = picture(24, 24)
+    np.testing.assert_array_equal(together(PREPARATION(Image.fromarray(pixels)), SMALL), pixels)
+
+
+def test_the_filters_differ() -> None:
+    image = Image.fromarray(picture(50, 60))
+    bicubic, bilinear = (
+        SquarePreparation(SquareSpec(8, 3, resample, 24))(image).pixels for resample in ("bicubic", "bilinear")
+    )
+    assert (bicubic != bilinear).any()
+
+
+def test_patches_are_a_copy() -> None:
+    pixels = picture(24, 24)
+    image = Image.fromarray(pixels)
+    patches = PREPARATION(image)
+    patches.pixels[:] = 0
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+@pytest.mark.parametrize("asked", [None, 9, np.int64(9)])
+def test_the_models_own_number_of_patches_may_be_asked_for(asked: int | None) -> None:
+    image = Image.fromarray(picture(10, 90))
+    np.testing.assert_array_equal(PREPARATION(image, asked).pixels, PREPARATION(image).pixels)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 8, 10, -9, 16_384, 10**30, 9.5, "9", "many", (9,), True])
+def test_another_number_of_patches_is_refused_with_the_models_size(asked: Any) -> None:
+    with pytest.raises(ArgumentError) as info:
+        PREPARATION(Image.fromarray(picture(10, 90)), asked)
+    assert_one_sentence(info.value, f"max_num_patches is {asked!r}", "24×24 pixels", "9 patches", "leave it out")
+
+
+# Specifications
+
+
+@given(specs())
+def test_a_square_has_one_bucket(spec: SquareSpec) -> None:
+    assert spec.buckets == (spec.max_num_patches,)
+    assert spec.max_num_patches * spec.patch_size**2 == spec.image_size**2
+
+
+def test_specifications_say_what_they_are() -> None:
+    assert str(SquareSpec(16, 3, "bicubic", 224)) == "square, 224×224 px, bicubic, 196 patches of 16 px"
+    assert str(SquareSpec(14, 3, "bilinear", 336)) == "square, 336×336 px, bilinear, 576 patches of 14 px"
+    assert str(NAFLEX) == "naflex, patches of 16 px, buckets 128, 256, up to 1,024"
+
+
+def test_each_specification_has_its_preparation() -> None:
+    assert isinstance(preparation(SMALL), SquarePreparation)
+    assert isinstance(preparation(NAFLEX), NaflexPreparation)
+
+
+# Manifests
+
+
+def manifest(image: ImageSpec) -> Manifest:
+    """The manifest of a bundle of one graph."""
+    return Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        model=ModelInfo("small", "fgclip1", None, None, "random", None),
+        producer={"fgclip-rt": "0.0.0"},
+        embedding_size=4,
+        score=Score("softmax", 4.6, 0.0),
+        image=image,
+        text=TextSpec("tokenizer.json", False, 0, False, {"short": WalkTypeSpec(0, 77)}),
+        graphs={"vision": {"fp32": GraphFile("vision.onnx", (), ())}},
+        lowering={},
+        parity=Parity("probe.safetensors", {"fp32": Limits(2e-5, 0.999, 1.0)}, {"fp32": ()}),
+        files={name: FileInfo(1, "0") for name in ("tokenizer.json", "vision.onnx", "probe.safetensors")},
+    )
+
+
+@given(specs())
+def test_a_manifest_of_a_square_survives_a_round_trip(spec: SquareSpec) -> None:
+    text = manifest(spec).to_json().encode()
+    decoded = decode_manifest(text, "manifest.json")
+    assert decoded == manifest(spec)
+    assert decoded.image == spec
+    assert decoded.to_json().encode() == text
+
+
+def test_the_kind_stands_in_the_manifest() -> None:
+    square = {"kind": "square", "patch_size": 8, "channels": 3, "resample": "bicubic", "image_size": 24}
+    assert manifest(SMALL).to_builtins()["image"] == square
+    assert manifest(NAFLEX).to_builtins()["image"]["kind"] == "naflex"
+    for spec in (SMALL, NAFLEX):
+        assert decode_manifest(manifest(spec).to_json().encode(), "manifest.json").image == spec
+
+
+def updated(**values: Any) -> Callable[[Json], object]:
+    return lambda image: image.update(values)
+
+
+def without(key: str) -> Callable[[Json], object]:
+    return lambda image: image.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        (updated(image_size=25), ["images of 25 pixels", "patches of 8"]),
+        (updated(patch_size=9), ["images of 24 pixels", "patches of 9"]),
+        (updated(patch_size=48), ["images of 24 pixels", "patches of 48"]),
+        (updated(kind="cube"), ["'cube'", "$.image"]),
+        (updated(kind=None), ["kind", "$.image"]),
+        (updated(kind=7), ["kind", "$.image"]),
+        (updated(kind="naflex"), ["'bicubic'", "$.image.resample"]),
+        (updated(kind="naflex", resample="bilinear"), ["image_size", "$.image"]),
+        (without("kind"), ["kind", "$.image"]),
+        (updated(buckets=[9]), ["buckets", "$.image"]),
+        (updated(max_num_patches=9), ["max_num_patches", "$.image"]),
+        (updated(image_size=0), ["image_size", ">= 1"]),
+        (updated(image_size="24"), ["image_size", "`int`"]),
+        (updated(image_size=24.5), ["image_size", "`int`"]),
+        (updated(image_size=[24, 24]), ["image_size", "`int`"]),
+        (without("image_size"), ["image_size", "$.image"]),
+        (without("patch_size"), ["patch_size", "$.image"]),
+        (updated(resample="lanczos"), ["'lanczos'", "resample"]),
+        (updated(resample=3), ["resample"]),
+        (updated(channels=0), ["channels", ">= 1"]),
+    ],
+)
+def test_a_square_that_is_not_as_specified_is_refused(edit: Callable[[Json], object], parts: list[str]) -> None:
+    document = manifest(SMALL).to_builtins()
+    edit(document["image"])
+    refused(document, *parts)
+
+
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        (updated(image_size=24), ["image_size", "$.image"]),
+        (updated(kind="square"), ["$.image"]),
+        (updated(resample="bicubic"), ["'bicubic'", "resample"]),
+        (without("buckets"), ["buckets", "$.image"]),
+    ],
+)
+def test_a_grid_takes_nothing_of_a_square(edit: Callable[[Json], object], parts: list[str]) -> None:
+    document = manifest(NAFLEX).to_builtins()
+    edit(document["image"])
+    refused(document, *parts)
+
+
+def refused(document: Json, *parts: str) -> None:
+    text = msgspec.json.encode(document)
+    with pytest.raises(BundleError) as info:
+        decode_manifest(text, "manifest.json")
+    assert_one_sentence(info.value, "manifest.json", *parts)

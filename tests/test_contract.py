@@ -1,0 +1,148 @@
+"""The plan of the house: which room may import which. Arrows point down, and no torch lives on the ground floor."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: From the ground to the roof. A module imports rooms below its own floor and its own room; neighbours do not know of
+#: each other. Imports inside functions count too: they only delay the arrow.
+FLOORS = (
+    ("manifest", "machine", "progress", "recent"),
+    ("errors", "ahead"),
+    ("bundle", "preparation", "images", "text", "boxes", "masks", "heatmap", "outputs", "packages", "probe"),
+    ("engine_files", "vectors", "pocket"),
+    ("backends",),
+    ("engines",),
+    ("choice",),
+    ("model",),
+    ("parity", "doctor", "evaluation"),
+    ("export",),
+    ("benchmarks",),
+    ("cli",),
+)
+
+#: Likewise within ``export/``.
+EXPORT_FLOORS = (
+    ("checkpoints", "reference"),
+    ("graphs",),
+    ("families",),
+    ("bundle",),
+    ("precision",),
+    ("pipeline",),
+)
+
+#: The only rooms that may import each of these packages.
+HEAVY = {
+    "torch": ("export", "benchmarks", "tools"),
+    "transformers": ("benchmarks",),
+    "openvino": ("benchmarks",),
+    "matplotlib": ("benchmarks",),
+    "onnxscript": ("export",),
+    "onnx_ir": ("export", "benchmarks"),
+    "onnx": ("export", "engines"),
+    "huggingface_hub": ("export",),
+    "tensorrt": ("engines",),
+    "tensorrt_rtx": ("engines",),
+    "cuda": ("engines",),
+    "pyarrow": ("vectors",),
+    "rich": ("cli",),
+    "typer": ("cli", "tools"),
+}
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Every source file by the name of its module, ``fgclip_rt`` left out; the trainer's begin with ``tools``."""
+    found = {}
+    for folder in ("fgclip_rt", "export", "engines", "benchmarks", "tools"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / "fgclip_rt" if folder == "fgclip_rt" else ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imports(module: str) -> tuple[str, ...]:
+    """Absolute names of all that a module imports, those of our own without ``fgclip_rt``."""
+    return tuple(_imports(module, sources()[module]))
+
+
+def _imports(module: str, path: Path) -> Iterator[str]:
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("fgclip_rt.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = [*base, *(node.module.split(".") if node.module else [])]
+            origin = origin[1:] if origin[:1] == ["fgclip_rt"] else origin
+            for alias in node.names:
+                name = ".".join([*origin, alias.name])
+                yield name if name in sources() else ".".join(origin)
+
+
+def arrows(depth: int) -> Iterator[tuple[str, str, str]]:
+    """The room of every file, the room of all of ours that it imports, and what to say of it."""
+    for module in sources():
+        for name in imports(module):
+            if name in sources():
+                yield *(".".join(each.split(".")[:depth]) for each in (module, name)), f"{module} imports {name}"
+
+
+def test_every_arrow_points_down() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    turned = [
+        said
+        for room, other, said in arrows(1)
+        # The package itself and its entry point are the roof over all; the trainer lies outside the house.
+        if room not in ("", "__main__", "tools") and other and room != other and floor[other] >= floor[room]
+    ]
+    assert turned == []
+
+
+def test_every_arrow_within_export_points_down() -> None:
+    floor = {f"export.{room}": number for number, rooms in enumerate(EXPORT_FLOORS) for room in rooms}
+    turned = [
+        said
+        for room, other, said in arrows(2)
+        if room in floor and other in floor and room != other and floor[other] >= floor[room]
+    ]
+    assert turned == []
+
+
+def test_a_reference_knows_no_graph() -> None:
+    """The proof of an export rests on it: what is compared shares no rewrite."""
+    turned = []
+    for module in sources():
+        if module.startswith("export.reference") or module.endswith(".reference"):
+            found = [name for name in imports(module) if "graphs" in name.split(".")]
+            turned += [f"{module} imports {name}" for name in found]
+    assert turned == []
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_heavy_packages_stay_in_their_rooms(package: str) -> None:
+    found = [
+        f"{module} imports {name}"
+        for module in sources()
+        for name in imports(module)
+        if name.split(".")[0] == package and module.split(".")[0] not in HEAVY[package]
+    ]
+    assert found == []
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {module.split(".")[0] for module in sources()} - {"", "__main__", "tools"}
+    assert rooms == {room for floor in FLOORS for room in floor}
+
+
+def test_a_checkout_has_the_rooms_under_the_names_that_they_are_imported_by() -> None:
+    for room in ("export", "engines", "benchmarks"):
+        assert (ROOT / "fgclip_rt" / room).resolve() == ROOT / room
