@@ -25,7 +25,8 @@ from fgclip_rt.engine_files import (
     folder_name,
     read_engine,
 )
-from fgclip_rt.errors import ArgumentError, EngineError, OutputError, check_positive
+from fgclip_rt.errors import ArgumentError, EngineError, check_positive
+from fgclip_rt.outputs import cannot_write
 from fgclip_rt.progress import BeginStage, silent
 
 from .cuda import find_gpu
@@ -186,13 +187,10 @@ class _Folder:
                 Path(task.plan).parent.mkdir(parents=True)
             build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
         except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(
-                f"{self._path} cannot be written ({reason}); check the disk's space and the folder's permissions; "
-                f"{_kept(built)}."
-            ) from None
+            remedy = "check the disk's space and the folder's permissions"
+            raise cannot_write(self._path, error, remedy, _kept(built)) from None
         except EngineError as error:
-            raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.") from None
+            raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.", code=error.code) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept(built)) from None
         finally:

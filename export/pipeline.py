@@ -193,6 +193,7 @@ def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) 
         f"{reasons}; {outcome}; do without, or calibrate on inputs nearer to what the model will meet.",
         measured,
         kept,
+        code="precision_refused",
     )
 
 

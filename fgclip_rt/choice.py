@@ -70,7 +70,7 @@ def choose_backend(
         try:
             return OnnxRuntimeBackend(bundle, precision, device, threads, why)
         except DeviceError as error:
-            raise DeviceError(f"{str(error).rstrip('.')}{why and f' ({why})'}.") from None
+            raise DeviceError(f"{str(error).rstrip('.')}{why and f' ({why})'}.", code=error.code) from None
     if CUDA_PROVIDER in ort.get_available_providers():
         return _engine_backend(bundle, precision, fitting, OnnxRuntimeBackend(bundle, precision, "cuda", threads))
     return _engine_backend(bundle, precision, fitting, f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')")
@@ -169,14 +169,17 @@ def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str:
 def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]) -> EngineError | DeviceError:
     if not fits:
         command = ["fgclip-rt", "build", str(bundle.path), "--backend", backend, "--precision", precision]
-        return EngineError(f"{bundle.path} has no {backend} engine in {precision}; run '{shlex.join(command)}'.")
+        return EngineError(
+            f"{bundle.path} has no {backend} engine in {precision}; run '{shlex.join(command)}'.", code="engine_missing"
+        )
     if _lacks_gpu(fits):
         return DeviceError(
             f"backend {backend!r} runs on NVIDIA GPUs, and {NO_GPU} here; use device 'cpu', or check the driver with "
-            "nvidia-smi."
+            "nvidia-smi.",
+            code="device_missing",
         )
     command_again = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
-    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.")
+    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.", code="engine_stale")
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:

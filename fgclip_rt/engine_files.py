@@ -149,9 +149,11 @@ class Engine:
             try:
                 intact = sha256(path) == info.sha256
             except OSError as error:
-                raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.") from None
+                raise EngineError(
+                    f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+                ) from None
             if not intact:
-                raise EngineError(f"{path} is not the file that was built; {_AGAIN}.")
+                raise EngineError(f"{path} is not the file that was built; {_AGAIN}.", code="engine_damaged")
 
 
 _AGAIN = "build it again with 'fgclip-rt build', or remove its folder"
@@ -185,20 +187,26 @@ def read_engine(folder: Path) -> Engine:
     try:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.") from None
+        raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(f"{path} is not as specified ({error}); {_AGAIN}.") from None
+        raise EngineError(f"{path} is not as specified ({error}); {_AGAIN}.", code="engine_damaged") from None
     if record.sha256 != record.key.digest or not folder.name.endswith(_suffix(record.key)):
-        raise EngineError(f"{path} was altered or moved, for its key has another digest; {_AGAIN}.")
+        raise EngineError(
+            f"{path} was altered or moved, for its key has another digest; {_AGAIN}.", code="engine_damaged"
+        )
     if record.plan not in record.files:
-        raise EngineError(f"{path} names {record.plan} but does not list it under files; {_AGAIN}.")
+        raise EngineError(
+            f"{path} names {record.plan} but does not list it under files; {_AGAIN}.", code="engine_damaged"
+        )
     for name, info in record.files.items():
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
-            raise EngineError(f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}.") from None
+            raise EngineError(
+                f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+            ) from None
         if size != info.size:
-            raise EngineError(f"{folder / name} is not the file that was built; {_AGAIN}.")
+            raise EngineError(f"{folder / name} is not the file that was built; {_AGAIN}.", code="engine_damaged")
     return Engine(folder, record)
 
 

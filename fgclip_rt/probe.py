@@ -19,9 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .arrays import Array
 from .errors import BundleError
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from fgclip_rt import cli, export, parity
+from fgclip_rt.errors import FgclipError
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.families.fgclip2 import model as fgclip2
 from fgclip_rt.export.families.fgclip2.graphs import DenseGraph
@@ -114,14 +115,17 @@ def assert_parity(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) 
     assert row.passed, row
 
 
-def assert_one_sentence(error: object, *parts: str) -> None:
-    """The message of ``error`` is one sentence that holds all ``parts``."""
+def assert_one_sentence(error: object, *parts: str, code: str | None = None) -> None:
+    """The message of ``error`` is one sentence that holds all ``parts``, and programs are told ``code``, if any."""
     message = str(error)
     assert message.endswith("."), message
     assert "\n" not in message, message
     assert ". " not in message, message
     for part in parts:
         assert part in message
+    if code is not None:
+        assert isinstance(error, FgclipError)
+        assert error.code == code
 
 
 def run_program(*arguments: object, cwd: Path | None = None) -> Completed:

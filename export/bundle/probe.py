@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from fgclip_rt.arrays import ByteArray, FloatArray
 from fgclip_rt.preparation import preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.text import Tokenizer
@@ -80,7 +80,7 @@ def count_steps(model: ReferenceModel) -> int:
     return len(IMAGE_SIZES) + len(model.text_spec.walk_types)
 
 
-def draw_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+def draw_image(height: int, width: int, seed: int) -> ByteArray:
     """A picture with structure at several scales: a gradient, discs, stripes and a little noise; uint8 [H, W, 3]."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -96,13 +96,13 @@ def draw_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def probe_boxes(height: int, width: int) -> NDArray[np.float32]:
+def probe_boxes(height: int, width: int) -> FloatArray:
     """Boxes float32 [4, 4] in an image: its middle, all of it, a sliver, and one over its upper left corner."""
     relative = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)]
     return np.array(relative, np.float32) * np.array([width, height, width, height], np.float32)
 
 
-def probe_masks(rows: int, columns: int) -> NDArray[np.float32]:
+def probe_masks(rows: int, columns: int) -> FloatArray:
     """Masks float32 [3, h, w] on a grid: its upper half, a slope from none to all, and one patch."""
     masks = np.zeros((3, rows, columns), np.float32)
     masks[0, : (rows + 1) // 2] = 1

@@ -122,5 +122,6 @@ def unknown_model(name: str) -> CheckpointError:
     names = ", ".join(MODELS)
     return CheckpointError(
         f"{name!r} is neither a known model nor a checkpoint folder or a file of weights (.pt); "
-        f"choose one of {names} (or its Hub id), or give the path of a local checkpoint."
+        f"choose one of {names} (or its Hub id), or give the path of a local checkpoint.",
+        code="checkpoint_missing",
     )

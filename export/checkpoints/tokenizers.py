@@ -22,7 +22,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> tuple[str, tokenizers.Tokenizer]:
         return definition, tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(
-            f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file."
+            f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file.", code="checkpoint_damaged"
         ) from None
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.manifest import ImageSpec, Score, TextSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
 from ..graphs.trace import GraphSource
 from ..reference.roi_align import region_features
-
-FloatArray: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def load(checkpoint: Checkpoint) -> tuple[str, ReferenceModel]:
     found = {spec.key: spec.found(config) for spec in specs.values()}
     raise CheckpointError(
         f"{checkpoint.where(checkpoint.config_file)} is of a model that cannot be exported "
-        f"({', '.join(f'{key} {value!r}' for key, value in found.items())}); supported: {', '.join(specs)}."
+        f"({', '.join(f'{key} {value!r}' for key, value in found.items())}); supported: {', '.join(specs)}.",
+        code="checkpoint_unsupported",
     )
 
 

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+
+from fgclip_rt.arrays import FloatArray
 
 from ..graphs.attention import DOMAIN, NAME
 
@@ -63,7 +64,7 @@ def find_layers(model: ir.Model, sensitive: Sequence[str] = ()) -> list[Layer]:
     ]
 
 
-def array(value: ir.Value) -> NDArray[np.float32]:
+def array(value: ir.Value) -> FloatArray:
     """The numbers of an initializer."""
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy())

@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from fgclip_rt import parity
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import ParityError
 from fgclip_rt.manifest import Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
@@ -32,8 +32,6 @@ from .observation import ObservingBackend
 from .precisions import Precision
 from .sensitivity import Sensitivity
 from .smoothing import Place, choose, find_places, smooth
-
-FloatArray = NDArray[np.float32]
 
 #: The share of the layers of the graphs that fail which may go back in all, and in one round.
 _MOST, _AT_ONCE = 1 / 4, 1 / 16
@@ -138,7 +136,7 @@ class Planner:
                 return
             if not self._move_back(plan, failed):
                 self._assembly.remove(precision.name)
-                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows})
+                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
     def _ground(self, graphs: Mapping[str, ir.Model]) -> _Ground:
         layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}

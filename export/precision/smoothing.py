@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from fgclip_rt.arrays import FloatArray
 
 from .layers import SMOOTHED, Layer, array, find_layers
 from .lower import input_scale, quantised_weight, rounded
-
-FloatArray = NDArray[np.float32]
 
 #: How much of the outliers goes into the weights, between none and all; each place takes what serves it best.
 STRENGTHS = (0.25, 0.5, 0.65, 0.8)

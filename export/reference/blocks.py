@@ -61,7 +61,8 @@ class TowerConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise CheckpointError(
                 f"config.json: {name}.hidden_act is {self.hidden_act!r}, and only {', '.join(ACTIVATIONS)} can be "
-                "exported; restore the file that came with the weights."
+                "exported; restore the file that came with the weights.",
+                code="checkpoint_unsupported",
             )
 
 

@@ -78,7 +78,8 @@ class OnnxRuntimeBackend:
                 raise
             raise DeviceError(
                 f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
-                "or a machine with more memory."
+                "or a machine with more memory.",
+                code="out_of_memory",
             ) from None
         return results
 
@@ -102,7 +103,10 @@ class OnnxRuntimeBackend:
     def _load(self, graph: str) -> ort.InferenceSession:
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
-            raise ArgumentError(f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.")
+            raise ArgumentError(
+                f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.",
+                code="graph_missing",
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
@@ -120,14 +124,16 @@ class OnnxRuntimeBackend:
             others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
             raise DeviceError(
                 f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
-                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'})."
+                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'}).",
+                code="precision_unsupported",
             ) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
             raise DeviceError(
                 "onnxruntime lists its CUDA provider but could not start it; "
-                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'."
+                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
+                code="device_missing",
             )
         return session
 
@@ -147,7 +153,8 @@ def _choose_device(device: str) -> tuple[str, str]:
     if device == "cuda" and not has_cuda:
         raise DeviceError(
             f"device 'cuda' needs onnxruntime's CUDA provider, which is not installed; run '{CUDA_REMEDY}', "
-            "or use device 'cpu'."
+            "or use device 'cpu'.",
+            code="device_missing",
         )
     if device != "auto":
         return device, "as asked"

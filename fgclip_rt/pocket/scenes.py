@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..arrays import BoolArray, ByteArray, FloatArray
 from ..errors import ArgumentError
 from .looks import LOOKS, Colour, Look, Shape, Size, Split
 
 Backdrop: TypeAlias = Literal["plain", "graded", "speckled", "lined"]
 Tint: TypeAlias = Literal["sand", "mint", "sky", "lavender", "grey"]
 Point: TypeAlias = tuple[float, float]
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-
 BACKDROPS: tuple[Backdrop, ...] = get_args(Backdrop)
 TINTS: tuple[Tint, ...] = get_args(Tint)
 
@@ -200,7 +199,7 @@ def _place(random_: random.Random, split: Split, width: int, height: int, count:
     return tuple(placed)
 
 
-def _background(scene: Scene, noise: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _background(scene: Scene, noise: np.random.Generator) -> ByteArray:
     y, x = np.mgrid[0 : scene.height, 0 : scene.width].astype(np.float32)
     scale = (scene.width * scene.height) ** 0.5
     direction = noise.uniform(0, math.tau)
@@ -240,14 +239,14 @@ def _draw_thing(canvas: Image.Image, thing: Thing, noise: np.random.Generator) -
     canvas.paste(tile.reduce(_SUPERSAMPLING), (x, y), mask.reduce(_SUPERSAMPLING))
 
 
-def _pattern(thing: Thing, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _pattern(thing: Thing, corner: tuple[int, int], size: tuple[int, int]) -> ByteArray:
     """Where a thing's second colour goes: 255 there, 0 elsewhere, for a supersampled tile at ``corner``."""
     pixels = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
     y = (pixels[0] / _SUPERSAMPLING + corner[1] - thing.centre[1]) / thing.radius
     x = (pixels[1] / _SUPERSAMPLING + corner[0] - thing.centre[0]) / thing.radius
     u = (x * math.cos(thing.angle) + y * math.sin(thing.angle)) * _REPEATS
     v = (y * math.cos(thing.angle) - x * math.sin(thing.angle)) * _REPEATS
-    marked: np.ndarray[Any, np.dtype[np.bool_]]
+    marked: BoolArray
     match thing.look.texture:
         case "striped":
             marked = (u + v) / math.sqrt(2) % 1 < 0.5

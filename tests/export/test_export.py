@@ -105,7 +105,7 @@ def test_a_graph_with_another_weight_than_the_reference_is_not_written(
     tamper(monkeypatch, quick, weight, by)
     with pytest.raises(ParityError, match="parity failed in") as info:
         export.export(export.checkpoint_source(MASKED), tmp_path / "bundle")
-    assert_one_sentence(info.value, "no bundle was written")
+    assert_one_sentence(info.value, "no bundle was written", code="parity_failed")
     assert info.value.kept == ()
     assert {row.graph for row in info.value.rows if not row.passed} == failing
     assert {row.graph for row in info.value.rows} == {*GRAPHS, "preparation", "tokens", "logits"}
@@ -153,7 +153,9 @@ def test_an_output_that_is_no_bundle_is_never_replaced(
     before = contents(tmp_path)
     with pytest.raises(OutputError) as info:
         export.export(unused_source(), output, overwrite=overwrite)
-    assert_one_sentence(info.value, str(output), "--output")
+    assert_one_sentence(
+        info.value, str(output), "--output", code="output_unwritable" if kind == "dangling link" else "output_exists"
+    )
     assert contents(tmp_path) == before
 
 
@@ -172,7 +174,7 @@ def test_an_existing_bundle_is_replaced_only_when_asked(masked_bundle_path: Path
     output = Path(shutil.copytree(masked_bundle_path, tmp_path / "bundle"))
     with pytest.raises(OutputError) as info:
         export.export(unused_source(), output)
-    assert_one_sentence(info.value, str(output), "--overwrite")
+    assert_one_sentence(info.value, str(output), "--overwrite", code="output_exists")
     assert Bundle.open(output)
 
     with new_folder(output, overwrite=True) as folder:
@@ -187,7 +189,7 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     for output in (tmp_path / "file" / "bundle", tmp_path / "file" / "deeper" / "bundle"):
         with pytest.raises(OutputError) as info:
             export.export(unused_source(), output)
-        assert_one_sentence(info.value, str(output), "cannot be written")
+        assert_one_sentence(info.value, str(output), "cannot be written", code="output_unwritable")
 
 
 def test_files_of_a_bundle_have_the_mode_of_new_files(masked_bundle_path: Path, tmp_path: Path) -> None:

@@ -97,12 +97,14 @@ class Config:
             if getattr(vision, name) != value:
                 raise CheckpointError(
                     f"{FILE}: vision_cfg.{name} is {getattr(vision, name)!r}, and FineCLIP's towers are those of "
-                    f"EVA02-CLIP, where it is {value!r}; give the file of such a model."
+                    f"EVA02-CLIP, where it is {value!r}; give the file of such a model.",
+                    code="checkpoint_unsupported",
                 )
         if text.ls_init_value is not None:
             raise CheckpointError(
                 f"{FILE}: text_cfg.ls_init_value is {text.ls_init_value!r}, and FineCLIP's text tower has no such "
-                "scales; give the file of such a model."
+                "scales; give the file of such a model.",
+                code="checkpoint_unsupported",
             )
         for whole, part in (("image_size", "patch_size"), ("width", "head_width")):
             if getattr(vision, whole) % getattr(vision, part):

@@ -42,11 +42,15 @@ def fineclip_tokenizer(clip_tokenizer_json: str) -> str:
     try:
         document = json.loads(clip_tokenizer_json)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"CLIP's tokenizer.json is not JSON ({error}); {_REMEDY}.") from None
+        raise CheckpointError(
+            f"CLIP's tokenizer.json is not JSON ({error}); {_REMEDY}.", code="checkpoint_damaged"
+        ) from None
     try:
         tokenizers.Tokenizer.from_str(clip_tokenizer_json)
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"CLIP's tokenizer.json is not a tokenizer ({error}); {_REMEDY}.") from None
+        raise CheckpointError(
+            f"CLIP's tokenizer.json is not a tokenizer ({error}); {_REMEDY}.", code="checkpoint_damaged"
+        ) from None
     model = document["model"]
     if (model.get("type"), model.get("end_of_word_suffix")) != ("BPE", "</w>"):
         raise CheckpointError(f"CLIP's tokenizer.json is another model's, with no BPE that ends in </w>; {_REMEDY}.")
