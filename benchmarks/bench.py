@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.errors import ArgumentError, BenchmarkError, MissingDependencyError, check_positive
+from fgclip_rt.errors import ArgumentError, BenchmarkError, check_positive
 from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores, vector_extensions
-from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
+from fgclip_rt.packages import EXPORT_PACKAGES, require
 from fgclip_rt.progress import BeginStage, silent
 
 from .operations import OperationCounter
@@ -154,10 +154,8 @@ def _check_peers(peers: Sequence[str]) -> None:
         if peer not in PEERS:
             raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(PEERS)}.")
     needed = [*EXPORT_PACKAGES, *(package for package in ("transformers", "openvino") if package in peers)]
-    if peers and (missing := missing_packages(needed)):
-        raise MissingDependencyError(
-            f"peers need packages that are not installed ({', '.join(missing)}); run pip install 'fgclip-rt[bench]'."
-        )
+    if peers:
+        require("bench", needed, "peers need packages that are not installed ({})")
 
 
 def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArgumentError, MissingDependencyError
+from .arrays import FloatArray
+from .errors import ArgumentError
 from .outputs import check_output, written_whole
-from .packages import missing_packages
+from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 
@@ -28,7 +29,7 @@ class Rows:
 
     kinds: list[str]
     inputs: list[str]
-    vectors: np.ndarray[Any, np.dtype[np.float32]]
+    vectors: FloatArray
 
     def index(self) -> list[dict[str, Any]]:
         """What each row is, for JSON."""
@@ -51,11 +52,8 @@ def check_format(output: Path, overwrite: bool = False) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(SUFFIXES)}.")
-    if output.suffix == ".parquet" and missing_packages(["pyarrow"]):
-        raise MissingDependencyError(
-            "writing .parquet needs pyarrow, which is not installed; run pip install 'fgclip-rt[parquet]', "
-            "or write .npz."
-        )
+    if output.suffix == ".parquet":
+        require("parquet", ["pyarrow"], "writing .parquet needs {}, which is not installed", "write .npz")
     check_output(output, overwrite)
     if output.suffix == ".npy":
         check_output(index_path(output), overwrite)
