@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 import onnxruntime as ort
+from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import parity
@@ -19,9 +20,8 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, CheckpointError, ParityError
 from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
-from fgclip_rt.pocket.calibration import calibration_inputs
 from fgclip_rt.probe import Probe
-from fgclip_rt.progress import BeginStage, silent
+from fgclip_rt.progress import BeginStage, silent, tracked
 
 from .bundle import probe
 from .bundle.assembly import Assembly
@@ -47,12 +47,12 @@ class Source:
     Attributes:
         name: what to call it.
         load: reads it and says what the manifest is to say of it.
-        calibration: makes inputs to calibrate on, for a model whose world is known; None for all others.
+        calibration: makes images, and texts by walk type, to calibrate on; None if the user has to give them.
     """
 
     name: str
     load: Callable[[], tuple[ReferenceModel, ModelInfo]]
-    calibration: Callable[[], CalibrationInputs] | None = None
+    calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
 
 
 def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Source:
@@ -80,7 +80,8 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
         )
         return reference, info
 
-    return Source(checkpoint.name, load, _pocket_scenes if checkpoint.origin == "shipped" else None)
+    spec = find_model(model)
+    return Source(checkpoint.name, load, None if spec is None else spec.calibration)
 
 
 def random_source(model: str, seed: int = 0) -> Source:
@@ -178,11 +179,11 @@ def _calibration_inputs(
             f"{' and '.join(quantised)} must be calibrated; pass images and texts of the kind that the model will "
             "meet, with --calibration and --calibration-texts."
         )
-    return source.calibration()
+    return CalibrationInputs(*source.calibration())
 
 
 def _limits(precision: Precision, floor: float | None) -> Limits:
-    own = parity.LIMITS[precision.name]
+    own = precision.limits
     return msgspec.structs.replace(own, min_cosine=max(own.min_cosine, floor or 0.0))
 
 
@@ -195,10 +196,6 @@ def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) 
         kept,
         code="precision_refused",
     )
-
-
-def _pocket_scenes() -> CalibrationInputs:
-    return CalibrationInputs(*calibration_inputs())
 
 
 def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = None) -> Probe:
@@ -240,19 +237,14 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
     done()
     data = None
     if inputs is not None:
-        done = begin("read calibration", calibration.count_steps(inputs))
-        data = calibration.read(inputs, list(model.text_spec.walk_types), done)
+        data = calibration.read(inputs, list(model.text_spec.walk_types), begin)
 
     sources = model.graphs()
-    done = begin("trace graphs", len(sources))
-    graphs = {}
-    for name, graph in sources.items():
-        graphs[name] = trace(graph)
-        done()
+    graphs = {name: trace(sources[name]) for name in tracked(begin, "trace graphs", list(sources))}
 
     text = model.text_spec
     (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
-    probe.record(model, begin("run reference", probe.count_steps(model))).save(folder / _PROBE)
+    probe.record(model, begin).save(folder / _PROBE)
     manifest = Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -269,7 +261,7 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
     )
     assembly = Assembly(folder, manifest)
     done = begin("write weights", 1)
-    assembly.write(FP32, graphs, parity.LIMITS[FP32])
+    assembly.write(FP32, graphs, PRECISIONS[FP32].limits)
     done()
     return _Written(assembly, graphs, {name: tuple(graph.sensitive) for name, graph in sources.items()}, data)
 
@@ -278,7 +270,7 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
     """Hold the float32 graphs to the reference, loaded as a user would load them."""
     recorded = Probe.load(assembly.folder / _PROBE)
     done = begin("check fp32 parity", parity.count_rows(recorded))
-    rows = parity.check(open_model(assembly.bundle(), device="cpu"), recorded, parity.LIMITS[FP32], done)
+    rows = parity.check(open_model(assembly.write_manifest(), device="cpu"), recorded, PRECISIONS[FP32].limits, done)
     failed = [row for row in rows if not row.passed]
     if failed:
         raise ParityError(
@@ -295,8 +287,7 @@ def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, b
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None
     if data is not None:
-        done = begin("run held-out inputs", data.held_out_steps)
-        held_out = data.held_out(open_model(written.assembly.bundle(), device="cpu"), done)
+        held_out = data.held_out(open_model(written.assembly.write_manifest(), device="cpu"), begin)
     inputs = Inputs(recorded, data, held_out, method)
     planner = Planner(written.assembly, written.graphs, written.sensitive, inputs, begin)
     refused = []

@@ -15,16 +15,6 @@ from .model import Model
 from .preparation import Patches
 from .probe import Probe, ProbeImage
 
-#: What each precision must keep. A dense map has hundreds of vectors, and some lie where the model itself is undecided:
-#: one in twenty may fall below the floor where steps are coarse.
-LIMITS = {
-    "fp32": Limits(max_error=2e-5, min_cosine=0.999999, dense_share=1.0),
-    "fp16": Limits(max_error=None, min_cosine=0.9995, dense_share=1.0),
-    "bf16": Limits(max_error=None, min_cosine=0.995, dense_share=0.95),
-    "int8": Limits(max_error=None, min_cosine=0.99, dense_share=0.95),
-    "fp8": Limits(max_error=None, min_cosine=0.99, dense_share=0.95),
-}
-
 Array = np.ndarray[Any, Any]
 
 #: Graphs of parts of an image; not every model has them.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 
 from fgclip_rt import cli, export, parity
 from fgclip_rt.errors import FgclipError
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.families.fgclip2 import model as fgclip2
 from fgclip_rt.export.families.fgclip2.graphs import DenseGraph
@@ -111,7 +113,7 @@ class Golden:
 
 def assert_parity(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
     """Hold ``actual`` to the limits of fp32."""
-    row = parity.compare(actual, expected, parity.LIMITS["fp32"], "", "")
+    row = parity.compare(actual, expected, PRECISIONS["fp32"].limits, "", "")
     assert row.passed, row
 
 
@@ -176,6 +178,23 @@ def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
     patch.setattr("fgclip_rt.export.pipeline.trace", trace)
     patch.setattr("fgclip_rt.export.bundle.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
     return trace
+
+
+class Progress:
+    """Keeps the stages that a work reports, and how far each has come."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: Counter[str] = Counter()
+
+    def __call__(self, stage: str, steps: int) -> Callable[[], None]:
+        self.totals[stage] = steps
+        return lambda: self.steps.update([stage])
+
+    def finished(self) -> dict[str, int]:
+        """The stages and their numbers of steps, every one of which was reported."""
+        assert dict(self.steps) == self.totals
+        return self.totals
 
 
 def raise_at(stage: str, error: type[BaseException]) -> BeginStage:

@@ -17,6 +17,9 @@ from .weights import WeightFiles, external_tensors, has_weights
 
 _T = TypeVar("_T")
 
+#: Weights that no precision has, of graphs that are run while the bundle is made.
+_SCRATCH = "weights.scratch.safetensors"
+
 
 class Assembly:
     """The folder of a bundle that is being written.
@@ -53,12 +56,15 @@ class Assembly:
             parity=msgspec.structs.replace(parity, limits={**parity.limits, precision: limits}),
         )
 
-    def write_for_now(self, models: Mapping[str, ir.Model]) -> None:
-        """Write what models in memory hold to files that :meth:`finish` removes, so that onnxruntime can map it."""
-        files = {f"{name}.for-now.onnx": model for name, model in models.items()}
+    def write_scratch(self, models: Mapping[str, ir.Model]) -> None:
+        """Write models in memory to scratch files, so that onnxruntime can map their weights.
+
+        :meth:`finish` removes the files.
+        """
+        files = {f"{name}.scratch.onnx": model for name, model in models.items()}
         # Removed first, not overwritten: an earlier one may still be mapped.
-        self._weights.remove("weights.for-now.safetensors")
-        self._weights.write(files, "weights.for-now.safetensors", lasting=False)
+        self._weights.remove(_SCRATCH)
+        self._weights.write(files, _SCRATCH, lasting=False)
 
     def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
         """Note what a precision was measured to do."""
@@ -71,8 +77,11 @@ class Assembly:
         self._forget(precision)
         self._weights.remove(_weights_name(precision))
 
-    def bundle(self) -> Bundle:
-        """The bundle as it stands, for those who run it; a later change of it is noticed by them."""
+    def write_manifest(self) -> Bundle:
+        """Write the manifest as it is now, and return the bundle that it describes, ready to run.
+
+        A model of that bundle refuses to load more graphs once the manifest is written again.
+        """
         path = self.folder / MANIFEST
         path.write_text(self.manifest.to_json(), encoding="utf-8")
         return Bundle(self.folder, self.manifest, sha256(path))
@@ -91,7 +100,7 @@ class Assembly:
             if name not in wanted:
                 (self.folder / name).unlink()
         self._change(files={name: file_info(self.folder / name) for name in sorted(wanted)})
-        self.bundle()
+        self.write_manifest()
 
     def _repack(self) -> None:
         """Give the precisions that are left files of weights that hold what they need and nothing else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -10,6 +10,7 @@ from PIL import Image
 from fgclip_rt.arrays import ByteArray, FloatArray
 from fgclip_rt.preparation import preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+from fgclip_rt.progress import BeginStage, silent, tracked
 from fgclip_rt.text import Tokenizer
 
 from ..families.base import ReferenceModel
@@ -35,49 +36,49 @@ TEXTS = (
 )
 
 
-def record(model: ReferenceModel, progress: Callable[[], None] = lambda: None) -> Probe:
+def record(model: ReferenceModel, begin: BeginStage = silent) -> Probe:
     """Run the reference on the probe's inputs.
 
     Args:
         model: the loaded reference.
-        progress: called after each of :func:`count_steps` steps.
+        begin: is told how many of the images and walk types are done.
     """
     prepare = preparation(model.image_spec)
     tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
-    images = []
-    for index, (height, width) in enumerate(IMAGE_SIZES):
-        rgb = draw_image(height, width, seed=index)
+    images: list[ProbeImage] = []
+    walk_types: dict[str, ProbeTexts] = {}
+
+    def record_image(seed: int, height: int, width: int) -> None:
+        rgb = draw_image(height, width, seed)
         patches = prepare(Image.fromarray(rgb))
         boxes, masks = probe_boxes(height, width), probe_masks(*patches.grid)
-        found = model.image(patches, boxes, masks)
+        result = model.image(patches, boxes, masks)
         images.append(
             ProbeImage(
                 rgb=rgb,
                 patches=patches.pixels,
                 grid=np.array(patches.grid, np.int32),
-                features=found.features,
-                dense=found.dense,
-                boxes=None if found.regions is None else boxes,
-                regions=found.regions,
-                masks=None if found.masks is None else masks,
-                mask_features=found.masks,
+                features=result.features,
+                dense=result.dense,
+                boxes=None if result.regions is None else boxes,
+                regions=result.regions,
+                masks=None if result.masks is None else masks,
+                mask_features=result.masks,
             )
         )
-        progress()
-    walk_types = {}
-    for walk_type in model.text_spec.walk_types:
+
+    def record_texts(walk_type: str) -> None:
         tokens = tokenizer(TEXTS, walk_type)
         features = model.text(tokens, walk_type)
         walk_types[walk_type] = ProbeTexts(TEXTS, tokens.input_ids, tokens.attention_mask, features)
-        progress()
+
+    steps = [partial(record_image, seed, *size) for seed, size in enumerate(IMAGE_SIZES)]
+    steps += [partial(record_texts, walk_type) for walk_type in model.text_spec.walk_types]
+    for step in tracked(begin, "run reference", steps):
+        step()
     image_features = np.stack([image.features for image in images])
     logits = model.logits(image_features, walk_types["short"].features)
     return Probe(tuple(images), walk_types, logits)
-
-
-def count_steps(model: ReferenceModel) -> int:
-    """How often :func:`record` reports progress."""
-    return len(IMAGE_SIZES) + len(model.text_spec.walk_types)
 
 
 def draw_image(height: int, width: int, seed: int) -> ByteArray:

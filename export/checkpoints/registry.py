@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from PIL import Image
+
 import fgclip_rt
 from fgclip_rt.errors import CheckpointError
+from fgclip_rt.pocket.calibration import calibration_inputs
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class ModelSpec:
             alone; a checkpoint's own file always wins.
         hub_id: its repository on the Hugging Face Hub, if it is there.
         folder: where a model lies that comes with this package. With neither, its weights are a local file.
+        calibration: makes images, and texts by walk type, to calibrate on, for a model whose world is known.
     """
 
     name: str
@@ -30,6 +34,7 @@ class ModelSpec:
     config: Mapping[str, Any]
     hub_id: str | None = None
     folder: Path | None = None
+    calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
 
 
 def _tower(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
@@ -87,9 +92,8 @@ def _pocket() -> ModelSpec:
     vision = _tower(160, layers=6, heads=5, mlp=320)
     text = {**_tower(128, layers=4, heads=4, mlp=256), "projection_size": 160, "vocab_size": 1024}
     config = {"vision_config": vision, "text_config": text}
-    return ModelSpec(
-        name, "fgclip2", MappingProxyType(config), folder=Path(fgclip_rt.__file__).parent / "models" / name
-    )
+    folder = Path(fgclip_rt.__file__).parent / "models" / name
+    return ModelSpec(name, "fgclip2", MappingProxyType(config), folder=folder, calibration=calibration_inputs)
 
 
 _BASE, _LARGE = _tower(768, layers=12, heads=12, mlp=3072), _tower(1024, layers=24, heads=16, mlp=4096)

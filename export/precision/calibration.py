@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from fgclip_rt.model import Model
 from fgclip_rt.parity import image_parts
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+from fgclip_rt.progress import BeginStage, silent, tracked
 
 from ..bundle.probe import probe_boxes, probe_masks
 
@@ -81,21 +83,14 @@ class CalibrationData:
     held_out_texts: Mapping[str, Sequence[str]]
     sha256: str
 
-    @property
-    def steps(self) -> int:
-        """How often :meth:`run` reports progress."""
-        return len(self.images) + len(self.texts)
-
-    def run(self, model: Model, done: Callable[[], None]) -> None:
-        """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
+    def run(self, model: Model, begin: BeginStage, stage: str) -> None:
+        """Send all inputs that are not held out through a model, each image by itself, so that nothing is padded."""
         # The dense graph holds every layer that the other graphs of images have.
         see = model.dense_features if model.has("dense") else model.embed_images
-        for image in self.images:
-            see(image)
-            done()
-        for walk_type, texts in self.texts.items():
-            model.embed_texts(texts, walk_type)
-            done()
+        steps: list[Callable[[], object]] = [partial(see, image) for image in self.images]
+        steps += [partial(model.embed_texts, texts, walk_type) for walk_type, texts in self.texts.items()]
+        for step in tracked(begin, stage, steps):
+            step()
 
     def record(self, method: str) -> Calibration:
         """What the manifest says of it."""
@@ -108,15 +103,12 @@ class CalibrationData:
             sha256=self.sha256,
         )
 
-    @property
-    def held_out_steps(self) -> int:
-        """How often :meth:`held_out` reports progress."""
-        return len(self.held_out_images) + len(self.held_out_texts)
+    def held_out(self, model: Model, begin: BeginStage = silent) -> Probe:
+        """The inputs that are held out, with the results of ``model``, in float32."""
+        images: list[ProbeImage] = []
+        walk_types: dict[str, ProbeTexts] = {}
 
-    def held_out(self, model: Model, done: Callable[[], None]) -> Probe:
-        """The inputs that are held out, and what ``model``, in float32, makes of them."""
-        images = []
-        for source in self.held_out_images:
+        def run_image(source: Path | Image.Image) -> None:
             image = load_image(source)
             patches = model.preparation(image)
             # As large as the model sees it: a photo of many megapixels would be kept until the end.
@@ -125,13 +117,16 @@ class CalibrationData:
             rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
             patches = model.preparation(Image.fromarray(rgb))
             images.append(_seen(model, rgb, patches))
-            done()
-        walk_types = {}
-        for walk_type, texts in self.held_out_texts.items():
+
+        def run_texts(walk_type: str, texts: Sequence[str]) -> None:
             tokens = model.tokenizer(texts, walk_type)
             features = model.embed_texts(texts, walk_type, normalize=False)
             walk_types[walk_type] = ProbeTexts(tuple(texts), tokens.input_ids, tokens.attention_mask, features)
-            done()
+
+        steps = [partial(run_image, source) for source in self.held_out_images]
+        steps += [partial(run_texts, walk_type, texts) for walk_type, texts in self.held_out_texts.items()]
+        for step in tracked(begin, "run held-out inputs", steps):
+            step()
         return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
 
 
@@ -152,13 +147,13 @@ def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
     )
 
 
-def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[], None]) -> CalibrationData:
+def read(inputs: CalibrationInputs, walk_types: Sequence[str], begin: BeginStage = silent) -> CalibrationData:
     """Read inputs once, so that a bad one is found early, and divide them.
 
     Args:
         inputs: of more than :data:`MOST` of a kind, that many are used.
         walk_types: of the model.
-        done: called after each of :func:`count_steps` steps.
+        begin: is told how many images are read.
 
     Raises:
         ArgumentError: texts are given by walk type, and not for those of the model.
@@ -173,9 +168,8 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
     images = _spread([image if isinstance(image, Image.Image) else Path(image) for image in inputs.images])
     texts = {walk_type: _spread(values) for walk_type, values in by_walk_type.items()}
     digest = hashlib.sha256()
-    for image in images:
+    for image in tracked(begin, "read calibration", images):
         digest.update(hashlib.sha256(_checked_bytes(image)).digest())
-        done()
     for walk_type, values in texts.items():
         for text in (walk_type, *values):
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -188,11 +182,6 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
         held_out_texts={walk_type: held_out for walk_type, (_, held_out) in divided.items()},
         sha256=digest.hexdigest(),
     )
-
-
-def count_steps(inputs: CalibrationInputs) -> int:
-    """How often :func:`read` reports progress."""
-    return len(_spread(inputs.images))
 
 
 def _checked_bytes(image: Path | Image.Image) -> bytes:

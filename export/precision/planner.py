@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,7 @@ from fgclip_rt.errors import ParityError
 from fgclip_rt.manifest import Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from fgclip_rt.progress import BeginStage
+from fgclip_rt.progress import BeginStage, tracked
 
 from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
@@ -31,7 +30,7 @@ from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
 from .sensitivity import Sensitivity
-from .smoothing import Place, choose, find_places, smooth
+from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
 #: The share of the layers of the graphs that fail which may go back in all, and in one round.
 _MOST, _AT_ONCE = 1 / 4, 1 / 16
@@ -58,7 +57,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _Float32Graphs:
     """Float32 graphs that a precision is made from.
 
     Attributes:
@@ -80,14 +79,14 @@ class _Plan:
 
     Attributes:
         precision: which.
-        ground: what it is made from.
+        source: the float32 graphs that it is made from.
         types: by layer.
         moved: the layers that went back, and their types now.
         costs: by graph and layer, what the layer costs by itself in its present type, where that has been asked for.
     """
 
     precision: Precision
-    ground: _Ground
+    source: _Float32Graphs
     types: dict[str, ir.DataType]
     moved: dict[str, ir.DataType] = field(default_factory=dict)
     costs: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -118,6 +117,7 @@ class Planner:
         self._sensitive = sensitive
         self._inputs = inputs
         self._begin = begin
+        self._eight_bits: _Float32Graphs | None = None
 
     def add(self, precision: Precision, limits: Limits) -> None:
         """Add a precision that keeps ``limits``.
@@ -125,9 +125,12 @@ class Planner:
         Raises:
             ParityError: it does not, whatever reasonable number of layers goes back; it is not in the bundle then.
         """
-        ground = self._quantisable if precision.is_quantised else self._ground(self._graphs)
-        layers = [layer for found in ground.layers.values() for layer in found]
-        plan = _Plan(precision, ground, {layer.name: precision.type_of(layer) for layer in layers})
+        if not precision.is_quantised:
+            source = self._plain(self._graphs)
+        else:
+            source = self._eight_bits = self._eight_bits or self._prepare_eight_bits()
+        layers = [layer for of_graph in source.layers.values() for layer in of_graph]
+        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers})
         while True:
             rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
@@ -138,67 +141,67 @@ class Planner:
                 self._assembly.remove(precision.name)
                 raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
-    def _ground(self, graphs: Mapping[str, ir.Model]) -> _Ground:
+    def _plain(self, graphs: Mapping[str, ir.Model]) -> _Float32Graphs:
+        """Graphs as they are, with no ranges."""
         layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
-        return _Ground(graphs, layers, ranges={}, smoothed=0)
+        return _Float32Graphs(graphs, layers, ranges={}, smoothed=0)
 
-    @cached_property
-    def _quantisable(self) -> _Ground:
-        """Graphs whose outlier channels are smoothed and whose activations' ranges are known, for all of 8 bits."""
-        plain = self._ground(self._graphs)
+    def _prepare_eight_bits(self) -> _Float32Graphs:
+        """Smooth outlier channels and find the ranges of activations: two passes over the calibration inputs.
+
+        All 8-bit precisions share the result. The smoothed weights lie in a scratch file from then on.
+        """
+        plain = self._plain(self._graphs)
         rows = self._observe(plain, "calibrate, pass 1").rows()
-        places = self._common_places(plain)
+        sites = self._common_sites(plain)
         factors: dict[str, FloatArray] = {}
-        for place in places.values():
+        for site in sites.values():
             # Readers of one value saw the same rows; a slice of it is another.
-            seen = {reader.activations[0]: rows[reader.name] for reader in place.readers}
-            best = choose(place, np.concatenate(list(seen.values())), ir.DataType.INT8)
+            inputs = {reader.activations[0]: rows[reader.name] for reader in site.readers}
+            best = choose_factors(site, np.concatenate(list(inputs.values())), ir.DataType.INT8)
             if best is not None:
-                factors[place.name] = best
+                factors[site.name] = best
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
-        self._assembly.write_for_now(graphs)
-        smoothed = self._ground(graphs)
+        self._assembly.write_scratch(graphs)
+        smoothed = self._plain(graphs)
         ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
-        readers = {reader.name for name in factors for reader in places[name].readers}
-        return _Ground(graphs, smoothed.layers, ranges, len(readers))
+        readers = {reader.name for name in factors for reader in sites[name].readers}
+        return _Float32Graphs(graphs, smoothed.layers, ranges, len(readers))
 
-    def _common_places(self, ground: _Ground) -> dict[str, Place]:
-        """Where channels can be rescaled, by name: in every graph that shares the weights, or they would differ."""
-        found = {
-            name: {place.name: place for place in find_places(graph, self._sensitive[name])}
-            for name, graph in ground.graphs.items()
+    def _common_sites(self, source: _Float32Graphs) -> dict[str, ScalingSite]:
+        """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
+        by_graph = {
+            name: {site.name: site for site in find_sites(graph, self._sensitive[name])}
+            for name, graph in source.graphs.items()
         }
-        layers = {name: {layer.name for layer in of_graph} for name, of_graph in ground.layers.items()}
+        layers = {name: {layer.name for layer in of_graph} for name, of_graph in source.layers.items()}
         return {
-            place.name: place
-            for places in found.values()
-            for place in places.values()
+            site.name: site
+            for sites in by_graph.values()
+            for site in sites.values()
             if all(
-                place.name in found[name]
-                for name, shared in layers.items()
-                if not shared.isdisjoint(reader.name for reader in place.readers)
+                site.name in by_graph[name]
+                for name, of_graph in layers.items()
+                if not of_graph.isdisjoint(reader.name for reader in site.readers)
             )
         }
 
-    def _observe(self, ground: _Ground, stage: str, method: str | None = None) -> ObservingBackend:
+    def _observe(self, source: _Float32Graphs, stage: str, method: str | None = None) -> ObservingBackend:
         """Run float32 graphs on the calibration inputs."""
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
-        bundle = self._assembly.bundle()
-        backend = ObservingBackend(bundle, ground.graphs, ground.layers, method)
-        data.run(Model(bundle, backend), self._begin(stage, data.steps))
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, source.graphs, source.layers, method)
+        data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
     def _try(self, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
-        done = self._begin(f"convert to {name}", len(plan.ground.graphs))
-        lowered = {}
-        for graph, source in plan.ground.graphs.items():
-            lowered[graph] = lower(source, plan.types, plan.ground.ranges)
-            done()
+        graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
+        lowered = {graph: lower(plan.source.graphs[graph], plan.types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
-        bundle = self._assembly.bundle()
+        bundle = self._assembly.write_manifest()
         files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
         emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
         model = Model(bundle, GraphBackend(bundle, name, emulated))
@@ -214,7 +217,7 @@ class Planner:
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
         """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
         graphs = sorted({graph for row in failed for graph in _DEPENDS_ON.get(row.graph, (row.graph,))})
-        layers = {layer.name for graph in graphs for layer in plan.ground.layers.get(graph, ())}
+        layers = {layer.name for graph in graphs for layer in plan.source.layers.get(graph, ())}
         left = math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers)
         costs = self._costs(plan, graphs)
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
@@ -235,15 +238,13 @@ class Planner:
         wanted = [
             (graph, layer.name)
             for graph in graphs
-            for layer in plan.ground.layers.get(graph, ())
+            for layer in plan.source.layers.get(graph, ())
             if plan.types[layer.name] != FLOAT
         ]
         missing = [key for key in wanted if key not in plan.costs]
-        done = self._begin(f"find {plan.precision.name}'s losses", len(missing))
-        sensitivity = Sensitivity(self._assembly.bundle(), plan.ground.graphs, self._inputs.probe)
-        for graph, layer in missing:
-            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.ground.ranges)
-            done()
+        sensitivity = Sensitivity(self._assembly.write_manifest(), plan.source.graphs, self._inputs.probe)
+        for graph, layer in tracked(self._begin, f"find {plan.precision.name}'s losses", missing):
+            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.source.ranges)
         costs: dict[str, float] = {}
         for graph, layer in wanted:
             costs[layer] = max(plan.costs[graph, layer], costs.get(layer, 0.0))
@@ -255,7 +256,7 @@ class Planner:
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
-            smoothed=plan.ground.smoothed,
+            smoothed=plan.source.smoothed,
             calibration=data.record(self._inputs.method) if data is not None and precision.is_quantised else None,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -21,6 +21,8 @@ from fgclip_rt.errors import CheckpointError
 WalkType: TypeAlias = Literal["short", "box", "long"]
 
 Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
+#: Tokens of a text: one token would be its end alone.
+Length: TypeAlias = Annotated[int, msgspec.Meta(gt=1)]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -64,6 +66,14 @@ class TowerConfig:
                 "exported; restore the file that came with the weights.",
                 code="checkpoint_unsupported",
             )
+
+
+@dataclass(frozen=True)
+class TextTowerConfig(TowerConfig):
+    """Sizes of a text tower, its tables of tokens and positions included."""
+
+    vocab_size: Positive = 32000
+    max_position_embeddings: Length = 64
 
 
 def key_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,30 +144,10 @@ class Encoder(nn.Module):
         return x
 
 
-class TextTables(Protocol):
-    """Sizes of the tables that a text begins with."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_position_embeddings(self) -> int: ...
-
-
-class LongTextTables(TextTables, Protocol):
-    """The same where long texts have positions of their own; ``keep_len`` of them come from another table."""
-
-    @property
-    def longtext_len(self) -> int: ...
-    @property
-    def keep_len(self) -> int: ...
-
-
 class TextEmbeddings(nn.Module):
     """Token table and table of positions."""
 
-    def __init__(self, config: TextTables) -> None:
+    def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -173,11 +163,18 @@ class TextEmbeddings(nn.Module):
 class LongTextEmbeddings(TextEmbeddings):
     """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
 
-    def __init__(self, config: LongTextTables) -> None:
+    def __init__(self, config: TextTowerConfig, long_length: int, keep_length: int) -> None:
+        """Make the tables.
+
+        Args:
+            config: of the text tower.
+            long_length: tokens of a long text.
+            keep_length: of these, how many take their positions from ``ori``.
+        """
         super().__init__(config)
-        self.keep_len = config.keep_len
-        self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
-        self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)
+        self.keep_len = keep_length
+        self.position_embedding_ori = nn.Embedding(long_length, config.hidden_size)
+        self.position_embedding_res = nn.Embedding(long_length, config.hidden_size)
 
     def positions(self, walk_type: WalkType) -> Tensor:
         """The positions [L, D] of texts of a kind."""

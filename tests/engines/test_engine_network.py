@@ -16,6 +16,7 @@ from onnx import GraphProto, numpy_helper
 
 from fgclip_rt import parity
 from fgclip_rt.engines.network import parser_input, unhide_keys
+from fgclip_rt.export import PRECISIONS
 from helpers import SQUARE_NAMES, graph_inputs
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ def test_attention_with_a_mask_gives_the_same_numbers(masked_bundle_path: Path, 
     for actual, expected in zip(changed, session(path, path.parent).run(None, inputs), strict=True):
         # Of what lies past a grid nothing is said.
         rows = np.s_[:, :10] if expected.ndim == 3 else np.s_[:]
-        assert parity.compare(actual[rows], expected[rows], parity.LIMITS["fp32"], graph, "").passed
+        assert parity.compare(actual[rows], expected[rows], PRECISIONS["fp32"].limits, graph, "").passed
     model = onnx.load(path, load_external_data=False)
     assert unhide_keys(model.graph) == attentions(path) > 0
 

@@ -22,6 +22,7 @@ from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, BundleError, DeviceError, EngineError
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from helpers import WALK_TYPES, assert_one_sentence, picture
@@ -72,7 +73,7 @@ def test_every_step_keeps_parity(bundle_path: Path, captures_graphs: bool) -> No
     bundle = Bundle.open(bundle_path)
     model = engine_model(bundle, Shapes(batch=(1, 2, 3), boxes=(1, 2, 3)), captures_graphs=captures_graphs)
     probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
-    rows = parity.check(model, probe, parity.LIMITS["fp32"])
+    rows = parity.check(model, probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 
 

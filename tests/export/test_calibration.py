@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,14 +17,14 @@ from PIL import Image
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError
-from fgclip_rt.export.precision import calibration
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
 from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.observation import METHODS, ObservingBackend
 from fgclip_rt.export.precision.sensitivity import Sensitivity
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from helpers import WALK_TYPES, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture
+from helpers import WALK_TYPES, Progress, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture
 
 FloatArray = NDArray[np.float32]
 
@@ -40,13 +40,7 @@ def texts(count: int, of: str = "text") -> list[str]:
 
 
 def read_all(inputs: CalibrationInputs) -> CalibrationData:
-    return read(inputs, WALK_TYPES, lambda: None)
-
-
-def counter() -> tuple[list[None], Callable[[], None]]:
-    """What has been counted, and what counts."""
-    calls: list[None] = []
-    return calls, lambda: calls.append(None)
+    return read(inputs, WALK_TYPES)
 
 
 # Inputs
@@ -132,9 +126,9 @@ def test_texts_by_other_walk_types_than_the_models_are_refused(kinds: Sequence[s
 def test_of_more_than_512_inputs_that_many_are_taken_at_even_distances(count: int) -> None:
     words = texts(count)
     inputs = CalibrationInputs(images(count), words)
-    calls, count_call = counter()
-    data = read(inputs, ["short"], count_call)
-    assert len(calls) == calibration.count_steps(inputs) == 512
+    progress = Progress()
+    data = read(inputs, ["short"], progress)
+    assert progress.finished() == {"read calibration": 512}
     assert (len(data.images), len(data.held_out_images)) == (480, 32)
     numbers = sorted(int(text.split()[1]) for text in (*data.texts["short"], *data.held_out_texts["short"]))
     assert len(numbers) == 512
@@ -205,18 +199,18 @@ def test_only_what_is_not_held_out_runs_and_each_image_by_itself() -> None:
         embed_texts=lambda values, walk_type: seen.append((walk_type, list(values))),
     )
     data = read_all(CalibrationInputs(images(16), texts(16)))
-    calls, count_call = counter()
-    data.run(cast(Model, recorder), count_call)
+    progress = Progress()
+    data.run(cast(Model, recorder), progress, "calibrate")
     assert seen == [*data.images, *data.texts.items()]
-    assert len(calls) == data.steps == 12 + 3
+    assert progress.finished() == {"calibrate": 12 + 3}
 
 
 def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_model: Model) -> None:
     pictures = [Image.fromarray(picture(20 + index, 50, seed=index)) for index in range(16)]
     data = read_all(CalibrationInputs(pictures, {"short": texts(16), "box": texts(20), "long": texts(16)}))
-    calls, count_call = counter()
-    probe = data.held_out(masked_model, count_call)
-    assert len(calls) == data.held_out_steps == 4 + 3
+    progress = Progress()
+    probe = data.held_out(masked_model, progress)
+    assert progress.finished() == {"run held-out inputs": 4 + 3}
     assert [image.rgb.tolist() for image in probe.images] == [
         np.asarray(each).tolist() for each in data.held_out_images
     ]
@@ -226,14 +220,14 @@ def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_m
         assert image.dense.shape == (np.prod(image.grid), masked_model.dim)
         assert not np.allclose(np.linalg.norm(image.dense, axis=1), 1)
     assert {name: list(part.texts) for name, part in probe.walk_types.items()} == dict(data.held_out_texts)
-    rows = parity.check_held_out(masked_model, probe, parity.LIMITS["fp32"])
+    rows = parity.check_held_out(masked_model, probe, PRECISIONS["fp32"].limits)
     assert len(rows) == parity.count_held_out_rows(masked_model, probe)
     assert all(row.passed for row in rows)
 
 
 def test_a_photo_is_held_out_as_large_as_the_model_sees_it(masked_model: Model) -> None:
     photos = [Image.fromarray(picture(900, 700, seed=index)) for index in range(16)]
-    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model, lambda: None).images:
+    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model).images:
         rows, columns = image.grid.tolist()
         assert image.rgb.shape == (16 * rows, 16 * columns, 3)
 

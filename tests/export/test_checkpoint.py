@@ -19,7 +19,7 @@ from torch import Tensor
 from fgclip_rt import export
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> ReferenceModel:
-    return families.load(locate(str(path)))
+    return families.load(locate(str(path)))[1]
 
 
 def refused(path: Path, *parts: str, code: str = "checkpoint_invalid") -> str:
@@ -136,7 +136,7 @@ def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_damaged_json_file_is_named(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / name).write_text(text)
-    refused(checkpoint, str(checkpoint / name))
+    refused(checkpoint, str(checkpoint / name), code="checkpoint_damaged")
 
 
 def shard(checkpoint: Path) -> None:

@@ -24,6 +24,7 @@ from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, FgclipError
 from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
 from fgclip_rt.images import load_image
@@ -244,7 +245,7 @@ def test_engines_keep_parity(bundle: Path) -> None:
 
     backend = EngineBackend(opened, "fp32", engines, "nothing else runs here", load, cuda)  # type: ignore[arg-type]
     probe = Probe.load(opened.file(opened.manifest.parity.probe))
-    rows = parity.check(Model(opened, backend), probe, parity.LIMITS["fp32"])
+    rows = parity.check(Model(opened, backend), probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import fgclip_rt
 from fgclip_rt import export, parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, OutputError, ParityError
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.bundle.output import new_folder
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
@@ -33,6 +32,7 @@ from fgclip_rt.text import Tokenizer
 from helpers import (
     GOLDENS,
     Golden,
+    Progress,
     Trace,
     assert_one_sentence,
     assert_parity,
@@ -52,17 +52,10 @@ STAGES = ("load weights", "trace graphs", "run reference", "write weights", "che
 
 @pytest.mark.usefixtures("quick")
 def test_an_export_is_a_whole_bundle_that_gives_the_goldens(tmp_path: Path) -> None:
-    stages: list[tuple[str, int]] = []
-    steps: Counter[str] = Counter()
-
-    def begin(name: str, count: int) -> Callable[[], None]:
-        stages.append((name, count))
-        return lambda: steps.update([name])
-
+    progress = Progress()
     golden = Golden("fgclip2-masked")
-    bundle = export.export(export.checkpoint_source(MASKED), tmp_path / "new" / "bundle", begin=begin)
-    assert [name for name, _ in stages] == list(STAGES)
-    assert dict(steps) == dict(stages)
+    bundle = export.export(export.checkpoint_source(MASKED), tmp_path / "new" / "bundle", begin=progress)
+    assert list(progress.finished()) == list(STAGES)
     assert sorted(path.name for path in bundle.path.parent.iterdir()) == ["bundle"]
     assert Bundle.open(bundle.path).manifest == bundle.manifest
     features = fgclip_rt.load(bundle.path, device="cpu").embed_texts(golden.texts, "box", normalize=False)
@@ -82,7 +75,7 @@ def test_the_manifest_says_what_was_exported(masked_bundle_path: Path) -> None:
     rows = manifest.parity.measured["fp32"]
     assert {row.graph for row in rows} == {*GRAPHS, "preparation", "tokens", "logits"}
     assert all(row.passed for row in rows)
-    assert manifest.parity.limits == {"fp32": parity.LIMITS["fp32"]}
+    assert manifest.parity.limits == {"fp32": PRECISIONS["fp32"].limits}
     assert max(row.max_error for row in rows) <= 2e-5
     assert manifest.lowering == {}
     assert str(GOLDENS) not in (masked_bundle_path / "manifest.json").read_text()
@@ -408,7 +401,7 @@ def test_the_probe_can_be_computed_anew_from_the_checkpoint(
         np.testing.assert_array_equal(new.rgb, old.rgb)
         np.testing.assert_array_equal(new.patches, old.patches)
         np.testing.assert_allclose(new.features, old.features, rtol=0, atol=1e-4)
-    rows = parity.check(masked_model, probe, parity.LIMITS["fp32"])
+    rows = parity.check(masked_model, probe, PRECISIONS["fp32"].limits)
     assert len(rows) == parity.count_rows(probe)
     assert all(row.passed for row in rows)
 

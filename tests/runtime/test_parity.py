@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from fgclip_rt import parity
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.manifest import Limits
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from helpers import WALK_TYPES, picture
 
-FP32 = parity.LIMITS["fp32"]
+FP32 = PRECISIONS["fp32"].limits
 REPORTED = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ import msgspec
 from fgclip_rt.errors import CheckpointError
 
 from ...checkpoints.options import PixelOptions, read_options
-from ...reference.blocks import Positive, TowerConfig
+from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
 
 #: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
 #: between the others are stretched by four.
@@ -35,7 +35,7 @@ class VisionConfig(TowerConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(TowerConfig):
+class TextConfig(TextTowerConfig):
     """The text tower."""
 
     hidden_size: Positive = 512

@@ -67,7 +67,7 @@ class TextModel(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embeddings = LongTextEmbeddings(config)
+        self.embeddings = LongTextEmbeddings(config, config.longtext_len, config.keep_len)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 

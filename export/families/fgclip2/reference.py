@@ -29,7 +29,8 @@ class Fgclip2(Siglip2):
 
     def text_embeddings(self) -> LongTextEmbeddings:
         """The text tower's tables, without weights yet."""
-        return LongTextEmbeddings(self.config.text_config)
+        config = self.config.text_config
+        return LongTextEmbeddings(config, config.longtext_len, config.keep_len)
 
     def head(self, walk_type: WalkType) -> nn.Linear:
         """What turns the pooled state of a text of a kind into features."""

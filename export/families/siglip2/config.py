@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
-
-import msgspec
+from typing import Any, Self
 
 from fgclip_rt.errors import CheckpointError
 
 from ...checkpoints.options import PixelOptions, read_options
-from ...reference.blocks import Positive, TowerConfig
-
-#: A text of one token would be its end alone.
-Length = Annotated[int, msgspec.Meta(gt=1)]
+from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,9 @@ class VisionConfig(TowerConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(TowerConfig):
+class TextConfig(TextTowerConfig):
     """The text tower."""
 
-    vocab_size: Positive = 32000
-    max_position_embeddings: Length = 64
     projection_size: Positive | None = None
 
     @property
