@@ -42,11 +42,11 @@ _PROBE = "probe.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from.
+    """A model that can be exported.
 
     Attributes:
-        name: what to call it.
-        load: reads it and says what the manifest is to say of it.
+        name: its name in messages and for the default output.
+        load: reads it, and describes it for the manifest.
         calibration: makes images, and texts by walk type, to calibrate on; None if the user has to give them.
     """
 
@@ -61,7 +61,7 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
     Args:
         model: which one.
         revision: branch, tag or commit on the Hub.
-        files: what goes with a file of weights.
+        files: the files that go with a file of weights.
 
     Raises:
         CheckpointError: it cannot be found.
@@ -122,12 +122,12 @@ def export(
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
         method: how ranges of activations are found, one of :data:`fgclip_rt.export.precision.observation.METHODS`.
-        floor: the smallest cosine to accept in lower precisions, where it is above the precision's own.
+        floor: the smallest cosine to accept in lower precisions, if it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
     Raises:
-        ArgumentError: an argument cannot be used or would be of no use, or there is nothing to calibrate on.
+        ArgumentError: an argument cannot be used, has no effect, or calibration inputs are missing.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image to calibrate on cannot be read.
         ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
@@ -138,7 +138,7 @@ def export(
         raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
     inputs = _calibration_inputs(asked, inputs, source)
     with new_folder(output, overwrite) as folder:
-        # The reference goes when this returns; it has said all that is needed of it.
+        # The reference's memory is free once this returns.
         written = _write(source, inputs, folder, begin)
         gc.collect()
         _prove(written.assembly, begin)
@@ -215,7 +215,7 @@ def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = N
 
 @dataclass(frozen=True)
 class _Written:
-    """What is left when the reference has done its work.
+    """The result of tracing, from which the reference can be dropped.
 
     Attributes:
         assembly: a bundle with tokenizer and probe.
@@ -282,7 +282,7 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
 
 
 def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, begin: BeginStage) -> list[ParityError]:
-    """Add lower precisions; return why those are missing that are."""
+    """Add lower precisions, and return the errors of those that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None

@@ -24,8 +24,8 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what it says of itself.
-        manifest_sha256: digest of the manifest's file, by which a replaced bundle is noticed.
+        manifest: its contents, decoded.
+        manifest_sha256: digest of the manifest's file; a replaced bundle has another.
     """
 
     path: Path

@@ -22,11 +22,11 @@ def load_image(source: ImageSource, name: str | None = None, *, exif_transpose: 
     """Read an image as 8-bit RGB.
 
     Alpha is dropped and palettes, greyscale and CMYK are converted as Pillow's ``convert("RGB")`` does, which is what
-    the released code calls; 16-bit images keep their upper 8 bits, where that call would clip them to white.
+    the released code calls; 16-bit images keep their upper 8 bits, which that call would clip to white.
 
     Args:
         source: the image.
-        name: what to call it in messages; its path by default.
+        name: its name in messages; the path by default.
         exif_transpose: turn the image upright by its EXIF orientation. The released code does not.
 
     Raises:

@@ -18,7 +18,7 @@ from .errors import OutputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-#: How libraries that give no error number say that the disk is full: safetensors, and NumPy after a short write.
+#: The words for a full disk of libraries that give no error number: safetensors, and NumPy after a short write.
 _DISK_FULL = re.compile(r"no space left|\d+ requested and \d+ written", re.IGNORECASE)
 
 

@@ -76,7 +76,7 @@ class Tokenizer:
         return self.encode([self.prepare(text, index) for index, text in enumerate(texts, first)], walk_type)
 
     def prepare(self, text: str, index: int = 0) -> str:
-        """The text as it is encoded: lower-cased, where the model wants that. Texts that it makes alike are alike.
+        """The text as it is encoded, lower-cased if the model was trained so. Equal results mean equal vectors.
 
         Args:
             text: the text.

@@ -19,7 +19,7 @@ SUFFIXES = (".npy", ".npz", ".parquet")
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors and where they come from.
+    """Vectors and their origin.
 
     Attributes:
         kinds: ``image`` or ``text``, by row.
@@ -32,7 +32,7 @@ class Rows:
     vectors: FloatArray
 
     def index(self) -> list[dict[str, Any]]:
-        """What each row is, for JSON."""
+        """The origin of each row, for JSON."""
         pairs = zip(self.kinds, self.inputs, strict=True)
         return [{"row": row, "kind": kind, "input": name} for row, (kind, name) in enumerate(pairs)]
 

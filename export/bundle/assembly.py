@@ -1,4 +1,4 @@
-"""A bundle in the making: its folder, the precisions written so far, and the manifest that says so."""
+"""A bundle in the making: its folder, the precisions written so far, and their manifest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Assembly:
 
     Attributes:
         folder: where.
-        manifest: what is there so far; ``files`` is empty until :meth:`finish`.
+        manifest: describes the graphs written so far; ``files`` is empty until :meth:`finish`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -38,7 +38,7 @@ class Assembly:
     def write(
         self, precision: str, models: Mapping[str, ir.Model], limits: Limits, lowering: Lowering | None = None
     ) -> None:
-        """Write the graphs of a precision, in the place of those that it had."""
+        """Write the graphs of a precision, and remove those that it had."""
         self.remove(precision)
         # A graph with no weights is the same in every precision.
         files = {
@@ -67,7 +67,7 @@ class Assembly:
         self._weights.write(files, _SCRATCH, lasting=False)
 
     def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
-        """Note what a precision was measured to do."""
+        """Record the comparisons of a precision."""
         parity = self.manifest.parity
         measured = {**parity.measured, precision: tuple(rows)}
         self._change(parity=msgspec.structs.replace(parity, measured=measured))
@@ -103,7 +103,7 @@ class Assembly:
         self.write_manifest()
 
     def _repack(self) -> None:
-        """Give the precisions that are left files of weights that hold what they need and nothing else."""
+        """Write the weights of the remaining precisions anew, so that no file holds unused ones."""
         new = self.folder / "repacked"
         new.mkdir()
         weights = WeightFiles(new)

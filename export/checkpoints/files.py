@@ -19,7 +19,7 @@ from fgclip_rt.errors import CheckpointError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-#: Where training scripts put a state dict, how often at most, and what parallel training puts before every name.
+#: The key under which training scripts wrap a state dict, the most wrappings, and the prefix of parallel training.
 _WRAPPER, _MOST_WRAPPERS, _PARALLEL = "state_dict", 4, "module."
 
 
@@ -45,12 +45,12 @@ class Checkpoint(ABC):
 
     @property
     def described_by(self) -> str:
-        """What states the model's sizes, for messages."""
+        """The origin of the model's sizes, for messages."""
         return f"its {self.config_file}"
 
     @abstractmethod
     def where(self, file: str) -> Path:
-        """Where the file called ``file`` is, or should be."""
+        """The path at which the file called ``file`` is or should be."""
 
     @abstractmethod
     def weight_files(self) -> list[Path]:
@@ -157,7 +157,7 @@ class CheckpointFolder(Checkpoint):
         for path in self.weight_files():
             try:
                 with safe_open(path, "pt") as file:
-                    # Listed first, so that an error of whoever takes them is not mistaken for one of the file.
+                    # Listed first, so that an error of the caller is not mistaken for one of the file.
                     tensors = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
@@ -171,7 +171,7 @@ class CheckpointFile(Checkpoint):
     """A file of weights as ``torch.save`` writes it, and the files that go with it.
 
     Attributes:
-        config: its ``model_config.json``: where that is, or what it holds.
+        config: the path of its ``model_config.json``, or the contents.
         tokenizer: its ``tokenizer.json``.
     """
 
@@ -232,7 +232,7 @@ def _load(path: Path) -> Any:
         ) from None
     except MemoryError:
         raise
-    except Exception:  # a damaged file is any error of the unpickler or the archive, and what they say helps nobody
+    except Exception:  # damage raises any error of the unpickler or the archive, with no useful message
         raise CheckpointError(
             f"{path} is damaged, or not a file that torch.save wrote; restore it, or save the weights by "
             "torch.save(model.state_dict(), path).",

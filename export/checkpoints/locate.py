@@ -13,7 +13,7 @@ from fgclip_rt.errors import CheckpointError, reason
 from .files import TOKENIZER, Checkpoint, CheckpointFile, CheckpointFolder
 from .registry import ModelSpec, find_model, unknown_model
 
-#: Where CLIP's tokenizer comes from, for models that have its vocabulary and come without.
+#: The repository of CLIP's tokenizer, for models with its vocabulary and no file of their own.
 _CLIP = "openai/clip-vit-base-patch16"
 
 
@@ -23,7 +23,7 @@ _SUFFIXES = (".pt", ".pth")
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """What goes with a model that comes as a file of weights.
+    """The files of a model that comes as a file of weights.
 
     Attributes:
         weights: the file, for a model that is named by its registry name.
@@ -40,7 +40,7 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
     """The checkpoint called ``model``: a registry name or Hub id, downloaded unless it is shipped, a folder or a file.
 
     Raises:
-        CheckpointError: the name is unknown, the download failed, or the files are not those that the model needs.
+        CheckpointError: the name is unknown, the download failed, or the model needs other files.
     """
     files = files or LocalFiles()
     spec = find_model(model)

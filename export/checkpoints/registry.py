@@ -20,12 +20,12 @@ class ModelSpec:
     """One model.
 
     Attributes:
-        name: what users call it.
-        family: a key of :data:`fgclip_rt.export.families.base.FAMILIES`.
+        name: the name that users give.
+        family: a key of :data:`fgclip_rt.export.families.table.FAMILIES`.
         config: its sizes as its family's configuration file states them, for random weights and for weights that come
             alone; a checkpoint's own file always wins.
         hub_id: its repository on the Hugging Face Hub, if it is there.
-        folder: where a model lies that comes with this package. With neither, its weights are a local file.
+        folder: of a model that comes with this package. With neither of these, its weights are a local file.
         calibration: makes images, and texts by walk type, to calibrate on, for a model whose world is known.
     """
 

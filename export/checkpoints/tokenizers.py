@@ -55,7 +55,7 @@ def padding_token(checkpoint: Checkpoint, tokenizer: tokenizers.Tokenizer, vocab
 
 
 def makes_mask(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's tokenizer makes an attention mask: unless its file says otherwise, as SigLIP 2's does.
+    """Whether a checkpoint's tokenizer makes an attention mask; it does unless its file says otherwise, as SigLIP 2's.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -28,18 +28,18 @@ from ..bundle.probe import probe_boxes, probe_masks
 
 _T = TypeVar("_T")
 
-#: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
+#: Fewest different images, and fewest different texts of a walk type; fewer do not represent what a model meets.
 LEAST = 16
-#: Most that are used; of more, this many are taken at even distances.
+#: Most inputs that are used; of more, this many are taken at even distances.
 MOST = 512
-#: One of so many inputs is held out, but no more images than can be kept in memory with all that is known of them.
+#: One of so many inputs is held out, but no more images than fit into memory with all their results.
 _HELD_OUT = 4
 _MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
 class CalibrationInputs:
-    """What a user gives: images and texts of the kind that the model will meet.
+    """Images and texts of the kind that the model will meet, as a user gives them.
 
     Attributes:
         images: paths of image files, or RGB images.
@@ -50,7 +50,7 @@ class CalibrationInputs:
     texts: Sequence[str] | Mapping[str, Sequence[str]]
 
     def __post_init__(self) -> None:
-        """Refuse what is too little.
+        """Refuse too few inputs.
 
         Raises:
             ArgumentError: there are fewer than :data:`LEAST` different images, or texts of a walk type.
@@ -72,7 +72,7 @@ class CalibrationData:
     Attributes:
         images: paths of image files, or images.
         texts: by walk type.
-        held_out_images: as ``images``; not used for calibration, but to see what became of the vectors.
+        held_out_images: as ``images``; kept from calibration to measure its outcome.
         held_out_texts: as ``texts``, likewise.
         sha256: digest over the digests of all images, then all texts.
     """
@@ -93,7 +93,7 @@ class CalibrationData:
             step()
 
     def record(self, method: str) -> Calibration:
-        """What the manifest says of it."""
+        """Its description for the manifest."""
         return Calibration(
             method=method,
             images=len(self.images),
@@ -131,7 +131,7 @@ class CalibrationData:
 
 
 def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
-    """What a model makes of an image."""
+    """An image with the results of a model."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
     parts = image_parts(model, patches, boxes, masks) if model.has("dense") else {}
     return ProbeImage(
@@ -198,7 +198,7 @@ def _spread(items: Sequence[_T]) -> Sequence[_T]:
 
 
 def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
-    """Those to use, and those to hold out; drawn, since what is given may take turns, by language or by subject."""
+    """The items to use and those to hold out, drawn at random: given ones may alternate, by language or by subject."""
     held_out = set(random.Random(0).sample(range(len(items)), min(len(items) // _HELD_OUT, _MOST_HELD_OUT)))
     return (
         [item for index, item in enumerate(items) if index not in held_out],

@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         name: of its module; the same in every graph that holds it.
-        kind: what it computes. The weight of ``linear`` is [in, out], and of ``table`` [rows, D].
+        kind: a product with a weight, attention, or a table. The weight of ``linear`` is [in, out], and of ``table`` [rows, D].
         node: the node that computes it.
     """
 
@@ -36,7 +36,7 @@ class Layer:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """What is computed from the graph's inputs: of attention queries, keys and values, none of a table."""
+        """The inputs that are no weights: queries, keys and values of attention, none of a table."""
         if self.kind == "table":
             return ()
         return tuple(value for value in self.node.inputs if value is not None and value.const_value is None)

@@ -1,7 +1,7 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
-The layers get the precision's types, the graphs are written and compared with the reference, and where they fall below
-the floor the layers that suffer most go back to the next higher type, until the floor holds or too many have gone back.
+The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
+floor, the costliest layers go back to the next higher type, until the floor holds or too many have gone back.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from .precisions import Precision
 from .sensitivity import Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
-#: The share of the layers of the graphs that fail which may go back in all, and in one round.
+#: Shares of the failing graphs' layers that may go back in all, and in one round.
 _MOST, _AT_ONCE = 1 / 4, 1 / 16
 
-#: Which graphs' layers a comparison depends on, where that is not the graph that it is of.
+#: By graph of a comparison: the graphs whose layers it depends on, unless that is the graph itself.
 _DEPENDS_ON = {"region": ("dense",), "mask": ("dense",), "logits": ("vision", "text")}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What lower precisions are measured on.
+    """Inputs that lower precisions are calibrated and measured on.
 
     Attributes:
         probe: the recorded inputs, with the reference's results.
         calibration: inputs to calibrate on, if there are any.
-        held_out: those that were held out, with the float32 graphs' results.
+        held_out: inputs that were held out, with the float32 graphs' results.
         method: how ranges of activations are found.
     """
 
@@ -63,7 +63,7 @@ class _Float32Graphs:
     Attributes:
         graphs: by name.
         layers: of each graph, those whose type can be chosen.
-        ranges: by linear layer, the largest magnitude of its input; empty where nothing is quantised.
+        ranges: by linear layer, the largest magnitude of its input; empty if nothing is quantised.
         smoothed: number of layers with rescaled channels.
     """
 
@@ -75,14 +75,14 @@ class _Float32Graphs:
 
 @dataclass
 class _Plan:
-    """How a precision is made.
+    """The types of one precision, layer by layer.
 
     Attributes:
-        precision: which.
+        precision: the precision.
         source: the float32 graphs that it is made from.
         types: by layer.
         moved: the layers that went back, and their types now.
-        costs: by graph and layer, what the layer costs by itself in its present type, where that has been asked for.
+        costs: by graph and layer, the loss from that layer alone in its present type, as far as it was measured.
     """
 
     precision: Precision
@@ -107,9 +107,9 @@ class Planner:
 
         Args:
             assembly: a bundle with proven float32 graphs.
-            graphs: these, by name, as they were written.
+            graphs: the float32 graphs by name, as they were written.
             sensitive: by graph, the layers that always stay in float32.
-            inputs: what to measure on.
+            inputs: inputs to calibrate and measure on.
             begin: is told how far the work is.
         """
         self._assembly = assembly
@@ -123,7 +123,7 @@ class Planner:
         """Add a precision that keeps ``limits``.
 
         Raises:
-            ParityError: it does not, whatever reasonable number of layers goes back; it is not in the bundle then.
+            ParityError: it does not, even with the most layers that may go back; the bundle then lacks it.
         """
         if not precision.is_quantised:
             source = self._plain(self._graphs)
@@ -208,7 +208,7 @@ class Planner:
         recorded, held_out = self._inputs.probe, self._inputs.held_out
         done = self._begin(f"check {name} parity", parity.count_rows(recorded))
         rows = parity.check(model, recorded, limits, done)
-        # Held-out inputs take longest, so a plan that the probe refuses never gets there.
+        # Held-out inputs take longest, so they run only for a plan that the probe accepts.
         if held_out is None or not all(row.passed for row in rows):
             return rows
         done = self._begin(f"check {name} held out", parity.count_held_out_rows(model, held_out))
@@ -222,8 +222,8 @@ class Planner:
         costs = self._costs(plan, graphs)
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
         overflowing = [name for name in ranked if math.isinf(costs[name])]
-        # Where something overflows, nothing else is to blame yet. A layer that overflows even in the type that it went
-        # to goes on to the next, and counts once.
+        # An overflow hides all other losses, so layers that overflow go first. One that overflows again in its next
+        # type moves on, and counts once.
         untouched = [name for name in ranked if name not in plan.moved]
         suspects = overflowing or untouched[: math.ceil(_AT_ONCE * len(layers))]
         fresh = [name for name in suspects if name in untouched][: max(0, left)]
@@ -234,7 +234,7 @@ class Planner:
         return bool(chosen)
 
     def _costs(self, plan: _Plan, graphs: Sequence[str]) -> dict[str, float]:
-        """What each layer of some graphs that is not in float32 costs, by layer: the most that it costs one of them."""
+        """The loss from each layer that is not in float32, by layer: its largest over some graphs."""
         wanted = [
             (graph, layer.name)
             for graph in graphs
@@ -266,7 +266,7 @@ def _name(dtype: ir.DataType) -> str:
 
 
 def _refusal(plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
-    """Why a precision is not in the bundle, as a clause."""
+    """The reason for refusing a precision, as a clause."""
     failed = [row for row in rows if not row.passed]
     worst = min(failed, key=lambda row: row.min_cosine)
     found = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"

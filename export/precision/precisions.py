@@ -17,10 +17,10 @@ class Precision:
     """One precision.
 
     Attributes:
-        name: what users call it.
+        name: the name that users give.
         linear: type of the linear layers.
         other: type of attention and of tables of vectors, and of a linear layer that ``linear`` does not suit.
-        limits: how near its graphs must come to the reference.
+        limits: the largest distance from the reference that its graphs may have.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Precision:
         return self.linear in QUANTISED
 
     def type_of(self, layer: Layer) -> ir.DataType:
-        """The type that a layer is to have."""
+        """The type that a layer gets at first."""
         return self.linear if layer.kind == "linear" else self.other
 
     def next_above(self, dtype: ir.DataType) -> ir.DataType:
-        """The type that a layer gets which loses too much in ``dtype``."""
+        """The next higher type, for a layer that loses too much in ``dtype``."""
         return self.other if dtype in QUANTISED else FLOAT
 
 
@@ -47,8 +47,8 @@ def _floor(cosine: float, dense_share: float = 1.0) -> Limits:
     return Limits(max_error=None, min_cosine=cosine, dense_share=dense_share)
 
 
-#: By name, in the order in which a bundle lists them. A dense map has hundreds of vectors, and some lie where the model
-#: itself is undecided: one in twenty may fall below the floor where steps are coarse.
+#: By name, in the order in which a bundle lists them. A dense map has hundreds of vectors, and the model itself is
+#: undecided on some: with coarse steps one in twenty may fall below the floor.
 PRECISIONS = {
     precision.name: precision
     for precision in (

@@ -1,9 +1,9 @@
 """Outlier channels moved from activations into weights, exactly: SmoothQuant (https://arxiv.org/abs/2211.10438).
 
 A few channels of a transformer's activations are far larger than the rest, and one quantisation step for all of them
-leaves the rest few levels. Dividing a channel by a factor where it is made and multiplying the weights that read it by
-the same factor changes no result in exact arithmetic. It can be done where the channel is made by a LayerNorm, or where
-attention mixes the channels that the value projection made.
+leaves the rest few levels. Dividing a channel by a factor at its producer and multiplying the weights that read it by
+the same factor changes no result in exact arithmetic. The producer can be a LayerNorm, or the value projection of an
+attention, which mixes rows and not channels.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fgclip_rt.arrays import FloatArray
 from .layers import SMOOTHED, Layer, array, find_layers
 from .lower import input_scale, quantised_weight, rounded
 
-#: How much of the outliers goes into the weights, between none and all; each site takes what serves it best.
+#: Shares of the outliers' size that go into the weights, from none to all; each site takes the best one.
 STRENGTHS = (0.25, 0.5, 0.65, 0.8)
-#: What a rescaling must at least gain to be worth having.
+#: A rescaling is kept if it brings the error below this share of the error without it.
 _GAIN = 0.8
 
 
 @dataclass(frozen=True)
 class Operand:
-    """An initializer as one node reads it; other nodes may read it too, where their numbers are the same.
+    """An initializer as one node reads it; other nodes may read the same one.
 
     Attributes:
-        node: who reads it.
-        index: as which input.
-        name: what to call it when this node gets numbers of its own.
+        node: the node that reads it.
+        index: of the node's inputs.
+        name: its name once this node has values of its own.
     """
 
     node: ir.Node
@@ -46,9 +46,9 @@ class ScalingSite:
     """Channels that can be rescaled.
 
     Attributes:
-        name: of the module that makes them.
-        producers: what makes them, along the last axis.
-        readers: the layers that read them, and nothing else does.
+        name: of the module that computes them.
+        producers: the weights that compute them, along the last axis.
+        readers: the only layers that read them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ScalingSite:
 
 
 def find_sites(model: ir.Model, sensitive: Sequence[str]) -> list[ScalingSite]:
-    """Where channels of a float32 graph can be rescaled.
+    """The scaling sites of a float32 graph.
 
     Args:
         model: a traced graph.
@@ -79,12 +79,12 @@ def find_sites(model: ir.Model, sensitive: Sequence[str]) -> list[ScalingSite]:
 
 
 def choose_factors(site: ScalingSite, inputs: FloatArray, dtype: ir.DataType) -> FloatArray | None:
-    """The factors that let a site's readers be quantised best, or None where leaving it is about as good.
+    """The factors that let a site's readers be quantised best, or None if they gain too little.
 
     Args:
         site: of a float32 graph.
-        inputs: rows [n, in] of what the readers read, the largest among them.
-        dtype: what they are to be quantised to.
+        inputs: rows [n, in] of the readers' input, with those of the largest magnitudes.
+        dtype: type to quantise to.
 
     Returns:
         float32 [in].

@@ -53,7 +53,7 @@ class TowerConfig:
         """Make sure that a tower can be built so.
 
         Raises:
-            CheckpointError: two options do not go together; ``name`` is where they stand.
+            CheckpointError: two options contradict each other; ``name`` is their section.
         """
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
@@ -77,7 +77,7 @@ class TextTowerConfig(TowerConfig):
 
 
 def key_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask [B, 1, 1, N] from a mask [B, N] that is non-zero where a key may be attended to."""
+    """Additive attention mask [B, 1, 1, N] from a mask [B, N] that is non-zero for keys that may be attended to."""
     mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
     return mask.masked_fill(valid == 0, torch.finfo(dtype).min)[:, None, None, :]
 

@@ -70,8 +70,8 @@ class Config:
         """Read a parsed ``config.json``.
 
         Raises:
-            CheckpointError: an option has a value that the model cannot be built with; those that are not named here
-                are passed over.
+            CheckpointError: an option has a value that the model cannot be built with; options that are not named
+                here are ignored.
         """
         config = read_options(document, cls, "config.json")
         config.vision_config.check("vision_config")
@@ -92,7 +92,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PreprocessorConfig(PixelOptions):
-    """How images are prepared once they are squares; the defaults are CLIP's."""
+    """The preparation of square images; the defaults are CLIP's."""
 
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.26862954, 0.26130258, 0.27577711)

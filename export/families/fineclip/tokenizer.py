@@ -13,7 +13,7 @@ import tokenizers
 from fgclip_rt.errors import CheckpointError
 
 _REMEDY = "give CLIP's own with --tokenizer, such as that of openai/clip-vit-base-patch16"
-#: How CLIP's file and how EVA-CLIP spell start and end. A text that holds the latter gets these tokens for it.
+#: Start and end as CLIP's file spells them, and as EVA-CLIP does; a text that holds the latter gets these tokens.
 _SPELLINGS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
 #: CLIP's pattern; as it ignores case, ſ is an s, and the combining iota (U+0345) is neither a letter nor anything else.
 _WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\u0345]+"
@@ -23,7 +23,7 @@ _AMPERSANDS = r"(?:&|＆)(?:(?:amp|AMP|#0*38(?!\d)|#[xX]0*26(?![0-9a-fA-F]));?)+
 _TERMINAL_ESCAPE = r"\x1b\[[0-9;]*[A-Za-z]"
 #: A sigma that ends a word has a lower case of its own. ``\K`` drops what was matched before it.
 _FINAL_SIGMA = r"\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})"
-#: What looks like a start or end token right after punctuation is none: its bracket belongs to the punctuation.
+#: Right after punctuation there is no start or end token: its bracket belongs to the punctuation.
 _NO_TOKEN = r"(?<=[^\s\p{L}\p{N}])<(?=(?:start|end)_of_text>)"
 
 
@@ -102,7 +102,7 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
 
 
 def _replacements() -> Iterator[tuple[str, str]]:
-    """Regular expressions, and what takes the place of their matches. Later ones see what earlier ones made."""
+    """Regular expressions and their replacements. Later ones see the results of earlier ones."""
     yield _AMPERSANDS, "&"
     yield _TERMINAL_ESCAPE, ""
     # Controls except white space, deprecated Arabic ones, byte order marks, annotations and objects.
@@ -128,7 +128,7 @@ def _replacements() -> Iterator[tuple[str, str]]:
 
 
 def _entity(char: str, code: int) -> str:
-    """How HTML may write a character; by its ``code`` in Windows-1252 too, as browsers allow."""
+    """The spellings of a character in HTML; by its ``code`` in Windows-1252 too, as browsers allow."""
     # Some names need no semicolon, unless they begin a longer one.
     names = sorted((name for name, value in html5.items() if value == char), reverse=True)
     forms = [name if name.endswith(";") else rf"{name}(?![0-9A-Za-z]*;)" for name in names]

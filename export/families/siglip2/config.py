@@ -51,14 +51,14 @@ class Config:
 
         Raises:
             CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
-                are passed over, as transformers does: they steer training, not the forward pass.
+                are ignored, as in transformers: they steer training, not the forward pass.
         """
         config = read_options(document, cls, "config.json")
         config.check()
         return config
 
     def check(self) -> None:
-        """Raise CheckpointError where two options do not go together."""
+        """Raise CheckpointError if two options contradict each other."""
         self.vision_config.check("vision_config")
         self.text_config.check("text_config")
         if self.vision_config.num_channels != 3:
@@ -80,7 +80,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PreprocessorConfig(PixelOptions):
-    """How images are prepared; the defaults are those of the released processor."""
+    """The preparation of images; the defaults are those of the released processor."""
 
     patch_size: int = 16
     max_num_patches: Positive = 256
