@@ -33,7 +33,6 @@ from .families.base import ReferenceModel
 from .graphs.trace import trace
 from .precision import calibration
 from .precision.calibration import CalibrationData, CalibrationInputs
-from .precision.observation import METHODS
 from .precision.planner import Inputs, Planner
 from .precision.precisions import PRECISIONS, Precision
 
@@ -105,7 +104,6 @@ def export(
     precisions: Sequence[str] = (FP32,),
     *,
     inputs: CalibrationInputs | None = None,
-    method: str = "percentile",
     floor: float | None = None,
     overwrite: bool = False,
     begin: BeginStage = silent,
@@ -121,7 +119,6 @@ def export(
         precisions: which precisions to write, keys of :data:`fgclip_rt.export.precision.precisions.PRECISIONS`.
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
-        method: how ranges of activations are found, one of :data:`fgclip_rt.export.precision.observation.METHODS`.
         floor: the smallest cosine to accept in lower precisions, if it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
@@ -133,7 +130,7 @@ def export(
         ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
         OutputError: ``output`` exists or cannot be written.
     """
-    asked = _checked(precisions, floor, method)
+    asked = _checked(precisions, floor)
     if asked == [PRECISIONS[FP32]] and (inputs is not None or floor is not None):
         raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
     inputs = _calibration_inputs(asked, inputs, source)
@@ -143,7 +140,7 @@ def export(
         gc.collect()
         _prove(written.assembly, begin)
         lower = [precision for precision in asked if precision.name != FP32]
-        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, method, begin)
+        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, begin)
         kept = [precision.name for precision in asked if precision.name in written.assembly.manifest.precisions]
         if not kept:
             raise _refusal(refused, "no bundle was written", ())
@@ -153,7 +150,7 @@ def export(
     return Bundle.open(output, check_hashes=False)
 
 
-def _checked(precisions: Sequence[str], floor: float | None, method: str) -> list[Precision]:
+def _checked(precisions: Sequence[str], floor: float | None) -> list[Precision]:
     """The precisions that were asked for, in the order of a bundle."""
     names = ", ".join(PRECISIONS)
     if not precisions:
@@ -163,8 +160,6 @@ def _checked(precisions: Sequence[str], floor: float | None, method: str) -> lis
             raise ArgumentError(f"precision {name!r} cannot be exported; choose from {names}.")
     if floor is not None and not 0 < floor < 1:
         raise ArgumentError(f"the floor is {floor}; pass the smallest cosine to accept, between 0 and 1.")
-    if method not in METHODS:
-        raise ArgumentError(f"calibration method {method!r} is unknown; choose from {', '.join(METHODS)}.")
     return [precision for name, precision in PRECISIONS.items() if name in precisions]
 
 
@@ -281,14 +276,14 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
     assembly.set_measured(FP32, rows)
 
 
-def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, begin: BeginStage) -> list[ParityError]:
+def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginStage) -> list[ParityError]:
     """Add lower precisions, and return the errors of those that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None
     if data is not None:
         held_out = data.held_out(open_model(written.assembly.write_manifest(), device="cpu"), begin)
-    inputs = Inputs(recorded, data, held_out, method)
+    inputs = Inputs(recorded, data, held_out)
     planner = Planner(written.assembly, written.graphs, written.sensitive, inputs, begin)
     refused = []
     for precision, limit in limits.items():

@@ -25,6 +25,7 @@ from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent, tracked
 
 from ..bundle.probe import probe_boxes, probe_masks
+from .observation import METHOD
 
 _T = TypeVar("_T")
 
@@ -92,10 +93,10 @@ class CalibrationData:
         for step in tracked(begin, stage, steps):
             step()
 
-    def record(self, method: str) -> Calibration:
+    def record(self) -> Calibration:
         """Its description for the manifest."""
         return Calibration(
-            method=method,
+            method=METHOD,
             images=len(self.images),
             texts=_count_distinct(self.texts),
             held_out_images=len(self.held_out_images),

@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         name: of its module; the same in every graph that holds it.
-        kind: a product with a weight, attention, or a table. The weight of ``linear`` is [in, out], and of ``table`` [rows, D].
+        kind: a product with a weight [in, out], attention, or a table [rows, D].
         node: the node that computes it.
     """
 

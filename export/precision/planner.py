@@ -47,13 +47,11 @@ class Inputs:
         probe: the recorded inputs, with the reference's results.
         calibration: inputs to calibrate on, if there are any.
         held_out: inputs that were held out, with the float32 graphs' results.
-        method: how ranges of activations are found.
     """
 
     probe: Probe
     calibration: CalibrationData | None
     held_out: Probe | None
-    method: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class Planner:
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
         self._assembly.write_scratch(graphs)
         smoothed = self._plain(graphs)
-        ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
+        ranges = self._observe(smoothed, "calibrate, pass 2", find_ranges=True).ranges()
         readers = {reader.name for name in factors for reader in sites[name].readers}
         return _Float32Graphs(graphs, smoothed.layers, ranges, len(readers))
 
@@ -186,12 +184,12 @@ class Planner:
             )
         }
 
-    def _observe(self, source: _Float32Graphs, stage: str, method: str | None = None) -> ObservingBackend:
+    def _observe(self, source: _Float32Graphs, stage: str, *, find_ranges: bool = False) -> ObservingBackend:
         """Run float32 graphs on the calibration inputs."""
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        backend = ObservingBackend(bundle, source.graphs, source.layers, method)
+        backend = ObservingBackend(bundle, source.graphs, source.layers, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
@@ -257,7 +255,7 @@ class Planner:
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
             smoothed=plan.source.smoothed,
-            calibration=data.record(self._inputs.method) if data is not None and precision.is_quantised else None,
+            calibration=data.record() if data is not None and precision.is_quantised else None,
         )
 
 

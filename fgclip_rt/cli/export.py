@@ -34,9 +34,6 @@ def run(
     calibration_texts: Annotated[
         Path | None, typer.Option(help="Texts to calibrate int8 and fp8 on, one a line.  [default: none]")
     ] = None,
-    calibration_method: Annotated[
-        str, typer.Option(help="How the ranges of int8 and fp8 are found: percentile or entropy.")
-    ] = "percentile",
     floor: Annotated[
         float | None,
         typer.Option(help="Smallest cosine to accept in lower precisions.  [default: that of each, 0.99 to 0.9995]"),
@@ -84,7 +81,6 @@ def run(
                 path,
                 precision,
                 inputs=inputs,
-                method=calibration_method,
                 floor=floor,
                 overwrite=overwrite,
                 begin=begin,

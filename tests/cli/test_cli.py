@@ -129,7 +129,6 @@ def _umask() -> int:
             ["--model", "{checkpoint}", "--calibration", "{photo}", "--calibration", "absent"],
             ["absent does not exist", "--calibration"],
         ),
-        (["--model", "{checkpoint}", "--calibration-method", "largest"], ["largest", "percentile", "entropy"]),
         (["--model", "{checkpoint}", "--floor", "1.5"], ["floor is 1.5", "between 0 and 1"]),
     ],
 )

@@ -482,13 +482,6 @@ def test_int8_without_calibration_inputs_is_refused_before_anything_is_loaded(tm
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_calibration_method_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError) as info:
-        export.export(unused_source(), tmp_path / "bundle", ["int8"], inputs=calibration_inputs(), method="largest")
-    assert_one_sentence(info.value, "'largest'", "percentile", "entropy")
-    assert not list(tmp_path.iterdir())
-
-
 def test_only_the_shipped_checkpoint_brings_its_own_calibration_inputs() -> None:
     assert export.random_source("fg-clip2-pocket").calibration is None
     assert export.checkpoint_source(MASKED).calibration is None
@@ -513,12 +506,3 @@ def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path: Path, kind: 
         export.export(export.checkpoint_source(MASKED), tmp_path / "bundle", ["int8"], inputs=inputs)
     assert_one_sentence(info.value, str(images[7]))
     assert not (tmp_path / "bundle").exists()
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_manifest_says_how_ranges_were_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgclip_rt.export.precision.observation._BINS", 512)  # the search takes long
-    bundle = export_masked(tmp_path / "bundle", ["int8"], method="entropy")
-    calibration = bundle.manifest.lowering["int8"].calibration
-    assert calibration is not None
-    assert calibration.method == "entropy"
