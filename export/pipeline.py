@@ -193,8 +193,16 @@ def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) 
     )
 
 
-def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = None) -> Probe:
+def verify_against(
+    bundle: Bundle, checkpoint: str, files: LocalFiles | None = None, begin: BeginStage = silent
+) -> Probe:
     """The probe of ``bundle`` computed anew from a checkpoint: by its reference, its tokenizer and its preparation.
+
+    Args:
+        bundle: an opened bundle.
+        checkpoint: as for :func:`checkpoint_source`.
+        files: the files that go with a file of weights.
+        begin: is told how far the reference is.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is of another size.
@@ -205,7 +213,7 @@ def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = N
             f"{checkpoint} has vectors of {model.embedding_size} and {bundle.path} of "
             f"{bundle.manifest.embedding_size}; give the checkpoint that the bundle was exported from."
         )
-    return probe.record(model)
+    return probe.record(model, begin)
 
 
 @dataclass(frozen=True)
@@ -264,8 +272,8 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
 def _prove(assembly: Assembly, begin: BeginStage) -> None:
     """Hold the float32 graphs to the reference, loaded as a user would load them."""
     recorded = Probe.load(assembly.folder / _PROBE)
-    done = begin("check fp32 parity", parity.count_rows(recorded))
-    rows = parity.check(open_model(assembly.write_manifest(), device="cpu"), recorded, PRECISIONS[FP32].limits, done)
+    model = open_model(assembly.write_manifest(), device="cpu")
+    rows = parity.check(model, recorded, PRECISIONS[FP32].limits, begin, "check fp32 parity")
     failed = [row for row in rows if not row.passed]
     if failed:
         raise ParityError(

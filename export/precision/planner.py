@@ -204,13 +204,12 @@ class Planner:
         emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
         model = Model(bundle, GraphBackend(bundle, name, emulated))
         recorded, held_out = self._inputs.probe, self._inputs.held_out
-        done = self._begin(f"check {name} parity", parity.count_rows(recorded))
-        rows = parity.check(model, recorded, limits, done)
+        rows = parity.check(model, recorded, limits, self._begin, f"check {name} parity")
         # Held-out inputs take longest, so they run only for a plan that the probe accepts.
         if held_out is None or not all(row.passed for row in rows):
             return rows
-        done = self._begin(f"check {name} held out", parity.count_held_out_rows(model, held_out))
-        return (*rows, *parity.check_held_out(model, held_out, limits, done))
+        stage = f"check {name} held out"
+        return (*rows, *parity.check_held_out(model, held_out, limits, self._begin, stage))
 
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
         """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""

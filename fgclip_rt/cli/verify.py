@@ -10,7 +10,7 @@ import typer
 from ..bundle import Bundle
 from ..errors import ParityError
 from ..model import open_model
-from ..parity import check, count_rows
+from ..parity import check
 from ..probe import Probe
 from . import options
 from .console import progress_bars, say, say_json, say_parity
@@ -45,11 +45,8 @@ def run(
             require_export_packages()
             import fgclip_rt.export as exporter
 
-            done = begin("run reference", 1)
-            probe = exporter.verify_against(opened, checkpoint, exporter.LocalFiles(weights, config, tokenizer))
-            done()
-        done = begin("check parity", count_rows(probe))
-        rows = check(model, probe, opened.manifest.parity.limits[model.precision], done)
+            probe = exporter.verify_against(opened, checkpoint, exporter.LocalFiles(weights, config, tokenizer), begin)
+        rows = check(model, probe, opened.manifest.parity.limits[model.precision], begin)
     failed = [row for row in rows if not row.passed]
     if json:
         say_json(

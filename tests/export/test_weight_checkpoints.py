@@ -359,7 +359,7 @@ def test_a_tokenizer_that_is_not_clips_is_refused(checkpoint: Path, edit: Callab
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": {}}'])
 def test_a_damaged_tokenizer_is_refused(checkpoint: Path, text: str) -> None:
     checkpoint.with_name("tokenizer.json").write_text(text)
-    refused(checkpoint, "tokenizer.json", "--tokenizer")
+    refused(checkpoint, "tokenizer.json", "--tokenizer", code="checkpoint_damaged")
 
 
 def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
@@ -441,7 +441,7 @@ def test_a_truncated_file_is_refused(folder: Path, tensors: Tensors, zipped: boo
     data = path.read_bytes()
     for size in (100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
-        refused(path, str(path))
+        refused(path, str(path), code="checkpoint_damaged")
 
 
 def test_a_file_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
@@ -462,14 +462,14 @@ def test_a_zip_of_other_files_is_refused(checkpoint: Path) -> None:
 
 def test_safetensors_are_no_file_of_torch_save(checkpoint: Path) -> None:
     save_file({"a": torch.zeros(3)}, checkpoint)
-    refused(checkpoint, str(checkpoint), "torch.save")
+    refused(checkpoint, str(checkpoint), "torch.save", code="checkpoint_unsafe")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_torchscript_archive_is_refused(checkpoint: Path) -> None:
     """OpenAI released its own models as such."""
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(checkpoint))
-    message = refused(checkpoint, str(checkpoint))
+    message = refused(checkpoint, str(checkpoint), code="checkpoint_damaged")
     assert "weights_only` set to `False`" not in message
 
 
