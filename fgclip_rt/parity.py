@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from .graphs import ImageInputs
+from .images import ImageSource
 from .manifest import Limits, ParityRow
-from .masks import mask_weights
 from .model import Model
-from .preparation import Patches
 from .probe import Probe, ProbeImage, ProbeTexts
 from .progress import BeginStage, silent, tracked
 
@@ -133,7 +133,7 @@ class _Vectors:
     def images(self) -> Array:
         """Features [n, D] of all images, from one run: every grid beside every other, as a server may batch them."""
         batch = [self._model.preparation(_pillow(image)) for image in self._probe.images]
-        return self._model.run_vision("vision", batch, "image_features")
+        return self._model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
 
     def texts(self, walk_type: str) -> Array:
         """Features [m, D] of the texts of ``walk_type``; none if the probe has no such texts."""
@@ -200,7 +200,7 @@ def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limit
     Each gives one comparison per graph, over the vectors of all ``images`` of ``probe`` together. Every image runs
     alone, so that the memory needed is that of one; batches are for other tests.
     """
-    graphs = [graph for graph in PARTS if model.has(graph)]
+    graphs = [graph for graph in PARTS if model.graphs.has(graph)]
 
     def vision() -> list[ParityRow]:
         features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
@@ -209,7 +209,7 @@ def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limit
 
     def parts() -> list[ParityRow]:
         to_names = _to_texts(model, probe, "box")
-        results = [image_parts(model, model.preparation(_pillow(image)), image.boxes, image.masks) for image in images]
+        results = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
         recorded = [_reference(image) for image in images]
         rows = []
         for graph in graphs:
@@ -232,25 +232,26 @@ def _reference(image: ProbeImage) -> dict[str, Array]:
     return {graph: recorded for graph, recorded in vectors.items() if recorded is not None}
 
 
-def image_parts(model: Model, patches: Patches, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
-    """What a model with dense features makes of the parts of an image, by graph, from one run of its dense graph.
+def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
+    """The vectors of the parts of an image, by graph, from one run of the dense graph; none if the model has none.
 
     Args:
         model: a loaded bundle.
-        patches: the prepared image.
+        image: the image.
         boxes: [r, 4], xyxy in pixels of the image, for a model that has regions.
         masks: [m, h, w], on the image's grid, for a model that has masks.
 
     Returns:
-        Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] where there are any.
+        Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] if there are any.
     """
-    dense = model.run_vision("dense", [patches], "dense_features")
-    found = {"dense": dense[0]}
-    if model.has("region") and boxes is not None:
-        found["region"] = model.pool_regions(dense, patches, boxes, normalize=False)
-    if model.has("mask") and masks is not None:
-        weights = mask_weights(masks, patches.image_size, patches.grid)
-        found["mask"] = model.pool_masks(dense, weights, normalize=False)
+    if not model.graphs.has("dense"):
+        return {}
+    dense = model.dense(image)
+    found: dict[str, Array] = {"dense": dense.features(normalize=False).reshape(-1, model.dim)}
+    if model.graphs.has("region") and boxes is not None:
+        found["region"] = dense.regions(boxes, normalize=False)
+    if model.graphs.has("mask") and masks is not None:
+        found["mask"] = dense.masks(masks, normalize=False)
     return found
 
 

@@ -87,7 +87,7 @@ class CalibrationData:
     def run(self, model: Model, begin: BeginStage, stage: str) -> None:
         """Send all inputs that are not held out through a model, each image by itself, so that nothing is padded."""
         # The dense graph holds every layer that the other graphs of images have.
-        see = model.dense_features if model.has("dense") else model.embed_images
+        see = model.dense_features if model.graphs.has("dense") else model.embed_images
         steps: list[Callable[[], object]] = [partial(see, image) for image in self.images]
         steps += [partial(model.embed_texts, texts, walk_type) for walk_type, texts in self.texts.items()]
         for step in tracked(begin, stage, steps):
@@ -134,7 +134,7 @@ class CalibrationData:
 def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
     """An image with the results of a model."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
-    parts = image_parts(model, patches, boxes, masks) if model.has("dense") else {}
+    parts = image_parts(model, rgb, boxes, masks)
     return ProbeImage(
         rgb=rgb,
         patches=patches.pixels,

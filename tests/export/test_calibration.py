@@ -253,7 +253,7 @@ def observed(bundle: Bundle, *runs: FloatArray, find_ranges: bool = True) -> Obs
     model = two_layers()
     backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, find_ranges=find_ranges)
     for values in runs:
-        (actual,) = backend.run("vision", {"x": values}, ["y"])
+        (actual,) = backend.submit("vision", {"x": values}, ["y"]).result()
         np.testing.assert_allclose(actual, 4 * values, rtol=1e-6)
     return backend
 
