@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import numpy as np
 from fgclip_rt.backends import Array, Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
-from fgclip_rt.errors import DeviceError
 from fgclip_rt.manifest import GraphFile, TensorSpec
 
 from .cuda import Cuda
@@ -46,7 +44,7 @@ class EngineBackend:
         bundle: Bundle,
         precision: str,
         engines: Sequence[Engine],
-        fallback: Backend | str,
+        fallback: Backend,
         load: Callable[[Engine], Plan] | None = None,
         cuda: Cuda | None = None,
     ) -> None:
@@ -56,7 +54,7 @@ class EngineBackend:
             bundle: an opened bundle.
             precision: one of the manifest's.
             engines: of this precision and one library.
-            fallback: runs what no engine takes; or why nothing does.
+            fallback: runs what no engine takes, or refuses it.
             load: makes a plan ready; None does so by the library that built it.
             cuda: the GPU; None takes the first.
 
@@ -93,7 +91,7 @@ class EngineBackend:
         """
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
-            return self._elsewhere(graph, inputs).submit(graph, inputs, outputs)
+            return self._fallback.submit(graph, inputs, outputs)
         return candidate.submit(self._lane(candidate), inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:
@@ -101,20 +99,10 @@ class EngineBackend:
         candidate = next((each for each in self._candidates if each.name == graph and each.takes_length(length)), None)
         if candidate is not None:
             return candidate.ranges["batch"][1]
-        return 1 if isinstance(self._fallback, str) else self._fallback.batch_size(graph, length)
+        return self._fallback.batch_size(graph, length)
 
     def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
         return next((each for each in self._candidates if each.name == graph and each.takes(shapes)), None)
-
-    def _elsewhere(self, graph: str, inputs: Mapping[str, Array]) -> Backend:
-        if isinstance(self._fallback, str):
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-            command = ["fgclip-rt", "build", str(self._bundle.path), "--backend", self._library.name, "--graph", graph]
-            raise DeviceError(
-                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with "
-                f"'{shlex.join(command)}', or use device 'cpu'."
-            )
-        return self._fallback
 
     def _lane(self, candidate: _Candidate) -> Lane:
         name = candidate.engine.path.name

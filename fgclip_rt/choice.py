@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from .backends import Backend
 from .backends.onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
+from .backends.refuse import Refuse
 from .bundle import Bundle
 from .engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
 from .errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
@@ -61,19 +62,30 @@ def choose_backend(
     libraries = ENGINE_BACKENDS if backend is None else (backend,)
     fits = [fit for fit in fit_engines(bundle, precision) if fit.engine.key.library.name in libraries]
     fitting = _of_one_library([fit.engine for fit in fits if not fit.problem])
-    if backend is not None:
-        if not fitting:
-            raise _none_fits(bundle, precision, backend, fits)
-        return _engine_backend(bundle, precision, fitting, f"backend {backend!r} was asked for alone")
+    if backend is not None and not fitting:
+        raise _none_fits(bundle, precision, backend, fits)
     if not fitting:
         why = _why_not(bundle, fits)
         try:
             return OnnxRuntimeBackend(bundle, precision, device, threads, why)
         except DeviceError as error:
-            raise DeviceError(f"{str(error).rstrip('.')}{why and f' ({why})'}.") from None
-    if CUDA_PROVIDER in ort.get_available_providers():
-        return _engine_backend(bundle, precision, fitting, OnnxRuntimeBackend(bundle, precision, "cuda", threads))
-    return _engine_backend(bundle, precision, fitting, f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')")
+            raise DeviceError(f"{str(error).rstrip('.')} ({why}).") if why else error from None
+    from fgclip_rt.engines.runner import EngineBackend
+
+    return EngineBackend(bundle, precision, fitting, _behind_engines(bundle, precision, fitting[0], threads, backend))
+
+
+def _behind_engines(
+    bundle: Bundle, precision: str, engine: Engine, threads: int | None, backend: str | None
+) -> Backend:
+    """The backend for inputs that no engine takes, when the engines are of the library of ``engine``."""
+    if backend is not None:
+        reason = f"backend {backend!r} was asked for alone"
+    elif CUDA_PROVIDER not in ort.get_available_providers():
+        reason = f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')"
+    else:
+        return OnnxRuntimeBackend(bundle, precision, "cuda", threads)
+    return Refuse(bundle.path, precision, engine.key.library.name, reason)
 
 
 def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
@@ -194,9 +206,3 @@ def _problems(fits: Sequence[Fit]) -> str:
     return (
         f"none of {len(fits)} engines fits, {fits[0].engine.path.name} because {reasons[0]}, others for other reasons"
     )
-
-
-def _engine_backend(bundle: Bundle, precision: str, engines: Sequence[Engine], fallback: Backend | str) -> Backend:
-    from fgclip_rt.engines.runner import EngineBackend
-
-    return EngineBackend(bundle, precision, engines, fallback)
