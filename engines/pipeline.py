@@ -184,7 +184,8 @@ class _Folder:
             tasks = [self._task(entry, targets, partial / entry.name) for entry in wanted]
             for task in tasks:
                 Path(task.plan).parent.mkdir(parents=True)
-            build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
+            progress = begin(f"build {_counted(len(tasks))}", 100 * len(tasks))
+            build_all(self._library.name, tasks, jobs, finished, progress)
         except OSError as error:
             reason = error.strerror or error
             raise OutputError(

@@ -7,7 +7,7 @@ in the README.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -140,8 +140,18 @@ class TextSpec(Strict, frozen=True):
     walk_types: dict[str, WalkTypeSpec]
 
 
+class Axis:
+    """Names of the graphs' dynamic axes, as they stand in the shapes of :class:`TensorSpec`."""
+
+    BATCH: Final = "batch"
+    PATCHES: Final = "patches"
+    TOKENS: Final = "tokens"
+    BOXES: Final = "boxes"
+    MASKS: Final = "masks"
+
+
 class TensorSpec(Strict, frozen=True):
-    """An input or output of a graph; a named axis is dynamic."""
+    """An input or output of a graph; a named axis is dynamic, and its name is one of :class:`Axis`."""
 
     name: str
     dtype: str

@@ -270,7 +270,7 @@ def engines(bundle: Bundle, precision: str, library: str) -> Contender:
     found = [
         fit.engine
         for fit in fit_engines(bundle, precision)
-        if not fit.problem and fit.engine.key.library.name == library and fit.engine.key.graph == "vision"
+        if fit.problem is None and fit.engine.key.library.name == library and fit.engine.key.graph == "vision"
     ]
 
     def model(case: Case) -> Callable[[], float]:

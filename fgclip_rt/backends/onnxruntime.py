@@ -35,7 +35,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str = ""
+        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str | None = None
     ) -> None:
         """Prepare to run ``bundle``.
 
@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
             threads: threads of one operator on the CPU; None takes one for each core that we may use.
-            note: why nothing else runs it, to be told with the reason for the device.
+            note: why nothing else runs it, to be told with the reason for the device; None adds nothing.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend:
         return results
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`run`, and as long."""
+        """As :meth:`run`; the result is ready when this returns."""
         return Finished(self.run(graph, inputs, outputs))
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
