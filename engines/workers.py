@@ -16,6 +16,7 @@ import msgspec
 
 from fgclip_rt.errors import EngineError
 
+from .progress import each_percent
 from .task import Answer, Done, Failed, Share, Task, Unwritable
 
 
@@ -33,7 +34,7 @@ def build_all(
         tasks: what to build.
         jobs: number of processes.
         finished: is called with a task and what came of it, in another thread.
-        progress: called a hundred times over all tasks.
+        progress: is called a hundred times for each task, in other threads.
 
     Raises:
         EngineError: the library refused a task, or its process died.
@@ -42,7 +43,6 @@ def build_all(
     queue: SimpleQueue[Task] = SimpleQueue()
     for task in tasks:
         queue.put(task)
-    overall = _Overall(len(tasks), progress)
     workers = [_Worker(library) for _ in range(min(jobs, len(tasks)))]
 
     def work(worker: _Worker) -> None:
@@ -51,7 +51,7 @@ def build_all(
                 task = queue.get_nowait()
             except Empty:
                 return
-            share = overall.engine()
+            share = each_percent(progress)
             finished(task, worker.build(task, share))
             share(100)
 
@@ -132,29 +132,3 @@ class _Worker:
             f"the process that built ended with status {status} ({''.join(last) or 'and said nothing'}); try another "
             "version of the library, or report this."
         )
-
-
-class _Overall:
-    """Percent of several engines as percent of all."""
-
-    def __init__(self, engines: int, progress: Callable[[], None]) -> None:
-        self._engines = engines
-        self._progress = progress
-        self._sum = 0
-        self._told = 0
-        self._lock = threading.Lock()
-
-    def engine(self) -> Callable[[int], None]:
-        """What to tell how much of one engine is done."""
-        before = 0
-
-        def share(percent: int) -> None:
-            nonlocal before
-            with self._lock:
-                self._sum += max(0, percent - before)
-                before = max(before, percent)
-                while self._told < self._sum // self._engines:
-                    self._told += 1
-                    self._progress()
-
-        return share

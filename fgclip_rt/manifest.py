@@ -7,7 +7,7 @@ in the README.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -140,8 +140,34 @@ class TextSpec(Strict, frozen=True):
     walk_types: dict[str, WalkTypeSpec]
 
 
+class Axis:
+    """Names of the graphs' dynamic axes, as they stand in the shapes of :class:`TensorSpec`."""
+
+    BATCH: Final = "batch"
+    PATCHES: Final = "patches"
+    TOKENS: Final = "tokens"
+    BOXES: Final = "boxes"
+    MASKS: Final = "masks"
+
+
+class KeyBias:
+    """Names of the ONNX metadata by which a graph's file says how its attentions hide keys.
+
+    Attributes:
+        COUNT: of the model: how many attention nodes hide keys; every traced graph says it.
+        QUERIES: of such a node: the name of its queries [B, Q, heads, c].
+        KEYS: the name of its keys [B, N, heads, c].
+        BIAS: the name of what is added to the scores of each key, float [B, N].
+    """
+
+    COUNT: Final = "fgclip_rt.key_biases"
+    QUERIES: Final = "fgclip_rt.queries"
+    KEYS: Final = "fgclip_rt.keys"
+    BIAS: Final = "fgclip_rt.key_bias"
+
+
 class TensorSpec(Strict, frozen=True):
-    """An input or output of a graph; a named axis is dynamic."""
+    """An input or output of a graph; a named axis is dynamic, and its name is one of :class:`Axis`."""
 
     name: str
     dtype: str

@@ -35,6 +35,7 @@ import onnxruntime as ort
 import torch
 from PIL import Image
 
+from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.choice import fit_engines
 from fgclip_rt.engine_files import Engine, axes
@@ -173,7 +174,8 @@ def try_targets(bundle: Bundle) -> dict[str, str]:
             shapes = Shapes(text_lengths=[bundle.manifest.text.walk_types["short"].length])
             (built,) = build(bundle, "tensorrt-rtx", [precision], targets=[target], graphs=["text"], shapes=shapes)
             # Past the check of targets, which would refuse it.
-            model = Model(bundle, EngineBackend(bundle, precision, [built.engine], "only this engine is tried"))
+            refuse = Refuse(bundle.path, precision, "tensorrt-rtx", "only this engine is tried")
+            model = Model(bundle, EngineBackend(bundle, precision, [built.engine], refuse))
             cosine = float((model.embed_texts(["a cat"]) * expected).sum())
             found[target] = f"builds and runs, cosine {cosine:.6f} with onnxruntime on the CPU"
         except Exception as error:  # whatever it is, it is the answer
@@ -268,7 +270,7 @@ def engines(bundle: Bundle, precision: str, library: str) -> Contender:
     found = [
         fit.engine
         for fit in fit_engines(bundle, precision)
-        if not fit.problem and fit.engine.key.library.name == library and fit.engine.key.graph == "vision"
+        if fit.problem is None and fit.engine.key.library.name == library and fit.engine.key.graph == "vision"
     ]
 
     def model(case: Case) -> Callable[[], float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference import blocks as reference_blocks
-from .attention import hide_keys, multi_head_attention
+from .attention import multi_head_attention
 
 #: Taken from the pixels, whose bytes are then as many above zero as below: all of them fit into a symmetric int8.
 _MIDDLE = 128
@@ -111,9 +111,7 @@ class Attention(nn.Module):
             [B, Q, D], or [B, N, D] with the rest.
         """
         q, k, v = self.rotated(self.q(queries)), self.rotated(self.k(x)), self.v(x)
-        if key_bias is not None:
-            q, k = hide_keys(q, k, key_bias, self.heads)
-        mixed = multi_head_attention(q, k, v, self.heads, score_bias)
+        mixed = multi_head_attention(q, k, v, self.heads, score_bias, key_bias)
         if rest_keep_own:
             mixed = torch.cat([mixed, v[:, mixed.shape[1] :]], dim=1)
         return self.project(mixed)

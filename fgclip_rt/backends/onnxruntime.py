@@ -35,7 +35,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str = ""
+        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str | None = None
     ) -> None:
         """Prepare to run ``bundle``.
 
@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
             threads: threads of one operator on the CPU; None takes one for each core that we may use.
-            note: why nothing else runs it, to be told with the reason for the device.
+            note: why nothing else runs it, to be told with the reason for the device; None adds nothing.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.

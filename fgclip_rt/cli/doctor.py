@@ -75,7 +75,7 @@ def _timings(bundle: Path, device: str, threads: int | None) -> list[Timing]:
 
 
 def _engine_rows(fits: Iterable[Fit]) -> list[tuple[str, str]]:
-    return [(fit.engine.path.name, f"does not fit: {fit.problem}" if fit.problem else "fits") for fit in fits]
+    return [(fit.engine.path.name, "fits" if fit.problem is None else f"does not fit: {fit.problem}") for fit in fits]
 
 
 def _say_checks(checks: Iterable[Check]) -> None:
