@@ -1,9 +1,8 @@
-"""A process that is one contender: it reads requests from standard input and answers each, one JSON object a line."""
+"""A process that is one contender: it answers each request once."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
 from time import perf_counter
@@ -11,6 +10,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
+from fgclip_rt.children import serve
 from fgclip_rt.errors import FgclipError
 
 from .memory import peak_memory, reset_peak_memory, resident_memory
@@ -97,15 +97,10 @@ def _first_vector(result: Array) -> list[float]:
 
 
 def main(contender: str) -> None:
-    """Answer until the input ends."""
-    # Libraries write to standard output, so what is left of it for them is standard error.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Answer until there are no more requests."""
     warnings.simplefilter("ignore")
     process = Process(msgspec.json.decode(contender, type=Contender))
-    for line in sys.stdin:
-        answers.write(msgspec.json.encode(process.answer(msgspec.json.decode(line, type=Request))) + b"\n")
-        answers.flush()
+    serve(Request, lambda request, answer: answer(process.answer(request)))
 
 
 if __name__ == "__main__":

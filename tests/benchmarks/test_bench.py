@@ -143,7 +143,7 @@ def test_a_contender_that_dies_is_a_row_that_says_so(bundle_path: Path, tmp_path
     bad = Contender("bad", "fgclip-rt", str(tmp_path / "missing"), 1)
     gone = Contender("gone", "products", str(bundle_path), 1)
     with Contest([bad, good, gone], **QUICK) as contest:  # type: ignore[arg-type]
-        contest._workers[2]._process.kill()
+        contest._workers[2]._child._process.kill()
         first, second, third = contest.measure(Case("vision", 128))
     assert "does not exist" in first.problem
     assert not first.seconds
