@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from fgclip_rt.manifest import ImageSpec, SquareSpec, Strict
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, target_grid
 from fgclip_rt.progress import BeginStage, silent
+from fgclip_rt.turns import take_turns, timed
 
 #: Batches that are tried, as far as they hold no more patches than the second number.
 _BATCHES, _MOST_PATCHES = (1, 2, 4, 8, 16, 32), 8192
@@ -134,20 +135,14 @@ def _advise_bucket(
     done: Callable[[], None],
 ) -> BucketAdvice:
     sizes = [size for size in _BATCHES if size == 1 or (size * bucket <= _MOST_PATCHES and size <= len(grids))]
-    turns: dict[int, list[float]] = {size: [] for size in sizes}
-    start = perf_counter()
-    for turn in range(rounds + 1):
-        for size in sizes:
-            batch = [_noise(model, bucket, grid) for grid in grids[:size]]
-            begin = perf_counter()
-            model.run_vision("vision", batch, "image_embeds")
-            if turn:  # the first warms up
-                turns[size].append(size / (perf_counter() - begin))
-        if turn:
-            done()
-        if turn and perf_counter() - start > seconds:
-            break
-    rates = {size: median(values) for size, values in turns.items()}
+
+    def turn(size: int) -> float:
+        batch = [_noise(model, bucket, grid) for grid in grids[:size]]
+        return timed(lambda: model.run_vision("vision", batch, "image_embeds"))
+
+    turns = {size: partial(turn, size) for size in sizes}
+    measured = take_turns(turns, rounds, warm_up=1, seconds=seconds, progress=done)
+    rates = {size: median(size / taken for taken in values) for size, values in measured.items()}
     lengths = np.array([rows * columns for rows, columns in grids])
     return BucketAdvice(
         bucket=bucket,

@@ -19,10 +19,10 @@ from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_core
 from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
 from fgclip_rt.progress import BeginStage, silent
 
+from .contest import Contest
 from .operations import OperationCounter
 from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
 from .task import Case, CheckpointName, Contender
-from .turns import Contest
 
 #: What a user would pick instead, in the order of the tables.
 PEERS = ("pytorch", "pytorch compiled", "transformers", "onnxruntime", "openvino")

@@ -12,6 +12,7 @@ import numpy as np
 
 from fgclip_rt.children import serve
 from fgclip_rt.errors import FgclipError
+from fgclip_rt.turns import timed
 
 from .memory import peak_memory, reset_peak_memory, resident_memory
 from .task import (
@@ -81,12 +82,7 @@ class Process:
 
     def _again(self, request: Again) -> Ran:
         assert self._run is not None
-        for _ in range(request.runs if request.warm_up else 0):
-            self._run()
-        start = perf_counter()
-        for _ in range(request.runs):
-            self._run()
-        seconds = (perf_counter() - start) / request.runs
+        seconds = timed(self._run, request.runs, request.runs if request.warm_up else 0)
         return Ran(seconds, peak_memory())
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +18,7 @@ from PIL import Image
 from .errors import DeviceError
 from .machine import INT8_FLAGS, available_memory, cpu_flags, nvidia_gpus, usable_cores, vector_extensions
 from .packages import CUDA_REMEDY, ENGINE_PACKAGES, EXPORT_PACKAGES, missing_packages
+from .turns import take_turns, timed
 
 if TYPE_CHECKING:
     from .manifest import ImageSpec
@@ -222,7 +222,9 @@ def _time_graph(graph: str, models: list[Model], progress: Callable[[], None]) -
     case, run = _example(graph, models[0])
     problems = {model.precision: _problem(partial(run, model)) for model in models}
     able = [model for model in models if not problems[model.precision]]
-    seconds = _take_turns({model.precision: partial(run, model) for model in able}, progress)
+    # The untimed run brings back into the caches what the others' turns drove out, which a service would find there.
+    turns = {model.precision: partial(timed, partial(run, model), warm_up=1) for model in able}
+    seconds = take_turns(turns, ROUNDS, seconds=_SECONDS_PER_PRECISION * len(able), progress=progress)
     milliseconds = {precision: 1000 * median(values) for precision, values in seconds.items()}
     baseline = "fp32" if "fp32" in milliseconds else next(iter(milliseconds), models[0].precision)
 
@@ -271,23 +273,3 @@ def _common_bucket(spec: ImageSpec) -> int:
 def _noise(side: int) -> Image.Image:
     """An RGB image of ``side`` × ``side`` pixels."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
-
-
-def _take_turns(runs: Mapping[str, Callable[[], object]], progress: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds that each of ``runs`` takes, by its name."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    start = perf_counter()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            run()  # brings back into the caches what the others' turns drove out, which a service would find there
-            seconds[name].append(_seconds(run))
-        progress()
-        if perf_counter() - start >= _SECONDS_PER_PRECISION * len(runs):
-            break
-    return seconds
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = perf_counter()
-    run()
-    return perf_counter() - start

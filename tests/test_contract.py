@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 #: From the ground to the roof. A module imports rooms below its own floor and its own room; neighbours do not know of
 #: each other. Imports inside functions count too: they only delay the arrow.
 FLOORS = (
-    ("manifest", "machine", "progress", "recent", "children"),
+    ("manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "heatmap", "outputs", "packages", "probe"),
     ("engine_files", "vectors", "pocket"),

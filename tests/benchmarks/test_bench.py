@@ -21,6 +21,7 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt.benchmarks import advice, advise, bench
 from fgclip_rt.benchmarks.bench import PEERS
+from fgclip_rt.benchmarks.contest import Contest
 from fgclip_rt.benchmarks.inputs import grid
 from fgclip_rt.benchmarks.operations import OperationCounter
 from fgclip_rt.benchmarks.page import readme
@@ -31,7 +32,6 @@ from fgclip_rt.benchmarks.products import OPERATIONS
 from fgclip_rt.benchmarks.report import cells, problems, unequal, verdicts
 from fgclip_rt.benchmarks.results import Row, Table, ratio, read_result
 from fgclip_rt.benchmarks.task import Case, CheckpointName, Contender
-from fgclip_rt.benchmarks.turns import Contest
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BenchmarkError, ImageError, MissingDependencyError
 from fgclip_rt.export.families.fgclip2.config import Config

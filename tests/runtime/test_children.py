@@ -53,14 +53,18 @@ def test_its_last_words_are_told(child: Child[str]) -> None:
     assert str(info.value) == "ended with status 1 (last words)"
     assert not info.value.killed
     # Its pipe may still take a request or two.
-    with pytest.raises(ChildDiedError, match="last words"):
-        for _ in range(100):
+    for _ in range(100):
+        try:
             child.send("x" * 100_000)
+        except ChildDiedError as death:
+            assert str(death) == str(info.value)  # noqa: PT017 (which of them fails is the system's choice)
+            return
+    raise AssertionError("a dead process went on listening")
 
 
 def test_a_child_that_the_system_kills_is_told_of(child: Child[str]) -> None:
     child._process.kill()
-    with pytest.raises(ChildDiedError, match="^was killed, as systems do when memory runs out$") as info:
+    with pytest.raises(ChildDiedError, match="was killed, as systems do when memory runs out") as info:
         child.receive()
     assert info.value.killed
     assert not info.value.stopped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fgclip_rt import doctor, machine
+from fgclip_rt import doctor, machine, turns
 from fgclip_rt.cli.doctor import verdict
 from fgclip_rt.doctor import ROUNDS, Timing, time_precisions
 from fgclip_rt.errors import BundleError, FgclipError
@@ -49,7 +49,7 @@ def spend(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
         nonlocal now
         now += next(costs[graph, model.precision])
 
-    monkeypatch.setattr(doctor, "perf_counter", lambda: now)
+    monkeypatch.setattr(turns, "perf_counter", lambda: now)
     monkeypatch.setattr(Model, "run_vision", lambda model, graph, *_: run(graph, model))
     monkeypatch.setattr(Model, "run_texts", lambda model, *_: run("text", model))
 
