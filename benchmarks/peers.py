@@ -43,13 +43,6 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
     return families.random(spec.family, spec.config)
 
 
-def siglip2_parts(reference: ReferenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take of a reference that has SigLIP 2's towers."""
-    module: Any = reference.module
-    config = {f"{part}_config": dict(vars(getattr(module.config, f"{part}_config"))) for part in ("vision", "text")}
-    return config, module.state_dict()
-
-
 class Tower:
     """The reference's own computation of a case: a function of tensors, and the tensors."""
 
@@ -128,10 +121,11 @@ class Transformers:
 
         torch.set_num_threads(contender.threads)
         bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        if bundle.manifest.model.family not in ("fgclip2", "siglip2"):
-            raise UnableError("transformers has no tower of this family that takes its weights as they are")
         self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
-        config, weights = siglip2_parts(self._tower.reference)
+        towers = self._tower.reference.siglip2_towers()
+        if towers is None:
+            raise UnableError("transformers has no tower of this family that takes its weights as they are")
+        config, weights = towers
         self._model = transformers.Siglip2Model(transformers.Siglip2Config(**config))
         missing = self._model.load_state_dict(weights, strict=False, assign=True).missing_keys
         if missing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.manifest import SquareSpec
 from fgclip_rt.model import open_model
 
 from .inputs import make_inputs
@@ -45,4 +44,4 @@ class Runtime:
         manifest = self._bundle.manifest
         if graph == "text":
             return min(spec.length for spec in manifest.text.walk_types.values())
-        return manifest.image.max_num_patches if isinstance(manifest.image, SquareSpec) else 4
+        return manifest.image.lengths[0]

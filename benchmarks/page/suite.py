@@ -128,10 +128,10 @@ def _siglip2(folder: Path) -> Path:
     from transformers import Siglip2Config, Siglip2Model
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-    from ..peers import siglip2_parts
-
     path = folder / "siglip2-pocket"
-    config, weights = siglip2_parts(checkpoint_source("fg-clip2-pocket").load()[0])
+    towers = checkpoint_source("fg-clip2-pocket").load()[0].siglip2_towers()
+    assert towers is not None
+    config, weights = towers
     model = Siglip2Model(Siglip2Config(**config))
     model.load_state_dict(weights, strict=False)
     model.save_pretrained(path)
