@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import subprocess
 import sys
 import tempfile
@@ -15,7 +13,7 @@ import msgspec
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BenchmarkError, MissingDependencyError, check_positive
-from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores, vector_extensions
+from fgclip_rt.machine import this_machine, usable_cores, vector_extensions, versions
 from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
 from fgclip_rt.progress import BeginStage, silent
 
@@ -97,7 +95,7 @@ def bench(
         format_version=FORMAT_VERSION,
         command=" ".join(["fgclip-rt", *sys.argv[1:]]),
         machine=describe_machine(),
-        versions=versions(),
+        versions=versions(*_PACKAGES),
         bundle=describe_bundle(opened),
         tables=tuple(tables),
     )
@@ -117,25 +115,14 @@ def usual_cases(bundle: Bundle) -> list[Case]:
 
 def describe_machine() -> dict[str, str]:
     """What the figures depend on."""
-    memory = available_memory()
+    machine = this_machine()
     return {
-        "cpu": cpu_name() or platform.processor() or platform.machine(),
-        "flags": vector_extensions(cpu_flags()),
-        "cores": str(usable_cores()),
-        "memory available": "unknown" if memory is None else f"{memory / 1e9:.0f} GB",
-        "system": platform.platform(),
+        "cpu": machine.cpu,
+        "flags": vector_extensions(machine.flags),
+        "cores": str(machine.cores),
+        "memory available": "unknown" if machine.memory is None else f"{machine.memory / 1e9:.0f} GB",
+        "system": machine.system,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of what may have been run."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def describe_bundle(bundle: Bundle) -> BundleInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fgclip_rt.doctor import NOT_FASTER
+from fgclip_rt.timing import NOT_FASTER
 
 from .results import Ratio, Row, Table, ratio
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("engines",),
     ("choice",),
     ("model",),
-    ("parity", "doctor", "evaluation"),
+    ("parity", "doctor", "timing", "evaluation"),
     ("export",),
     ("benchmarks",),
     ("cli",),
