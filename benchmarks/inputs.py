@@ -6,6 +6,7 @@ import math
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import ImageSpec
@@ -33,6 +34,18 @@ def noise_patches(spec: ImageSpec, shape: tuple[int, int], bucket: int) -> Patch
     return Patches(pixels, shape, (rows * spec.patch_size, columns * spec.patch_size), bucket)
 
 
+def noise_images(spec: ImageSpec, case: Case) -> list[Image.Image]:
+    """RGB images of noise, which are prepared to the length of ``case``, as many as its batch has.
+
+    Raises:
+        UnableError: the model takes no images of this length.
+    """
+    _check_length(spec, case)
+    rows, columns = grid(case.length)
+    shape = (case.batch, rows * spec.patch_size, columns * spec.patch_size, spec.channels)
+    return [Image.fromarray(pixels) for pixels in np.random.default_rng(case.length).integers(0, 256, shape, np.uint8)]
+
+
 def make_inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
     """Everything that a graph may ask for, by the names that the manifest has for it.
 
@@ -54,12 +67,16 @@ def make_inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
             "box_images": np.zeros(case.batch, np.int32),
         }
     image = bundle.manifest.image
-    if case.length not in image.lengths:
-        raise UnableError(f"the model takes no images of {case.length:,} patches")
+    _check_length(image, case)
     return {
         "patches": _noise(image, case.batch, case.length),
         "spatial_shapes": np.array([shape] * case.batch, np.int32),
     }
+
+
+def _check_length(spec: ImageSpec, case: Case) -> None:
+    if case.length not in spec.lengths:
+        raise UnableError(f"the model takes no images of {case.length:,} patches")
 
 
 def _noise(spec: ImageSpec, count: int, length: int) -> Pixels:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fgclip_rt.bundle import Bundle
@@ -16,9 +17,11 @@ from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.reference.roi_align import region_features
+from fgclip_rt.preparation import preparation, side_by_side
 
-from .inputs import make_inputs, walk_type
-from .task import Case, CheckpointName, Contender, Run, UnableError
+from .events import between_events
+from .inputs import make_inputs, noise_images, walk_type
+from .task import Array, Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
 
 Function: TypeAlias = Callable[..., Tensor]
 
@@ -46,8 +49,10 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
 class Tower:
     """The reference's own computation of a case: a function of tensors, and the tensors."""
 
-    def __init__(self, bundle: Bundle, reference: ReferenceModel) -> None:
-        self.bundle, self.reference = bundle, reference
+    def __init__(self, bundle: Bundle, reference: ReferenceModel, device: Device = "cpu") -> None:
+        self.bundle, self.reference, self.device = bundle, reference, device
+        reference.module.to(device)
+        self._preparation = preparation(bundle.manifest.image)
 
     def function(self, case: Case) -> Function:
         """What computes features, not normalised, from :meth:`inputs`."""
@@ -66,7 +71,7 @@ class Tower:
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
         """What the function takes, made of the inputs that all contenders have."""
         arrays = make_inputs(self.bundle, case)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         if case.graph == "text":
             return tensors["input_ids"], tensors["attention_mask"]
         if case.graph == "region":
@@ -77,26 +82,46 @@ class Tower:
             tensor.clone() for tensor in self.reference.image_inputs(tensors["patches"], tensors["spatial_shapes"])
         )
 
+    def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
+        """What the function takes, made of images in memory."""
+        batch = [self._preparation(image, length) for image in images]
+        grids = torch.tensor([patches.grid for patches in batch], dtype=torch.int32)
+        pixels = torch.from_numpy(side_by_side(batch))
+        return self.reference.image_inputs(pixels.to(self.device), grids.to(self.device))
+
 
 class PyTorch:
-    """The reference, eager."""
+    """The reference, eager.
+
+    Attributes:
+        autocast: whether PyTorch may compute in float16 what it thinks fit for it.
+    """
+
+    autocast = False
 
     def __init__(self, contender: Contender) -> None:
         torch.set_num_threads(contender.threads)
         bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
+        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint), contender.device)
 
     def prepare(self, case: Case) -> Run:
-        call, inputs = self.compiled(self._tower.function(case)), self._tower.inputs(case)
+        tower, call = self._tower, self.compiled(self._tower.function(case))
 
         @torch.inference_mode()
-        def run() -> Any:
-            return call(*inputs).numpy()
+        def run(inputs: Sequence[Tensor]) -> Tensor:
+            with torch.autocast(tower.device, torch.float16, enabled=self.autocast):
+                return call(*inputs)
 
-        return run
+        if case.end_to_end:
+            images = noise_images(tower.bundle.manifest.image, case)
+            return lambda: _on_host(run(tower.prepared(images, case.length)))
+        inputs = tower.inputs(case)
+        if tower.device == "cpu":
+            return lambda: _on_host(run(inputs))
+        return Clocked(lambda: _on_host(run(inputs)), between_events(lambda: run(inputs)))
 
     def compiled(self, call: Function) -> Function:
-        """What is called in the place of ``call``."""
+        """What is called instead of ``call``."""
         return call
 
 
@@ -111,6 +136,23 @@ class Compiled(PyTorch):
 
     def compiled(self, call: Function) -> Function:
         return torch.compile(call, dynamic=False)
+
+
+class Autocast(PyTorch):
+    """The reference, eager, in float16 by autocast."""
+
+    autocast = True
+
+
+class AutocastCompiled(Compiled):
+    """The same by ``torch.compile``."""
+
+    autocast = True
+
+
+def _on_host(features: Tensor) -> Array:
+    array: Array = features.float().cpu().numpy()
+    return array
 
 
 class Transformers:
@@ -133,6 +175,8 @@ class Transformers:
         self._model.eval()
 
     def prepare(self, case: Case) -> Run:
+        if case.end_to_end:
+            raise UnableError("it takes images that are prepared")
         first, *others = self._tower.inputs(case)
         call: Callable[[], Any]
         if case.graph == "vision":

@@ -80,7 +80,13 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
 
 
 def _inputs(contender: Contender, case: Case) -> dict[str, Array]:
-    """What the export was written with, of which a case takes as many as its batch has."""
+    """What the export was written with, of which a case takes as many as its batch has.
+
+    Raises:
+        UnableError: the case begins before what was exported does.
+    """
+    if case.end_to_end:
+        raise UnableError("it takes images that are prepared")
     assert contender.plain is not None
     with np.load(Path(contender.plain).with_suffix(".npz")) as arrays:
         return {name: array[: case.batch] for name, array in arrays.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from functools import partial
 from time import perf_counter
 
 import msgspec
@@ -20,6 +21,7 @@ from .task import (
     Answer,
     Array,
     Case,
+    Clocked,
     Contender,
     Prepare,
     Prepared,
@@ -34,9 +36,14 @@ from .task import (
 #: Module and class of each kind of contender.
 RUNNERS = {
     "fgclip-rt": ("runtime", "Runtime"),
+    "onnxruntime provider": ("gpu", "Provider"),
+    "engines": ("gpu", "Engines"),
     "products": ("products", "Products"),
+    "products on a GPU": ("products", "GpuProducts"),
     "pytorch": ("peers", "PyTorch"),
     "pytorch compiled": ("peers", "Compiled"),
+    "pytorch autocast": ("peers", "Autocast"),
+    "pytorch autocast compiled": ("peers", "AutocastCompiled"),
     "transformers": ("peers", "Transformers"),
     "onnxruntime": ("plain", "OnnxRuntime"),
     "openvino": ("plain", "OpenVino"),
@@ -72,7 +79,7 @@ class Process:
             self._runner = getattr(importlib.import_module(f".{module}", __package__), name)(self._contender)
         assert self._runner is not None
         self._run = self._runner.prepare(case)
-        loaded = resident_memory()
+        loaded = resident_memory() if self._contender.device == "cpu" else 0
         reset_peak_memory()
         start = perf_counter()
         result = self._run()
@@ -82,8 +89,10 @@ class Process:
 
     def _again(self, request: Again) -> Ran:
         assert self._run is not None
-        seconds = timed(self._run, request.runs, request.runs if request.warm_up else 0)
-        return Ran(seconds, peak_memory())
+        clock = self._run.seconds if isinstance(self._run, Clocked) else partial(timed, self._run)
+        if request.warm_up:
+            clock(request.runs)
+        return Ran(clock(request.runs), peak_memory() if self._contender.device == "cpu" else 0)
 
 
 def _first_vector(result: Array) -> list[float]:
