@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fgclip_rt.errors import ImageError
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.manifest import Strict
 from fgclip_rt.model import Model
 from fgclip_rt.progress import BeginStage, silent
@@ -129,7 +130,7 @@ def _advise_bucket(
 
     def turn(size: int) -> float:
         batch = [noise_patches(model.manifest.image, grid, bucket) for grid in grids[:size]]
-        return timed(lambda: model.run_vision("vision", batch, "image_embeds"))
+        return timed(lambda: model.graphs.vision(ImageInputs.of(batch)).result())
 
     turns = {size: partial(turn, size) for size in sizes}
     measured = take_turns(turns, rounds, warm_up=1, seconds=seconds, progress=done)

@@ -10,10 +10,12 @@ import onnxruntime as ort
 # PyTorch comes with CUDA's libraries, which onnxruntime finds once they are loaded.
 import torch
 
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.choice import fit_engines
 from fgclip_rt.engine_files import Engine
-from fgclip_rt.model import open_model
+from fgclip_rt.graphs import feed
+from fgclip_rt.model import Model, open_model
 from fgclip_rt.turns import timed
 
 from .events import between_events
@@ -31,16 +33,14 @@ class Provider:
     def __init__(self, contender: Contender) -> None:
         self._device = contender.device
         self._bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        self._model = open_model(
-            self._bundle, self._device, contender.precision, contender.threads, backend="onnxruntime"
-        )
+        self._backend = OnnxRuntimeBackend(self._bundle, contender.precision, self._device, contender.threads)
 
     def prepare(self, case: Case) -> Run:
         """As :meth:`fgclip_rt.benchmarks.task.Runner.prepare`."""
         if case.end_to_end:
-            return end_to_end(self._model, case)
-        inputs = _inputs(self._bundle, case, self._model.precision)
-        session = self._model.backend._session(case.graph)  # type: ignore[attr-defined]
+            return end_to_end(Model(self._bundle, self._backend), case)
+        inputs = _inputs(self._bundle, case)
+        session = self._backend.session(case.graph)
         binding = session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
@@ -77,7 +77,7 @@ class Engines:
         """As :meth:`fgclip_rt.benchmarks.task.Runner.prepare`."""
         if case.end_to_end:
             return end_to_end(self._model, case)
-        inputs = _inputs(self._bundle, case, self._model.precision)
+        inputs = _inputs(self._bundle, case)
         found = (engine for engine in self._engines if engine.key.graph == case.graph and _takes(engine, inputs))
         engine = next(found, None)
         if engine is None:
@@ -85,12 +85,12 @@ class Engines:
         return _run_engine(engine, inputs, self._bundle)
 
 
-def _inputs(bundle: Bundle, case: Case, precision: str) -> dict[str, Array]:
+def _inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
     """What the graph of a case takes, by name."""
     if case.graph not in bundle.manifest.graphs:
         raise UnableError(f"the model has no {case.graph} graph")
-    known = make_inputs(bundle, case)
-    return {spec.name: known[spec.name] for spec in bundle.manifest.graphs[case.graph][precision].inputs}
+    # A graph takes the same inputs in every precision.
+    return feed(make_inputs(bundle, case), next(iter(bundle.manifest.graphs[case.graph].values())))
 
 
 def _takes(engine: Engine, inputs: dict[str, Array]) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from fgclip_rt.bundle import Bundle
+from fgclip_rt.graphs import ImageInputs, Inputs, RegionInputs, TextInputs
 from fgclip_rt.manifest import ImageSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
 
-from .task import Array, Case, UnableError
+from .task import Case, UnableError
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -46,8 +47,8 @@ def noise_images(spec: ImageSpec, case: Case) -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in np.random.default_rng(case.length).integers(0, 256, shape, np.uint8)]
 
 
-def make_inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
-    """Everything that a graph may ask for, by the names that the manifest has for it.
+def make_inputs(bundle: Bundle, case: Case) -> Inputs:
+    """The inputs of a case, as its graph takes them.
 
     Raises:
         UnableError: the model takes nothing of this length.
@@ -57,21 +58,20 @@ def make_inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
     random = np.random.default_rng(case.length)
     shape = grid(case.length)
     if case.graph == "region":
-        sides = [side * bundle.manifest.image.patch_size for side in shape]
-        corners = random.uniform(0, 0.5, (case.batch, 2)) * sides[::-1]
-        return {
-            "dense_features": random.normal(size=(1, case.length, bundle.manifest.embedding_size)).astype(np.float32),
-            "spatial_shapes": np.array([shape], np.int32),
-            "image_sizes": np.array([sides], np.int32),
-            "boxes": np.concatenate([corners, 2 * corners + 16], axis=1).astype(np.float32),
-            "box_images": np.zeros(case.batch, np.int32),
-        }
+        height, width = (side * bundle.manifest.image.patch_size for side in shape)
+        corners = random.uniform(0, 0.5, (case.batch, 2)) * (width, height)
+        return RegionInputs(
+            dense_features=random.normal(size=(1, case.length, bundle.manifest.embedding_size)).astype(np.float32),
+            spatial_shapes=np.array([shape], np.int32),
+            image_sizes=np.array([(height, width)], np.int32),
+            boxes=np.concatenate([corners, 2 * corners + 16], axis=1).astype(np.float32),
+            box_images=np.zeros(case.batch, np.int32),
+        )
     image = bundle.manifest.image
     _check_length(image, case)
-    return {
-        "patches": _noise(image, case.batch, case.length),
-        "spatial_shapes": np.array([shape] * case.batch, np.int32),
-    }
+    return ImageInputs(
+        patches=_noise(image, case.batch, case.length), spatial_shapes=np.array([shape] * case.batch, np.int32)
+    )
 
 
 def _check_length(spec: ImageSpec, case: Case) -> None:
@@ -97,12 +97,8 @@ def walk_type(bundle: Bundle, length: int) -> str:
     raise UnableError(f"the model has no texts of {length} tokens")
 
 
-def _texts(bundle: Bundle, case: Case) -> dict[str, Array]:
+def _texts(bundle: Bundle, case: Case) -> TextInputs:
     kind = walk_type(bundle, case.length)
     tokenizer = Tokenizer(bundle.read_text(bundle.manifest.text.tokenizer), bundle.manifest.text)
     tokens = tokenizer([_TEXT[index:] for index in range(case.batch)], kind)
-    return {
-        "input_ids": tokens.input_ids,
-        "attention_mask": tokens.attention_mask,
-        "walk_type": np.array(bundle.manifest.text.walk_types[kind].index, np.int32),
-    }
+    return TextInputs.of(tokens, bundle.manifest.text.walk_types[kind].index)

@@ -17,7 +17,8 @@ from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.reference.roi_align import region_features
-from fgclip_rt.preparation import preparation, side_by_side
+from fgclip_rt.graphs import ImageInputs, RegionInputs, TextInputs
+from fgclip_rt.preparation import preparation
 
 from .events import between_events
 from .inputs import make_inputs, noise_images, walk_type
@@ -70,24 +71,27 @@ class Tower:
 
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
         """What the function takes, made of the inputs that all contenders have."""
-        arrays = make_inputs(self.bundle, case)
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        if case.graph == "text":
-            return tensors["input_ids"], tensors["attention_mask"]
-        if case.graph == "region":
-            height, width = arrays["spatial_shapes"][0].tolist()
-            return tensors["dense_features"].view(height, width, -1), tensors["boxes"], tensors["image_sizes"][0]
-        # Copies, because autograd's kernels refuse what inference mode made.
-        return tuple(
-            tensor.clone() for tensor in self.reference.image_inputs(tensors["patches"], tensors["spatial_shapes"])
-        )
+        inputs = make_inputs(self.bundle, case)
+        if isinstance(inputs, TextInputs):
+            return self._moved(inputs.input_ids), self._moved(inputs.attention_mask)
+        if isinstance(inputs, RegionInputs):
+            height, width = inputs.spatial_shapes[0].tolist()
+            dense = self._moved(inputs.dense_features).view(height, width, -1)
+            return dense, self._moved(inputs.boxes), self._moved(inputs.image_sizes[0])
+        assert isinstance(inputs, ImageInputs)
+        return self._image_inputs(inputs)
 
     def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
         """What the function takes, made of images in memory."""
-        batch = [self._preparation(image, length) for image in images]
-        grids = torch.tensor([patches.grid for patches in batch], dtype=torch.int32)
-        pixels = torch.from_numpy(side_by_side(batch))
-        return self.reference.image_inputs(pixels.to(self.device), grids.to(self.device))
+        return self._image_inputs(ImageInputs.of([self._preparation(image, length) for image in images]))
+
+    def _image_inputs(self, inputs: ImageInputs) -> tuple[Tensor, ...]:
+        tensors = self.reference.image_inputs(self._moved(inputs.patches), self._moved(inputs.spatial_shapes))
+        # Copies, because autograd's kernels refuse what inference mode made.
+        return tuple(tensor.clone() for tensor in tensors)
+
+    def _moved(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 class PyTorch:

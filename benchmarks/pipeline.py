@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
@@ -64,7 +65,7 @@ def measure_pipeline(
 
     def alone() -> None:
         for batch in batches:
-            model.run_vision("vision", batch, "image_embeds")
+            model.graphs.vision(ImageInputs.of(batch)).result()
 
     def copy() -> None:
         for batch in batches:

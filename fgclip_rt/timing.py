@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DeviceError
+from .graphs import ImageInputs, TextInputs
 from .manifest import ImageSpec
 from .model import Model, load
 from .turns import take_turns, timed
@@ -124,12 +125,12 @@ def _example(graph: str, model: Model) -> tuple[str, Callable[[Model], object]]:
     """What ``graph`` is timed on, in words, and a function that runs any precision of ``model`` on it."""
     if graph == "text":
         # Tokens are made anew in each run, which takes a few hundredths of a millisecond.
-        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.run_texts(
-            ["a cat"], "short", "text_embeds"
-        )
+        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.graphs.text(
+            TextInputs.of(model.tokenizer(["a cat"]), model.tokenizer.walk_type("short").index)
+        ).result()
     bucket = _common_bucket(model.manifest.image)
     patches = model.preparation(_noise(math.isqrt(bucket) * model.manifest.image.patch_size), bucket)
-    return f"{len(patches.pixels)} patches", lambda model: model.run_vision("vision", [patches], "image_embeds")
+    return f"{len(patches.pixels)} patches", lambda model: model.graphs.vision(ImageInputs.of([patches])).result()
 
 
 def _common_bucket(spec: ImageSpec) -> int:

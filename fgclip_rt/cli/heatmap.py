@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..heatmap import draw, largest_at, similarity_maps
+from ..heatmap import draw, largest_at
 from ..outputs import check_picture_output, save_picture
 from . import options
 from .console import open_model, say, say_json, set_max_image_pixels, warn
@@ -41,10 +41,7 @@ def run(
     model = open_model(bundle, device, precision, threads, backend)
     warn_truncated(model, text, walk_type)
     (photo,) = read_images([image], exif_transpose)
-    maps = similarity_maps(
-        model.dense_features([photo], max_num_patches)[0],
-        model.embed_texts(text, walk_type),
-    )
+    maps = model.dense(photo, max_num_patches).map(text, walk_type)
     picture = draw(photo, maps, text, font)
     save_picture(picture.image, output)
     if picture.unlabelled:
