@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
-import onnxruntime as ort
 from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, CheckpointError, ParityError
+from fgclip_rt.machine import versions
 from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
 from fgclip_rt.probe import Probe
@@ -303,10 +301,5 @@ def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginSt
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: version(name) for name in ("torch", "onnxscript", "numpy", "pillow", "tokenizers")}
-    return {
-        "fgclip_rt": fgclip_rt.__version__,
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        **versions,
-    }
+    packages = ("onnxruntime", "torch", "onnxscript", "numpy", "pillow", "tokenizers")
+    return {"fgclip_rt": fgclip_rt.__version__, **versions(*packages)}

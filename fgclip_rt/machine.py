@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -18,6 +21,55 @@ INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 
 #: Of their other vector extensions, those that change what onnxruntime's products cost.
 _OTHER_FLAGS = ("avx2", "avx512f", "asimdhp")
+
+#: Other names by which pip may have installed a package.
+_OTHER_NAMES = {"onnxruntime": "onnxruntime-gpu"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine is, as far as the speed of a model depends on it.
+
+    Attributes:
+        system: operating system.
+        architecture: of its CPU, such as ``x86_64``.
+        cpu: what the CPU calls itself, or its architecture.
+        flags: what the CPU can do.
+        cores: those that this process can keep busy.
+        memory: bytes that a process may still take; None if the system does not say.
+    """
+
+    system: str
+    architecture: str
+    cpu: str
+    flags: frozenset[str]
+    cores: int
+    memory: int | None
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on, as it is now."""
+    return Machine(
+        system=platform.platform(),
+        architecture=platform.machine(),
+        cpu=cpu_name() or platform.processor() or platform.machine(),
+        flags=frozenset(cpu_flags()),
+        cores=usable_cores(),
+        memory=available_memory(),
+    )
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of those ``packages`` that pip has installed, by name."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        for name in (package, _OTHER_NAMES.get(package, package)):
+            try:
+                found[package] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            break
+    return found
 
 
 def usable_cores() -> int:
@@ -42,7 +94,7 @@ def cpu_flags() -> set[str]:
     return set(_cpuinfo(("flags", "Features")).split())
 
 
-def vector_extensions(flags: set[str]) -> str:
+def vector_extensions(flags: Collection[str]) -> str:
     """Those of ``flags`` that matter to the speed of a model, in words."""
     return ", ".join(name for name in _OTHER_FLAGS + INT8_FLAGS if name in flags) or "none that this program looks for"
 

@@ -73,6 +73,11 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
     buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
     max_num_patches: Positive
 
+    @property
+    def lengths(self) -> range:
+        """The patch counts that can be asked for."""
+        return range(1, self.max_num_patches + 1)
+
     def __str__(self) -> str:
         buckets = ", ".join(map(str, self.buckets))
         return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}"
@@ -103,6 +108,11 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         """Patches of an image."""
         side: int = self.image_size // self.patch_size
         return side**2
+
+    @property
+    def lengths(self) -> range:
+        """The patch counts that can be asked for: one."""
+        return range(self.max_num_patches, self.max_num_patches + 1)
 
     def __str__(self) -> str:
         return (

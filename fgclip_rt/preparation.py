@@ -58,6 +58,13 @@ class Preparation(Protocol):
     def bucket(self, width: int, height: int) -> int:
         """The number of patches that the model chooses for an image of ``width`` × ``height`` pixels."""
 
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket, and rows and columns of patches, that an image of ``width`` × ``height`` pixels is prepared to.
+
+        Raises:
+            ArgumentError: the model has no such number of patches.
+        """
+
 
 def preparation(spec: ImageSpec) -> Preparation:
     """How images are prepared that a manifest specifies so."""
@@ -76,19 +83,26 @@ class SquarePreparation:
         Raises:
             ArgumentError: ``max_num_patches`` is not the number of its patches.
         """
+        bucket, grid = self.grid(*image.size, max_num_patches)
         side, size = self.spec.image_size, self.spec.patch_size
-        bucket = self.bucket(*image.size)
-        if max_num_patches is not None and max_num_patches != bucket:
-            raise ArgumentError(
-                f"max_num_patches is {max_num_patches!r}, and this model takes images of {side}×{side} pixels, "
-                f"{bucket} patches, only; leave it out."
-            )
         resized = image.resize((side, side), _FILTERS[self.spec.resample])
-        return Patches(_cut(resized, size), (side // size, side // size), (image.height, image.width), bucket)
+        return Patches(_cut(resized, size), grid, (image.height, image.width), bucket)
 
     def bucket(self, width: int, height: int) -> int:  # noqa: ARG002 (it is one for all)
         """The number of patches, which is the same for all images."""
         return self.spec.max_num_patches
+
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket and grid, which are the same for all images."""
+        bucket = self.bucket(width, height)
+        if max_num_patches is not None and max_num_patches != bucket:
+            size = self.spec.image_size
+            raise ArgumentError(
+                f"max_num_patches is {max_num_patches!r}, and this model takes images of {size}×{size} pixels, "
+                f"{bucket} patches, only; leave it out."
+            )
+        side = self.spec.image_size // self.spec.patch_size
+        return bucket, (side, side)
 
 
 class NaflexPreparation:
@@ -108,8 +122,7 @@ class NaflexPreparation:
             ArgumentError: ``max_num_patches`` is out of range.
         """
         width, height = image.size
-        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
-        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
+        bucket, (rows, columns) = self.grid(width, height, max_num_patches)
         size = self.spec.patch_size
         resized = image.resize((columns * size, rows * size), _FILTERS[self.spec.resample])
         return Patches(_cut(resized, size), (rows, columns), (height, width), bucket)
@@ -118,6 +131,15 @@ class NaflexPreparation:
         """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""
         whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
         return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
+
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket, or ``max_num_patches``, and the grid that fills it.
+
+        Raises:
+            ArgumentError: ``max_num_patches`` is out of range.
+        """
+        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
+        return bucket, target_grid(height, width, self.spec.patch_size, bucket)
 
     def _checked(self, max_num_patches: int) -> int:
         if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 #: From the ground to the roof. A module imports rooms below its own floor and its own room; neighbours do not know of
 #: each other. Imports inside functions count too: they only delay the arrow.
 FLOORS = (
-    ("arrays", "manifest", "machine", "progress", "recent"),
+    ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead", "scores"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
@@ -23,7 +23,7 @@ FLOORS = (
     ("engines", "graphs"),
     ("choice", "dense"),
     ("model",),
-    ("parity", "doctor", "evaluation"),
+    ("parity", "doctor", "timing", "evaluation"),
     ("export",),
     ("benchmarks",),
     ("cli",),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.manifest import ImageSpec, Score, TextSpec
@@ -79,6 +79,17 @@ class ReferenceModel(ABC):
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
         """The reference's features float [B, D] of tokens integer [B, L]; some models read the mask [B, L] too."""
 
+    def one_grid(self, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> nn.Module:  # noqa: ARG002
+        """The reference's tower with rows and columns of all images fixed, none of our rewrites, to export as it is.
+
+        It takes of :meth:`image_inputs` all but the grids.
+        """
+        return _OneGrid(self.module, graph)
+
+    def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take; None if the towers are no SigLIP 2's."""
+        return None
+
     def mask_features(self, dense: Tensor, masks: Tensor) -> Tensor | None:  # noqa: ARG002 (for models that have them)
         """The reference's features float [m, D] of masks [m, N] over dense features [N, D]; None if it has none."""
         return None
@@ -119,3 +130,15 @@ class ReferenceModel(ABC):
     def inputs_of(self, patches: Patches) -> tuple[Tensor, ...]:
         """:meth:`image_inputs` of one image."""
         return self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
+
+
+class _OneGrid(nn.Module):
+    """A model's own method, where it knows but one grid."""
+
+    def __init__(self, module: Any, graph: Literal["vision", "dense"]) -> None:
+        super().__init__()
+        self.module = module
+        self.features = module.get_image_features if graph == "vision" else module.get_image_dense_features
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return self.features(pixel_values)

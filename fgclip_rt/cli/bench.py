@@ -7,14 +7,15 @@ from typing import Annotated
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from fgclip_rt.benchmarks import advise, bench
 from fgclip_rt.benchmarks.advice import Advice
-from fgclip_rt.benchmarks.bench import PEERS, usual_cases
+from fgclip_rt.benchmarks.bench import PEERS, available_peers, check_device, usual_cases
 from fgclip_rt.benchmarks.pipeline import measure_pipeline
 from fgclip_rt.benchmarks.report import COLUMNS, cells, limit, milliseconds, problems, rate, unequal, verdicts
 from fgclip_rt.benchmarks.results import Pipeline, Result
-from fgclip_rt.benchmarks.task import Case, CheckpointName
+from fgclip_rt.benchmarks.task import Case, CheckpointName, Device
 
 from ..bundle import Bundle
 from ..errors import ArgumentError
@@ -43,8 +44,12 @@ def run(
         typer.Option(help="Patches, or tokens of texts; repeatable.  [default: the model's buckets and lengths]"),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(help="Images, texts or boxes in a run; repeatable.  [default: 1, and 16 boxes]")
+        list[int] | None,
+        typer.Option(
+            help="Images, texts or boxes in a run; repeatable.  [default: 1, and 16 boxes; on cuda 1, 8 and 32]"
+        ),
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[
         list[str] | None, typer.Option(help="One of the bundle's precisions; repeatable.  [default: all]")
     ] = None,
@@ -67,7 +72,7 @@ def run(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Measure a bundle on this machine's CPU, side by side with its peers in one run.
+    """Measure a bundle on this machine, side by side with its peers in one run.
 
     Every contender has a process of its own, and they take turns; figures are medians, and beside each ratio stands
     between what half of the turns lie. The rate of matrix products is measured in the same turns.
@@ -79,20 +84,23 @@ def run(
     if output is not None:
         check_output(output, overwrite)
     if images:
-        if graph or length or batch or peer or checkpoint:
+        if graph or length or batch or peer or checkpoint or device != "cpu":
             raise ArgumentError(
-                "--images is measured by itself; leave out --graph, --length, --batch, --peer and --checkpoint."
+                "--images is measured by itself; leave out --graph, --length, --batch, --device, --peer and "
+                "--checkpoint."
             )
         set_max_image_pixels(max_image_pixels)
         _advise(bundle, images, precision, max_num_patches, threads, rounds, seconds, output, json)
         return
     if max_num_patches is not None:
         raise ArgumentError("--max-num-patches goes with --images; give --length for cases.")
-    peers = PEERS if peer and "all" in peer else tuple(peer or ())
+    measured = check_device(device)
+    peers = available_peers(measured) if peer and "all" in peer else tuple(peer or ())
     with progress_bars() as begin:
         result = bench(
             bundle,
-            _cases(Bundle.open(bundle, check_hashes=False), graph, length, batch),
+            _cases(Bundle.open(bundle, check_hashes=False), measured, graph, length, batch),
+            device=measured,
             precisions=precision,
             peers=peers,
             checkpoint=named,
@@ -109,7 +117,7 @@ def run(
 
 
 def _cases(
-    bundle: Bundle, graphs: list[str] | None, lengths: list[int] | None, batches: list[int] | None
+    bundle: Bundle, device: Device, graphs: list[str] | None, lengths: list[int] | None, batches: list[int] | None
 ) -> list[Case]:
     """The usual cases, or those that were asked for."""
     for name in graphs or ():
@@ -117,12 +125,12 @@ def _cases(
             raise ArgumentError(f"graph {name!r} cannot be measured; choose from {', '.join(_GRAPHS)}.")
         if name not in bundle.manifest.graphs:
             raise ArgumentError(f"this bundle has no {name} graph; choose from {', '.join(bundle.manifest.graphs)}.")
-    cases = [case for case in usual_cases(bundle) if not graphs or case.graph in graphs]
+    cases = [case for case in usual_cases(bundle, device) if not graphs or case.graph in graphs]
+    # Those that differed in what was asked for only are the same case now.
     if lengths:
-        known = {case.graph: case for case in cases}
-        cases = [msgspec.structs.replace(case, length=length) for case in known.values() for length in lengths]
+        cases = list(dict.fromkeys(replace(case, length=length) for case in cases for length in lengths))
     if batches:
-        cases = [msgspec.structs.replace(case, batch=batch) for case in cases for batch in batches]
+        cases = list(dict.fromkeys(replace(case, batch=batch) for case in cases for batch in batches))
     if any(min(case.length, case.batch) < 1 for case in cases):
         raise ArgumentError("--length and --batch are numbers of things; give positive ones.")
     return cases
@@ -135,6 +143,8 @@ def _checkpoint(model: str | None, *files: Path | None) -> CheckpointName | None
 
 def _say_result(result: Result) -> None:
     machine = result.machine
+    if "gpu" in machine:
+        say(machine["gpu"])
     say(f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}), {machine['memory available']} free")
     say(f"{result.bundle.name}, {result.tables[0].threads} threads, products of matrices {limit(result.tables[0])}")
     say_table("", COLUMNS, [row for table in result.tables for row in cells(table)])

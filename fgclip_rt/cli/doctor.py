@@ -11,8 +11,9 @@ import typer
 
 from ..bundle import Bundle
 from ..choice import Fit, fit_engines
-from ..doctor import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Check, Timing, examine, time_precisions
+from ..doctor import Check, examine
 from ..errors import ArgumentError
+from ..timing import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Timing, time_precisions
 from . import options
 from .console import progress_bars, say, say_json, say_table
 

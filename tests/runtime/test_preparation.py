@@ -162,7 +162,33 @@ def test_another_number_of_patches_is_refused_with_the_models_size(asked: Any) -
     assert_one_sentence(info.value, f"max_num_patches is {asked!r}", "24×24 pixels", "9 patches", "leave it out")
 
 
+@pytest.mark.parametrize("asked", [None, 9, 64])
+@given(width=st.integers(1, 400), height=st.integers(1, 400), spec=specs())
+def test_grids_are_known_without_pixels(asked: int | None, width: int, height: int, spec: SquareSpec) -> None:
+    for prepare in (NaflexPreparation(NAFLEX), SquarePreparation(spec)):
+        wanted = asked if asked in (None, *prepare.spec.lengths) else None
+        patches = prepare(Image.new("RGB", (width, height)), wanted)
+        assert prepare.grid(width, height, wanted) == (patches.bucket, patches.grid)
+
+
+def test_grids_of_no_model_are_refused() -> None:
+    for prepare in (NaflexPreparation(NAFLEX), PREPARATION):
+        with pytest.raises(ArgumentError, match="max_num_patches is 0"):
+            prepare.grid(10, 90, 0)
+
+
 # Specifications
+
+
+@pytest.mark.parametrize("asked", [0, 1, 8, 9, 10, 1024, 1025])
+def test_lengths_are_those_that_can_be_asked_for(asked: int) -> None:
+    image = Image.fromarray(picture(10, 90))
+    for prepare in (NaflexPreparation(NAFLEX), PREPARATION):
+        if asked in prepare.spec.lengths:
+            assert prepare(image, asked).bucket == asked
+        else:
+            with pytest.raises(ArgumentError):
+                prepare(image, asked)
 
 
 @given(specs())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgclip_rt.manifest import NaflexSpec, Score, TextSpec, WalkTypeSpec
 
@@ -21,6 +21,7 @@ from ..base import ReferenceModel
 from . import reference
 from .config import Config, PreprocessorConfig
 from .graphs import PoolingHead, TextTower, VisionGraph, VisionTower, vision_source
+from .one_grid import OneGrid
 
 #: The largest count that the released models are shown with (dense maps of FG-CLIP 2).
 MAX_NUM_PATCHES = 16_384
@@ -87,6 +88,14 @@ class Siglip2Model(ReferenceModel):
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
         mask = attention_mask if self._masked else None
         return self.module.get_text_features(input_ids, cast(WalkType, walk_type), mask)
+
+    def one_grid(self, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> nn.Module:
+        return OneGrid(self.module, graph, grid)
+
+    def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        sizes = self.module.config
+        config = {"vision_config": dict(vars(sizes.vision_config)), "text_config": dict(vars(sizes.text_config))}
+        return config, self.module.state_dict()
 
     def _vision_parts(self) -> tuple[VisionTower, PoolingHead]:
         vision = self.module.vision_model
