@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,34 @@ def check_picture_output(path: Path, overwrite: bool = False) -> None:
     check_output(path, overwrite)
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Make sure, before any work is done, that the disk has room for ``path``.
+
+    Args:
+        path: what will be written; its folder need not be there yet.
+        needed: bytes that it will take at the least.
+
+    Raises:
+        OutputError: the disk has less.
+    """
+    free = shutil.disk_usage(existing_parent(path)).free
+    if free < needed:
+        raise OutputError(
+            f"{path} needs {needed:,} bytes and its disk has {free:,} free; free some space, or choose another "
+            "--output."
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above ``path`` that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether writing failed for want of space; libraries in other languages say it in words."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error)
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 
@@ -70,7 +99,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise OutputError(f"{path} cannot be written because the disk is full; free some space.") from None
         raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another --output.") from None
     finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from .errors import ArgumentError, MissingDependencyError
@@ -14,6 +15,14 @@ from .outputs import check_output, written_whole
 from .packages import missing_packages
 
 SUFFIXES = (".npy", ".npz", ".parquet")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What one row of vectors is of: its number, ``image`` or ``text``, and the path of the image or the text."""
+
+    row: int
+    kind: str
+    input: str
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,10 @@ class Rows:
     inputs: list[str]
     vectors: np.ndarray[Any, np.dtype[np.float32]]
 
-    def index(self) -> list[dict[str, Any]]:
-        """What each row is, for JSON."""
+    def index(self) -> list[Row]:
+        """What each row is of."""
         pairs = zip(self.kinds, self.inputs, strict=True)
-        return [{"row": row, "kind": kind, "input": name} for row, (kind, name) in enumerate(pairs)]
+        return [Row(row, kind, name) for row, (kind, name) in enumerate(pairs)]
 
 
 def index_path(output: Path) -> Path:
@@ -61,6 +70,12 @@ def check_format(output: Path, overwrite: bool = False) -> None:
         check_output(index_path(output), overwrite)
 
 
+def size_of(output: Path, rows: int, width: int) -> int:
+    """Bytes that ``rows`` vectors float32 of ``width`` take in a file, at the least."""
+    # Parquet may compress what repeats; vectors do not.
+    return 0 if output.suffix == ".parquet" else 4 * rows * width
+
+
 def write_rows(rows: Rows, output: Path) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names.
 
@@ -74,7 +89,10 @@ def write_rows(rows: Rows, output: Path) -> None:
         if output.suffix == ".npy":
             # The index first: vectors with no index would be the worse half to be left with.
             with written_whole(index_path(output)) as index:
-                index.write_text(json.dumps({"rows": rows.index()}, indent=1, ensure_ascii=False), encoding="utf-8")
+                index.write_text(
+                    json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
+                    encoding="utf-8",
+                )
                 np.save(path, rows.vectors)
         elif output.suffix == ".npz":
             kinds, inputs = np.array(rows.kinds, dtype=np.str_), np.array(rows.inputs, dtype=np.str_)

@@ -23,6 +23,7 @@ FLOORS = (
     ("choice",),
     ("model",),
     ("parity", "doctor", "evaluation"),
+    ("answers",),
     ("export",),
     ("benchmarks",),
     ("cli",),
@@ -31,7 +32,7 @@ FLOORS = (
 #: Likewise within ``export/``.
 EXPORT_FLOORS = (
     ("checkpoints", "reference"),
-    ("graphs",),
+    ("graphs", "request"),
     ("families",),
     ("bundle",),
     ("precision",),
@@ -53,7 +54,7 @@ HEAVY = {
     "cuda": ("engines",),
     "pyarrow": ("vectors",),
     "rich": ("cli",),
-    "typer": ("cli", "tools"),
+    "click": ("cli", "tools"),
 }
 
 

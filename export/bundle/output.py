@@ -13,14 +13,17 @@ from safetensors import SafetensorError
 
 from fgclip_rt.bundle import MANIFEST, decode_manifest, list_files
 from fgclip_rt.errors import BundleError, OutputError
+from fgclip_rt.outputs import existing_parent, is_disk_full
 
 
-@contextmanager
-def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+def check_new_folder(output: Path, overwrite: bool = False) -> Path:
+    """Make sure, before any work is done, that ``output`` may become a new folder.
+
+    Returns:
+        The path without links.
 
     Raises:
-        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
+        OutputError: it exists and is not to be overwritten, or is no bundle, or lies below what is no folder.
     """
     if output.is_symlink() and not output.exists():
         raise OutputError(f"{output} is a link to nothing; remove it, or choose another --output.")
@@ -33,6 +36,20 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
                 f"{output} is not a bundle or holds other files too, so it will not be replaced; "
                 "choose another --output, or remove it."
             )
+    parent = existing_parent(output)
+    if not parent.is_dir():
+        raise OutputError(f"{output} cannot be written because {parent} is not a folder; choose another --output.")
+    return output
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
+    """
+    output = check_new_folder(output, overwrite)
     partial = output.parent / f".{output.name}.partial-{uuid.uuid4().hex}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +64,8 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         # Reading a checkpoint raises CheckpointError, so these two come from writing.
         if isinstance(error, (OSError, SafetensorError)):
+            if is_disk_full(error):
+                raise OutputError(f"{output} cannot be written because the disk is full; free some space.") from None
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise OutputError(f"{output} cannot be written ({reason}); choose another --output.") from None
         raise

@@ -20,9 +20,6 @@ from .layers import Layer
 
 FloatArray = NDArray[np.float32]
 
-#: How a range is found: the magnitude that nearly all values keep, or the one that loses least information.
-METHODS = ("percentile", "entropy")
-
 _PERCENTILE = 99.999
 _BINS = 2048
 #: Levels, of both signs, that the search by entropy assumes.

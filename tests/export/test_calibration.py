@@ -20,8 +20,9 @@ from fgclip_rt.errors import ArgumentError, ImageError
 from fgclip_rt.export.precision import calibration
 from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
 from fgclip_rt.export.precision.layers import find_layers
-from fgclip_rt.export.precision.observation import METHODS, ObservingBackend
+from fgclip_rt.export.precision.observation import ObservingBackend
 from fgclip_rt.export.precision.sensitivity import Sensitivity
+from fgclip_rt.export.request import METHODS
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from helpers import WALK_TYPES, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import msgspec
-import typer
+import click
 
-from ..bundle import Bundle
-from ..errors import ArgumentError, MissingDependencyError
-from ..packages import ENGINE_PACKAGES, missing_packages
-from . import options
-from .console import progress_bars, say, say_json, say_table
+from ...answers import EnginesBuilt, engine_built
+from ...bundle import Bundle
+from ...errors import ArgumentError, MissingDependencyError
+from ...packages import ENGINE_PACKAGES, missing_packages
+from .. import options
+from ..output import numbers, say, say_json, say_table, words
+from ..progress import progress_bars
+from ..status import Command
 
 if TYPE_CHECKING:
     from fgclip_rt.engines import Built
 
 
+@click.command(cls=Command)
+@options.bundle
+@click.option(
+    "--backend",
+    required=True,
+    shell_complete=options.completed(tuple(ENGINE_PACKAGES)),
+    help="tensorrt, tensorrt-rtx or onnxruntime-tensorrt.",
+)
+@click.option(
+    "--precision",
+    multiple=True,
+    shell_complete=options.complete_precision,
+    help="One of the bundle's; repeatable.  [default: fp16, if the bundle has it]",
+)
+@click.option("--target", help="GPUs to build for, such as sm89,sm120, or current.  [default: by the backend]")
+@click.option("--graph", multiple=True, help="One of the graphs; repeatable.  [default: all]")
+@click.option("--buckets", help="Numbers of patches.  [default: the model's buckets]")
+@click.option("--text-lengths", help="Numbers of tokens.  [default: the model's]")
+@click.option("--batch", default="1,8,32", help="Fewest, most usual and most images or texts in a run.")
+@click.option("--boxes", default="1,16,256", help="Fewest, most usual and most boxes in a run.")
+@click.option("--masks", default="1,16,256", help="Fewest, most usual and most masks in a run.")
+@click.option("--strip-weights", is_flag=True, help="Leave weights out; they are read from the bundle at loading.")
+@click.option("--jobs", default=1, help="Engines to build at the same time; each takes a core and memory.")
+@click.option("--rebuild", is_flag=True, help="Build also what is there.")
+@options.json
 def run(
-    bundle: options.Bundle,
-    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or onnxruntime-tensorrt.")],
-    precision: Annotated[
-        list[str] | None, typer.Option(help="One of the bundle's; repeatable.  [default: fp16, if the bundle has it]")
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="GPUs to build for, such as sm89,sm120, or current.  [default: by the backend]"),
-    ] = None,
-    graph: Annotated[list[str] | None, typer.Option(help="One of the graphs; repeatable.  [default: all]")] = None,
-    buckets: Annotated[str | None, typer.Option(help="Numbers of patches.  [default: the model's buckets]")] = None,
-    text_lengths: Annotated[str | None, typer.Option(help="Numbers of tokens.  [default: the model's]")] = None,
-    batch: Annotated[str, typer.Option(help="Fewest, most usual and most images or texts in a run.")] = "1,8,32",
-    boxes: Annotated[str, typer.Option(help="Fewest, most usual and most boxes in a run.")] = "1,16,256",
-    masks: Annotated[str, typer.Option(help="Fewest, most usual and most masks in a run.")] = "1,16,256",
-    strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Leave weights out; they are read from the bundle at loading.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(help="Engines to build at the same time; each takes a core and memory.")] = 1,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build also what is there.")] = False,
-    json: options.Json = False,
+    bundle: Path,
+    backend: str,
+    precision: tuple[str, ...],
+    target: str | None,
+    graph: tuple[str, ...],
+    buckets: str | None,
+    text_lengths: str | None,
+    batch: str,
+    boxes: str,
+    masks: str,
+    strip_weights: bool,
+    jobs: int,
+    rebuild: bool,
+    json: bool,
 ) -> None:
     """Build TensorRT engines of a bundle, in its folder engines/.
 
@@ -52,7 +73,7 @@ def run(
             f"backend {backend!r} needs {', '.join(missing)}, which is not installed; run pip install "
             f"'fgclip-rt[{extra}]'."
         )
-    from .. import engines
+    from ... import engines
 
     shapes = engines.Shapes(
         buckets=None if buckets is None else _numbers("buckets", buckets),
@@ -66,9 +87,9 @@ def run(
         built = engines.build(
             opened,
             backend,
-            precision or [_default_precision(opened)],
+            list(precision) or [_default_precision(opened)],
             targets=target.split(",") if target else (),
-            graphs=graph or None,
+            graphs=list(graph) or None,
             shapes=shapes,
             strip_weights=strip_weights,
             jobs=jobs,
@@ -98,23 +119,18 @@ def _three(option: str, text: str) -> tuple[int, int, int]:
 
 
 def _report(bundle: Bundle, built: list[Built], json: bool) -> None:
-    size = sum(entry.engine.size for entry in built)
+    answer = EnginesBuilt(
+        bundle=str(bundle.path),
+        size=sum(entry.engine.size for entry in built),
+        engines=[engine_built(entry.engine, entry.cached) for entry in built],
+    )
     if json:
-        rows = [
-            {
-                "path": str(entry.engine.path),
-                "cached": entry.cached,
-                "size": entry.engine.size,
-                **msgspec.to_builtins(entry.engine.record),
-            }
-            for entry in built
-        ]
-        say_json({"bundle": str(bundle.path), "size": size, "engines": rows})
+        say_json(answer)
         return
     say_table(
         "",
-        ("engine", "", "MB", "layers", "seconds"),
-        (
+        (words("engine"), words(""), numbers("MB"), numbers("layers"), numbers("seconds")),
+        [
             (
                 entry.engine.path.name,
                 "was there" if entry.cached else "built",
@@ -123,10 +139,10 @@ def _report(bundle: Bundle, built: list[Built], json: bool) -> None:
                 f"{entry.engine.record.seconds:.1f}",
             )
             for entry in built
-        ),
+        ],
     )
     key = built[0].engine.key
     on = f"{', '.join(key.targets)}" + (f" on {key.gpu}" if key.gpu else "")
     weights = "whose weights stay in the bundle" if key.stripped else "for each holds its own weights"
     engines = f"{len(built)} engine{'s' if len(built) > 1 else ''}"
-    say(f"{bundle.path}: {engines} for {key.library} and {on}, {size / 1e6:,.1f} MB on disk, {weights}")
+    say(f"{bundle.path}: {engines} for {key.library} and {on}, {answer.size / 1e6:,.1f} MB on disk, {weights}")
