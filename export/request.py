@@ -18,6 +18,9 @@ QUANTISED = ("int8", "fp8")
 #: How a range is found: the magnitude that nearly all values keep, or the one that loses least information.
 METHODS = ("percentile", "entropy")
 
+#: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
+LEAST = 16
+
 #: Bytes of a weight in the files of each precision, at least: what is in the file of an earlier one is not stored
 #: again, and of 8 bits tables of tokens, in float16, may be.
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 0.5, "fp8": 0.5}
@@ -61,6 +64,24 @@ def check_calibrated(precisions: Collection[str], *, measured: bool) -> None:
             f"{' and '.join(quantised)} must be calibrated; pass images and texts of the kind that the model will "
             "meet, with --calibration and --calibration-texts."
         )
+
+
+def check_enough(images: int, texts: int) -> None:
+    """Make sure that there is enough to calibrate on.
+
+    Args:
+        images: number of different images.
+        texts: number of different texts of the walk type that has the fewest.
+
+    Raises:
+        ArgumentError: there are fewer than :data:`LEAST` of either.
+    """
+    for kind, count in (("images", images), ("texts", texts)):
+        if count < LEAST:
+            raise ArgumentError(
+                f"calibration was given {count} different {kind} and needs at least {LEAST}; "
+                "give more of what the model will meet."
+            )
 
 
 def check_model(model: str, *, random: bool) -> ModelSpec | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fgclip_rt import doctor, machine
-from fgclip_rt.cli.doctor import verdict
+from fgclip_rt.cli.commands.doctor import verdict
 from fgclip_rt.doctor import ROUNDS, Timing, time_precisions
 from fgclip_rt.errors import BundleError, FgclipError
 from fgclip_rt.model import Model

@@ -99,6 +99,8 @@ def run(
     # Torch and ONNX, which take seconds, are imported when nothing is left to refuse without them.
     spec = request.check_model(model, random=random_weights)
     images, texts = _calibration(calibration, calibration_texts)
+    if images:
+        request.check_enough(len(set(images)), len(set(texts)))
     request.check(precision, floor, calibration_method, measured=bool(images))
     has_own = spec is not None and spec.folder is not None and not random_weights
     request.check_calibrated(precision, measured=bool(images) or has_own)
