@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fgclip_rt.errors import ImageError
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.manifest import ImageSpec, SquareSpec, Strict
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, target_grid
@@ -140,7 +141,7 @@ def _advise_bucket(
         for size in sizes:
             batch = [_noise(model, bucket, grid) for grid in grids[:size]]
             begin = perf_counter()
-            model.run_vision("vision", batch, "image_embeds")
+            model.graphs.vision(ImageInputs.of(batch)).result()
             if turn:  # the first warms up
                 turns[size].append(size / (perf_counter() - begin))
         if turn:

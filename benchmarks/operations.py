@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.graphs import feed
 from fgclip_rt.manifest import SquareSpec
 
 from .inputs import make_inputs
@@ -73,8 +74,7 @@ def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, in
             str(bundle.file(files[precision].file)), options, providers=["CPUExecutionProvider"]
         )
         for length in lengths:
-            known = make_inputs(bundle, Case(graph, length))
-            session.run(None, {spec.name: known[spec.name] for spec in files[precision].inputs})
+            session.run(None, feed(make_inputs(bundle, Case(graph, length)), files[precision]))
         try:
             events = json.loads(Path(session.end_profiling()).read_text())
         except ValueError:

@@ -16,6 +16,7 @@ from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.reference.roi_align import region_features
+from fgclip_rt.graphs import ImageInputs, RegionInputs, TextInputs
 
 from .inputs import make_inputs, walk_type
 from .task import Case, CheckpointName, Contender, Run, UnableError
@@ -72,17 +73,17 @@ class Tower:
 
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
         """What the function takes, made of the inputs that all contenders have."""
-        arrays = make_inputs(self.bundle, case)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if case.graph == "text":
-            return tensors["input_ids"], tensors["attention_mask"]
-        if case.graph == "region":
-            height, width = arrays["spatial_shapes"][0].tolist()
-            return tensors["dense_features"].view(height, width, -1), tensors["boxes"], tensors["image_sizes"][0]
+        inputs = make_inputs(self.bundle, case)
+        if isinstance(inputs, TextInputs):
+            return torch.from_numpy(inputs.input_ids), torch.from_numpy(inputs.attention_mask)
+        if isinstance(inputs, RegionInputs):
+            height, width = inputs.spatial_shapes[0].tolist()
+            dense = torch.from_numpy(inputs.dense_features).view(height, width, -1)
+            return dense, torch.from_numpy(inputs.boxes), torch.from_numpy(inputs.image_sizes[0])
+        assert isinstance(inputs, ImageInputs)
+        tensors = (torch.from_numpy(inputs.patches), torch.from_numpy(inputs.spatial_shapes))
         # Copies, because autograd's kernels refuse what inference mode made.
-        return tuple(
-            tensor.clone() for tensor in self.reference.image_inputs(tensors["patches"], tensors["spatial_shapes"])
-        )
+        return tuple(tensor.clone() for tensor in self.reference.image_inputs(*tensors))
 
 
 class PyTorch:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
@@ -63,7 +64,7 @@ def measure_pipeline(
     def alone() -> float:
         start = perf_counter()
         for batch in batches:
-            model.run_vision("vision", batch, "image_embeds")
+            model.graphs.vision(ImageInputs.of(batch)).result()
         return perf_counter() - start
 
     def whole() -> float:

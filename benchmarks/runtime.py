@@ -11,14 +11,6 @@ from fgclip_rt.model import open_model
 from .inputs import make_inputs
 from .task import Case, Contender, Graph, Run, UnableError
 
-#: What is asked of each graph.
-OUTPUTS = {
-    "vision": "image_embeds",
-    "dense": "dense_features",
-    "text": "text_embeds",
-    "region": "region_embeds",
-}
-
 
 class Runtime:
     """The graphs of a bundle, run by the backend that the runtime chooses."""
@@ -28,7 +20,7 @@ class Runtime:
         self._model = open_model(self._bundle, "cpu", contender.precision, contender.threads)
 
     def prepare(self, case: Case) -> Run:
-        if not self._model.has(case.graph):
+        if not self._model.graphs.has(case.graph):
             raise UnableError(f"the model has no {case.graph} graph")
         run = self._run(case)
         # The graph is loaded by the smallest run there is, so that its memory counts as that of the session.
@@ -36,10 +28,8 @@ class Runtime:
         return run
 
     def _run(self, case: Case) -> Run:
-        known, backend, outputs = make_inputs(self._bundle, case), self._model.backend, [OUTPUTS[case.graph]]
-        taken = self._bundle.manifest.graphs[case.graph][self._model.precision].inputs
-        inputs = {spec.name: known[spec.name] for spec in taken}
-        return lambda: backend.submit(case.graph, inputs, outputs).result()[0]
+        inputs, graphs = make_inputs(self._bundle, case), self._model.graphs
+        return lambda: graphs.run(case.graph, inputs).result()
 
     def _shortest(self, graph: Graph) -> int:
         manifest = self._bundle.manifest

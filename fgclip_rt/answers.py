@@ -7,12 +7,11 @@ from typing import Any, TypeAlias
 
 import msgspec
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from .bundle import Bundle
 from .doctor import Check, Timing
 from .engine_files import Engine, EngineKey, EngineRecord, find_engines
-from .heatmap import FloatArray, largest_at, similarity_maps
+from .heatmap import FloatArray, largest_at
 from .images import ImageSource
 from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
@@ -261,6 +260,7 @@ def score(
     max_num_patches: int | None = None,
     *,
     names: Sequence[str],
+    exif_transpose: bool = False,
 ) -> Scores:
     """How well each text describes each image.
 
@@ -270,10 +270,11 @@ def score(
         texts: of one kind.
         walk_type: as for :meth:`Model.embed_texts`.
         max_num_patches: as for :meth:`Model.embed_images`.
-        names: what the answer calls the images.
+        names: of the images, in the answer.
+        exif_transpose: as for :meth:`Model.embed_images`.
     """
     text_embeds = model.embed_texts(texts, walk_type)
-    image_embeds = model.embed_images(images, max_num_patches)
+    image_embeds = model.embed_images(images, max_num_patches, exif_transpose=exif_transpose)
     return Scores(
         images=list(names),
         texts=list(texts),
@@ -296,18 +297,6 @@ def regions(
     given: ArrayLike = boxes
     cosines = model.embed_regions(image, given, max_num_patches) @ model.embed_texts(texts, walk_type).T
     return Regions(image=name, boxes=[list(box) for box in boxes], texts=list(texts), cosines=cosines.tolist())
-
-
-def maps(
-    model: Model,
-    image: Image.Image,
-    texts: Sequence[str],
-    walk_type: str = "box",
-    max_num_patches: int | None = None,
-) -> FloatArray:
-    """Cosines float32 [m, h, w] of texts with the patches of an image."""
-    (dense,) = model.dense_features([image], max_num_patches)
-    return similarity_maps(dense, model.embed_texts(texts, walk_type))
 
 
 def found(text: str, values: FloatArray, size: tuple[int, int]) -> Found:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DeviceError
+from .graphs import ImageInputs, TextInputs
 from .machine import INT8_FLAGS, available_memory, cpu_flags, nvidia_gpus, usable_cores, vector_extensions
 from .packages import CUDA_REMEDY, ENGINE_PACKAGES, EXPORT_PACKAGES, missing_packages
 
@@ -256,12 +257,12 @@ def _example(graph: str, model: Model) -> tuple[str, Callable[[Model], object]]:
     """What ``graph`` is timed on, in words, and a function that runs any precision of ``model`` on it."""
     if graph == "text":
         # Tokens are made anew in each run, which takes a few hundredths of a millisecond.
-        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.run_texts(
-            ["a cat"], "short", "text_embeds"
-        )
+        return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.graphs.text(
+            TextInputs.of(model.tokenizer(["a cat"]), model.tokenizer.walk_type("short").index)
+        ).result()
     bucket = _common_bucket(model.manifest.image)
     patches = model.preparation(_noise(math.isqrt(bucket) * model.manifest.image.patch_size), bucket)
-    return f"{len(patches.pixels)} patches", lambda model: model.run_vision("vision", [patches], "image_embeds")
+    return f"{len(patches.pixels)} patches", lambda model: model.graphs.vision(ImageInputs.of([patches])).result()
 
 
 def _common_bucket(spec: ImageSpec) -> int:

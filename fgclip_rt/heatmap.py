@@ -48,11 +48,6 @@ class Picture:
     unlabelled: tuple[str, ...]
 
 
-def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:
-    """Cosines float32 [m, h, w] of dense features [h, w, D] with texts [m, D], both of length one."""
-    return np.ascontiguousarray(np.moveaxis(dense @ text_embeds.T, -1, 0))
-
-
 def largest_at(values: FloatArray, size: tuple[int, int]) -> tuple[float, float]:
     """Where a map [h, w] is largest: x, y of that patch's centre, in pixels of an image of ``size`` (width, height)."""
     rows, columns = values.shape

@@ -5,30 +5,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from . import scores
 from .ahead import map_ahead
-from .backends import Array, Backend, Result
-from .boxes import check_boxes
+from .backends import Backend
+from .batching import Batch, Failure, Item, batches, full
 from .bundle import Bundle
 from .choice import choose_backend
-from .errors import ArgumentError, check_positive
+from .dense import DenseImage
+from .errors import ArgumentError, ImageError, check_positive
+from .graphs import FloatArray, Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
-from .masks import mask_weights
-from .preparation import Patches, preparation, side_by_side
+from .preparation import Patches, preparation
 from .recent import Recent
 from .text import Tokenizer, as_texts
 
 _T = TypeVar("_T")
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+OnError: TypeAlias = Literal["raise", "skip"]
 
 #: Batches that are begun before the first of them is waited for. A backend that works by itself runs one while the next
 #: is prepared.
@@ -36,13 +40,6 @@ _BATCHES_AHEAD = 2
 
 #: Texts whose vectors are kept: a few megabytes of them.
 _RECENT_TEXTS = 1024
-
-#: What a model is without that has no graph of a name.
-_WITHOUT = {
-    "dense": "no dense features, and so neither maps nor regions",
-    "region": "no features of regions",
-    "mask": "no features of masks",
-}
 
 
 class RandomWeightsWarning(UserWarning):
@@ -106,26 +103,48 @@ def open_model(
     return Model(bundle, choose_backend(bundle, precision, device, threads, backend))
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of those images that could be read.
+
+    Attributes:
+        vectors: float32 [k, D].
+        rows: by row of ``vectors``, the image's index in the call; ascending.
+        failures: the images that could not be read, and why.
+    """
+
+    vectors: FloatArray
+    rows: tuple[int, ...]
+    failures: tuple[Failure, ...]
+
+
 class Model:
     """One bundle, ready to run. Safe to use from several threads.
 
     Attributes:
         manifest: the bundle's manifest.
+        bundle: the opened bundle.
         precision: the precision that runs.
-        backend: what runs it; its string says which device and why.
+        backend: runs the graphs; its string says which device and why.
+        graphs: the bundle's graphs, each a call.
         preparation: images to patches.
         tokenizer: texts to tokens.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Join an opened bundle and what runs its graphs; :func:`load` chooses the latter."""
+        """Join an opened bundle and a backend for it; :func:`load` chooses the latter.
+
+        Raises:
+            BundleError: the bundle's graphs have another interface than this version's.
+        """
         self.manifest: Manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
         self.precision = backend.precision
+        self.graphs = Graphs(bundle, backend)
         self.preparation = preparation(self.manifest.image)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
-        self._recent_texts: Recent[tuple[str, str, str], FloatArray] = Recent(_RECENT_TEXTS)
+        self._recent_texts: Recent[tuple[str, str, bool], FloatArray] = Recent(_RECENT_TEXTS)
 
     def __repr__(self) -> str:
         random = ", RANDOM WEIGHTS" if self.has_random_weights else ""
@@ -135,10 +154,6 @@ class Model:
     def has_random_weights(self) -> bool:
         """Whether the bundle serves benchmarks only, because its weights were drawn at random."""
         return self.manifest.model.weights == "random"
-
-    def has(self, graph: str) -> bool:
-        """Whether the model has a graph: ``vision`` and ``text`` always; ``dense``, ``region`` and ``mask`` not all."""
-        return graph in self.manifest.graphs
 
     @property
     def dim(self) -> int:
@@ -155,13 +170,40 @@ class Model:
         """The learned bias of the logits."""
         return self.manifest.score.logit_bias
 
+    @overload
     def embed_images(
         self,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None = None,
         batch_size: int | None = None,
         normalize: bool = True,
-    ) -> FloatArray:
+        *,
+        on_error: Literal["raise"] = "raise",
+        exif_transpose: bool = False,
+    ) -> FloatArray: ...
+
+    @overload
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: Literal["skip"],
+        exif_transpose: bool = False,
+    ) -> Embedded: ...
+
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+        exif_transpose: bool = False,
+    ) -> FloatArray | Embedded:
         """One vector per image.
 
         A list or generator is consumed as it is needed: only the images of unfinished batches are in memory. A
@@ -173,19 +215,35 @@ class Model:
                 take images of one size have no other.
             batch_size: images per run of the graph; None chooses by the number of patches.
             normalize: to length one; False gives the reference's own features.
+            on_error: ``raise`` stops at the first image that cannot be read; ``skip`` leaves such images out and says
+                which they are.
+            exif_transpose: turn images upright by their EXIF orientation. The released code does not.
 
         Returns:
-            float32 [n, D], in the order of ``images``.
+            float32 [n, D], in the order of ``images``; with ``skip`` an :class:`Embedded`.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
             ArgumentError: an argument is out of range.
         """
-        output = "image_embeds" if normalize else "image_features"
-        rows: dict[int, FloatArray] = {}
-        for batch, vectors in self._run_images("vision", images, max_num_patches, batch_size, output):
-            rows.update((index, vector) for (index, _), vector in zip(batch, vectors, strict=True))
-        return self._stack([rows[index] for index in range(len(rows))])
+        if on_error not in ("raise", "skip"):
+            raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
+        check_positive("batch_size", batch_size)
+        items = self._prepared(images, max_num_patches, exif_transpose, on_error)
+        closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
+        vectors: dict[int, FloatArray] = {}
+        failures: list[Failure] = []
+        for found in _ahead(_begun(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
+            if isinstance(found, Failure):
+                failures.append(found)
+                continue
+            batch, running = found
+            vectors.update((item.index, row) for item, row in zip(batch.items, running.result(), strict=True))
+        rows = sorted(vectors)
+        stacked = self._stack([vectors[index] for index in rows])
+        if on_error == "raise":
+            return stacked
+        return Embedded(stacked, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
 
     def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
         """One vector per text.
@@ -205,41 +263,63 @@ class Model:
             TextError: an entry is not valid text.
             ArgumentError: the walk type is unknown.
         """
-        batch_size = self.backend.batch_size("text", self.tokenizer.walk_type(walk_type).length)
-        output = "text_embeds" if normalize else "text_features"
+        kind = self.tokenizer.walk_type(walk_type)
+        size = self.backend.batch_size("text", kind.length)
         rows: dict[int, FloatArray] = {}
+        # By text, the rows that wait for its vector.
+        waiting: dict[str, list[int]] = {}
 
-        def begin() -> Iterator[tuple[dict[str, list[int]], Result]]:
-            new: dict[str, list[int]] = {}
+        def unknown() -> Iterator[Item[str]]:
             for index, text in enumerate(as_texts(texts)):
                 prepared = self.tokenizer.prepare(text, index)
-                known = self._recent_texts.get((prepared, walk_type, output))
-                if known is None:
-                    new.setdefault(prepared, []).append(index)
-                else:
+                known = self._recent_texts.get((prepared, walk_type, normalize))
+                if known is not None:
                     rows[index] = known
-                if len(new) >= batch_size:
-                    yield new, self._submit_texts(list(new), walk_type, output)
-                    new = {}
-            if new:
-                yield new, self._submit_texts(list(new), walk_type, output)
+                elif prepared in waiting:
+                    waiting[prepared].append(index)
+                else:
+                    waiting[prepared] = [index]
+                    yield Item(index, walk_type, kind.length, prepared)
 
-        for batch, running in _ahead(begin()):
-            for (prepared, indices), vector in zip(batch.items(), running.result()[0], strict=True):
+        def begun() -> Iterator[tuple[Batch[str], Output]]:
+            for batch in batches(unknown(), full(lambda _: size)):
+                assert isinstance(batch, Batch)
+                inputs = TextInputs.of(self.tokenizer.encode(batch.values, walk_type), kind.index)
+                yield batch, self.graphs.text(inputs, normalize=normalize)
+
+        for batch, running in _ahead(begun()):
+            for item, vector in zip(batch.items, running.result(), strict=True):
                 # A copy, so that one text does not keep its whole batch alive.
-                self._recent_texts.put((prepared, walk_type, output), vector.copy())
-                rows.update((index, vector) for index in indices)
+                self._recent_texts.put((item.value, walk_type, normalize), vector.copy())
+                rows.update((index, vector) for index in waiting.pop(item.value))
         return self._stack([rows[index] for index in range(len(rows))])
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that are longer than the walk type's length and would lose their end."""
         indices: list[int] = []
         start = 0
-        for batch in _batches(as_texts(texts), 1024):
+        remaining = as_texts(texts)
+        while batch := list(islice(remaining, 1024)):
             flags = self.tokenizer(batch, walk_type, first=start).truncated
             indices.extend(start + int(i) for i in np.flatnonzero(flags))
             start += len(batch)
         return indices
+
+    def dense(self, image: ImageSource, max_num_patches: int | None = None) -> DenseImage:
+        """One image whose tower runs once, for its boxes, its masks and its maps.
+
+        Args:
+            image: as for :meth:`embed_images`.
+            max_num_patches: patches to resize to, up to 16,384 for fine maps; None takes the image's bucket. Time
+                grows with the square of their number.
+
+        Raises:
+            ImageError: the image cannot be read.
+            ArgumentError: the model has no dense features, or no such number of patches.
+        """
+        self.graphs.check_has("dense")
+        patches = self.preparation(load_image(image), max_num_patches)
+        return DenseImage(self.graphs, patches, self.embed_texts)
 
     def dense_features(
         self,
@@ -251,8 +331,7 @@ class Model:
 
         Args:
             images: as for :meth:`embed_images`.
-            max_num_patches: patches to resize to, up to 16,384 for fine maps; None takes the image's bucket.
-                Time grows with the square of their number.
+            max_num_patches: as for :meth:`dense`.
             normalize: to length one; False gives the reference's own features.
 
         Returns:
@@ -261,13 +340,18 @@ class Model:
         Raises:
             ArgumentError: the model has no dense features.
         """
+        self.graphs.check_has("dense")
+        items = self._prepared(images, max_num_patches)
+        closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
-        for batch, features in self._run_images("dense", images, max_num_patches, None, "dense_features"):
-            for (index, patches), feature in zip(batch, features, strict=True):
-                height, width = patches.grid
+        for found in _ahead(_begun(items, closed, self.graphs.dense)):
+            assert not isinstance(found, Failure)
+            batch, running = found
+            for item, features in zip(batch.items, running.result(), strict=True):
+                height, width = item.value.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
-                kept = feature[: height * width].reshape(height, width, -1).copy()
-                maps[index] = l2_normalize(kept) if normalize else kept
+                kept = features[: height * width].reshape(height, width, -1).copy()
+                maps[item.index] = scores.l2_normalize(kept) if normalize else kept
         return [maps[index] for index in range(len(maps))]
 
     def embed_regions(
@@ -277,29 +361,13 @@ class Model:
         max_num_patches: int | None = None,
         normalize: bool = True,
     ) -> FloatArray:
-        """One vector per box of an image, comparable with texts of walk type ``box``.
-
-        Args:
-            image: one image.
-            boxes: [r, 4], each x1, y1, x2, y2 in pixels of the original image. A box may reach over the border.
-            max_num_patches: as for :meth:`dense_features`.
-            normalize: to length one; False gives the reference's own features.
+        """One vector per box of an image: :meth:`dense` and :meth:`DenseImage.regions` in one call.
 
         Returns:
             float32 [r, D].
-
-        Raises:
-            BoxError: a box is empty, reversed, outside the image or not finite.
-            ArgumentError: the model has no features of regions.
         """
-        self._check_has("region")
-        patches = self.preparation(load_image(image), max_num_patches)
-        # Bad boxes are refused before the graph runs, which takes long.
-        checked = check_boxes(boxes, patches.image_size)
-        if not len(checked):
-            return self._stack([])
-        dense = self.run_vision("dense", [patches], "dense_features")
-        return self.pool_regions(dense, patches, checked, normalize)
+        self.graphs.check_has("region")
+        return self.dense(image, max_num_patches).regions(boxes, normalize)
 
     def embed_masks(
         self,
@@ -308,32 +376,13 @@ class Model:
         max_num_patches: int | None = None,
         normalize: bool = True,
     ) -> FloatArray:
-        """One vector per mask of an image, comparable with texts of walk type ``box``.
-
-        It is the mean of the dense features that the mask weighs. A mask of the image's size gives each patch the share
-        of it that the mask covers; one of the size of the grid of patches is taken as it is.
-
-        Args:
-            image: one image.
-            masks: [m, H, W], bool or numbers from 0 to 1, of the image's size; or [m, h, w], of its grid's.
-            max_num_patches: as for :meth:`dense_features`.
-            normalize: to length one; False gives the reference's own features.
+        """One vector per mask of an image: :meth:`dense` and :meth:`DenseImage.masks` in one call.
 
         Returns:
             float32 [m, D].
-
-        Raises:
-            MaskError: a mask has another size, holds other numbers or is zero everywhere.
-            ArgumentError: the model has no features of masks.
         """
-        self._check_has("mask")
-        patches = self.preparation(load_image(image), max_num_patches)
-        # Bad masks are refused before the graph runs, which takes long.
-        weights = mask_weights(masks, patches.image_size, patches.grid)
-        if not len(weights):
-            return self._stack([])
-        dense = self.run_vision("dense", [patches], "dense_features")
-        return self.pool_masks(dense, weights, normalize)
+        self.graphs.check_has("mask")
+        return self.dense(image, max_num_patches).masks(masks, normalize)
 
     def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """exp(logit_scale) · cosine + logit_bias.
@@ -345,9 +394,7 @@ class Model:
         Returns:
             float32 [n, m].
         """
-        cosine = l2_normalize(self._vectors(image_embeds)) @ l2_normalize(self._vectors(text_embeds)).T
-        logits: FloatArray = (cosine * np.exp(self.logit_scale) + self.logit_bias).astype(np.float32)
-        return logits
+        return scores.logits(self._vectors(image_embeds), self._vectors(text_embeds), self.manifest.score)
 
     def probabilities(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """Probabilities of the logits: by sigmoid each pair for itself, by softmax over the texts of an image.
@@ -355,154 +402,28 @@ class Model:
         Returns:
             float32 [n, m].
         """
-        logits = self.logits(image_embeds, text_embeds)
-        probabilities: FloatArray
-        if self.manifest.score.activation == "softmax":
-            weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-            probabilities = weights / weights.sum(axis=-1, keepdims=True)
-        else:
-            # exp of a negative number only, so that neither side of zero overflows.
-            decay = np.exp(-np.abs(logits))
-            probabilities = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
-        return probabilities
+        return scores.probabilities(self.logits(image_embeds, text_embeds), self.manifest.score)
 
-    def _run_images(
+    def _prepared(
         self,
-        graph: str,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None,
-        batch_size: int | None,
-        output: str,
-    ) -> Iterator[tuple[list[tuple[int, Patches]], FloatArray]]:
-        """Every batch of images, with their indices, and what ``graph`` makes of it."""
+        exif_transpose: bool = False,
+        on_error: OnError = "raise",
+    ) -> Iterator[Item[Patches] | Failure]:
+        """Images read and resized by threads, as they are needed, in order."""
 
-        self._check_has(graph)
+        def prepare(image: _Kept) -> Item[Patches] | Failure:
+            try:
+                patches = self.preparation(image.read(exif_transpose), max_num_patches)
+            except ImageError as error:
+                if on_error == "raise":
+                    raise
+                return Failure(image.index, error)
+            return Item(image.index, patches.bucket, len(patches.pixels), patches)
 
-        def begin() -> Iterator[tuple[list[tuple[int, Patches]], Result]]:
-            for batch in self._image_batches(graph, images, max_num_patches, batch_size):
-                yield batch, self._submit_vision(graph, [patches for _, patches in batch], output)
-
-        for batch, running in _ahead(begin()):
-            yield batch, running.result()[0]
-
-    def _image_batches(
-        self,
-        graph: str,
-        images: ImageSource | Iterable[ImageSource],
-        max_num_patches: int | None,
-        batch_size: int | None,
-    ) -> Iterator[list[tuple[int, Patches]]]:
-        """Prepare images as they come and yield them with their indices, full batches of one bucket first."""
-        check_positive("batch_size", batch_size)
-
-        def prepare(named: tuple[ImageSource, str]) -> Patches:
-            source, name = named
-            image = source if isinstance(source, Image.Image) else load_image(source, name)
-            return self.preparation(image, max_num_patches)
-
-        queues: dict[int, list[tuple[int, Patches]]] = {}
-        for index, patches in enumerate(map_ahead(prepare, _kept(as_sources(images)))):
-            queue = queues.setdefault(patches.bucket, [])
-            queue.append((index, patches))
-            if len(queue) >= (batch_size or self.backend.batch_size(graph, patches.bucket)):
-                yield queues.pop(patches.bucket)
-        yield from queues.values()
-
-    def run_vision(self, graph: str, batch: list[Patches], output: str) -> FloatArray:
-        """Run a vision graph on prepared images of any grids, padded to the longest of them.
-
-        Args:
-            graph: ``vision`` or ``dense``.
-            batch: one image or more.
-            output: name of the output, one of the graph's.
-
-        Returns:
-            float32 [B, D], or [B, N, D] for ``dense_features``; rows past an image's grid mean nothing.
-        """
-        return self._submit_vision(graph, batch, output).result()[0]
-
-    def _submit_vision(self, graph: str, batch: list[Patches], output: str) -> Result:
-        shapes = np.array([patches.grid for patches in batch], np.int32)
-        return self._submit(graph, {"patches": side_by_side(batch), "spatial_shapes": shapes}, output)
-
-    def run_texts(self, texts: Sequence[str], walk_type: str, output: str) -> FloatArray:
-        """Run the text graph on texts in one batch, whether or not their vectors are known.
-
-        Args:
-            texts: one text or more.
-            walk_type: as for :meth:`embed_texts`.
-            output: name of the output, one of the graph's.
-
-        Returns:
-            float32 [n, D].
-
-        Raises:
-            ArgumentError: the walk type is unknown.
-            TextError: an entry is not valid text.
-        """
-        prepared = [self.tokenizer.prepare(text, index) for index, text in enumerate(texts)]
-        return self._submit_texts(prepared, walk_type, output).result()[0]
-
-    def _submit_texts(self, prepared: Sequence[str], walk_type: str, output: str) -> Result:
-        tokens = self.tokenizer.encode(prepared, walk_type)
-        inputs = {
-            "input_ids": tokens.input_ids,
-            "walk_type": np.array(self.tokenizer.walk_type(walk_type).index, np.int32),
-            "attention_mask": tokens.attention_mask,
-        }
-        return self._submit("text", inputs, output)
-
-    def pool_regions(self, dense: FloatArray, patches: Patches, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
-        """One vector per box of an image whose dense features are there already.
-
-        Args:
-            dense: float32 [1, N, D], what :meth:`run_vision` gives for ``dense_features`` of ``patches`` alone.
-            patches: the prepared image.
-            boxes: as for :meth:`embed_regions`.
-            normalize: to length one; False gives the reference's own features.
-
-        Returns:
-            float32 [r, D].
-
-        Raises:
-            BoxError: a box is empty, reversed, outside the image or not finite.
-        """
-        checked = check_boxes(boxes, patches.image_size)
-        inputs = {
-            "dense_features": dense,
-            "spatial_shapes": np.array([patches.grid], np.int32),
-            "image_sizes": np.array([patches.image_size], np.int32),
-            "boxes": checked,
-            "box_images": np.zeros(len(checked), np.int32),
-        }
-        output = "region_embeds" if normalize else "region_features"
-        return self._submit("region", inputs, output).result()[0]
-
-    def pool_masks(self, dense: FloatArray, weights: FloatArray, normalize: bool = True) -> FloatArray:
-        """One vector per mask of an image whose dense features are there already.
-
-        Args:
-            dense: float32 [1, N, D], what :meth:`run_vision` gives for ``dense_features`` of the image alone.
-            weights: float32 [m, N], of each patch (:func:`fgclip_rt.masks.mask_weights`).
-            normalize: to length one; False gives the reference's own features.
-
-        Returns:
-            float32 [m, D].
-        """
-        inputs = {"dense_features": dense, "masks": weights, "mask_images": np.zeros(len(weights), np.int32)}
-        return self._submit("mask", inputs, "mask_embeds" if normalize else "mask_features").result()[0]
-
-    def _submit(self, graph: str, inputs: Mapping[str, Array], output: str) -> Result:
-        """Run a graph on those of ``inputs`` that it takes."""
-        self._check_has(graph)
-        # They are the same in every precision.
-        taken = next(iter(self.manifest.graphs[graph].values())).inputs
-        return self.backend.submit(graph, {spec.name: inputs[spec.name] for spec in taken}, [output])
-
-    def _check_has(self, graph: str) -> None:
-        if not self.has(graph):
-            without = _WITHOUT.get(graph, f"no {graph} graph")
-            raise ArgumentError(f"{self.manifest.model.name} has {without}; use a model that has them.")
+        kept = (_Kept.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
+        return map_ahead(prepare, kept)
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:
@@ -517,15 +438,46 @@ class Model:
         return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float32)
 
 
-def l2_normalize(vectors: FloatArray) -> FloatArray:
-    """Vectors of length one along the last axis; a zero vector stays zero."""
-    normalized: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-12))
-    return normalized
+@dataclass(frozen=True)
+class _Kept:
+    """An image that can wait for a thread, or why it cannot be read.
+
+    Files are read by the thread. Pixels in memory are copied at once, for their owner may close them or write to them
+    meanwhile.
+    """
+
+    index: int
+    source: str | os.PathLike[str] | bytes | Image.Image | ImageError
+    name: str
+
+    @classmethod
+    def of(cls, index: int, source: ImageSource, exif_transpose: bool) -> _Kept:
+        if isinstance(source, (str, os.PathLike)):
+            return cls(index, source, os.fspath(source))
+        name = f"image {index}"
+        if isinstance(source, bytes):
+            return cls(index, source, name)
+        try:
+            return cls(index, load_image(source, name, exif_transpose=exif_transpose), name)
+        except ImageError as error:
+            return cls(index, error, name)
+
+    def read(self, exif_transpose: bool) -> Image.Image:
+        if isinstance(self.source, ImageError):
+            raise self.source
+        if isinstance(self.source, Image.Image):
+            return self.source
+        return load_image(self.source, self.name, exif_transpose=exif_transpose)
 
 
-def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    while batch := list(islice(items, size)):
-        yield batch
+def _begun(
+    items: Iterable[Item[Patches] | Failure],
+    closed: Callable[[Batch[Patches]], bool],
+    run: Callable[[ImageInputs], Output],
+) -> Iterator[tuple[Batch[Patches], Output] | Failure]:
+    """Batches of images, each with its output on the way."""
+    for batch in batches(items, closed):
+        yield batch if isinstance(batch, Failure) else (batch, run(ImageInputs.of(batch.values)))
 
 
 def _ahead(begun: Iterator[_T]) -> Iterator[_T]:
@@ -536,13 +488,3 @@ def _ahead(begun: Iterator[_T]) -> Iterator[_T]:
         if len(waiting) > _BATCHES_AHEAD:
             yield waiting.popleft()
     yield from waiting
-
-
-def _kept(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, str]]:
-    """Sources that can wait for a thread, and their names: what is not a file is copied, for its owner may close it or
-    write to it meanwhile.
-    """
-    for index, source in enumerate(sources):
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
-        waits = isinstance(source, (str, os.PathLike, bytes))
-        yield source if waits else load_image(source, name), name

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from .graphs import ImageInputs
+from .images import ImageSource
 from .manifest import Limits, ParityRow
-from .masks import mask_weights
 from .model import Model
-from .preparation import Patches
 from .probe import Probe, ProbeImage
 
 #: What each precision must keep. A dense map has hundreds of vectors, and some lie where the model itself is undecided:
@@ -183,12 +183,9 @@ def _image_rows(
     to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
     features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
     yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    found = [
-        image_parts(model, model.preparation(_pillow(image)), image.boxes, image.masks) if model.has("dense") else {}
-        for image in images
-    ]
+    found = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
     expected = [_reference(image) for image in images]
-    for graph in filter(model.has, PARTS):
+    for graph in filter(model.graphs.has, PARTS):
         # What a model has and its probe lacks has not been proven.
         if any(graph not in parts for parts in (*found, *expected)):
             yield _incomparable(graph, case, len(images), judged=to_names is not None)
@@ -207,25 +204,26 @@ def _count_graphs(image: ProbeImage) -> int:
     return 1 + len(_reference(image))
 
 
-def image_parts(model: Model, patches: Patches, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
-    """What a model with dense features makes of the parts of an image, by graph, from one run of its dense graph.
+def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
+    """The vectors of the parts of an image, by graph, from one run of the dense graph; none if the model has none.
 
     Args:
         model: a loaded bundle.
-        patches: the prepared image.
+        image: the image.
         boxes: [r, 4], xyxy in pixels of the image, for a model that has regions.
         masks: [m, h, w], on the image's grid, for a model that has masks.
 
     Returns:
-        Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] where there are any.
+        Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] if there are any.
     """
-    dense = model.run_vision("dense", [patches], "dense_features")
-    found = {"dense": dense[0]}
-    if model.has("region") and boxes is not None:
-        found["region"] = model.pool_regions(dense, patches, boxes, normalize=False)
-    if model.has("mask") and masks is not None:
-        weights = mask_weights(masks, patches.image_size, patches.grid)
-        found["mask"] = model.pool_masks(dense, weights, normalize=False)
+    if not model.graphs.has("dense"):
+        return {}
+    dense = model.dense(image)
+    found: dict[str, Array] = {"dense": dense.features(normalize=False).reshape(-1, model.dim)}
+    if model.graphs.has("region") and boxes is not None:
+        found["region"] = dense.regions(boxes, normalize=False)
+    if model.graphs.has("mask") and masks is not None:
+        found["mask"] = dense.masks(masks, normalize=False)
     return found
 
 
@@ -293,7 +291,7 @@ def _finite(*arrays: Array) -> bool:
 def _all_at_once(model: Model, probe: Probe) -> Array:
     """All images in one run of the graph: every grid beside every other, as a server may batch them."""
     batch = [model.preparation(_pillow(image)) for image in probe.images]
-    return model.run_vision("vision", batch, "image_features")
+    return model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
 
 
 def _pillow(image: ProbeImage) -> Image.Image:

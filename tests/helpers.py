@@ -30,6 +30,8 @@ from fgclip_rt.export.graphs.attention import add_definition
 from fgclip_rt.export.graphs.regions import RegionGraph
 from fgclip_rt.export.graphs.text import TextGraph
 from fgclip_rt.export.graphs.trace import GraphSource
+from fgclip_rt.graphs import TextInputs
+from fgclip_rt.model import Model
 from fgclip_rt.progress import BeginStage
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -174,6 +176,12 @@ def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
     return trace
 
 
+def embed_anew(model: Model, texts: Sequence[str], walk_type: str = "short") -> np.ndarray[Any, Any]:
+    """Vectors of texts from one run of the graph, whether or not they are known."""
+    inputs = TextInputs.of(model.tokenizer(texts, walk_type), model.tokenizer.walk_type(walk_type).index)
+    return model.graphs.text(inputs).result()
+
+
 def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
     """What to tell an export's progress to, so that it is interrupted when it comes to ``stage``."""
 
@@ -282,7 +290,7 @@ def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
     if graph == "text":
         ids = random.integers(0, 700, (2, 64), dtype=np.int32)
         mask = (np.arange(64) < [[64], [50]]).astype(np.int32)
-        return {"input_ids": ids, "walk_type": np.array(1, np.int32), "attention_mask": mask}
+        return {"input_ids": ids, "walk_type": np.array([1, 1], np.int32), "attention_mask": mask}
     shapes = np.array([[3, 4], [2, 5]], np.int32)
     return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
 

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 #: each other. Imports inside functions count too: they only delay the arrow.
 FLOORS = (
     ("manifest", "machine", "progress", "recent"),
-    ("errors", "ahead"),
-    ("bundle", "preparation", "images", "text", "boxes", "masks", "heatmap", "outputs", "packages", "probe"),
+    ("errors", "ahead", "scores"),
+    ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
+    ("heatmap", "outputs", "packages", "probe"),
     ("engine_files", "vectors", "pocket"),
     ("backends",),
-    ("engines",),
-    ("choice",),
+    ("engines", "graphs"),
+    ("choice", "dense"),
     ("model",),
     ("parity", "doctor", "evaluation"),
     ("answers",),

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgclip_rt.graphs import DENSE_FEATURES, IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES
+
 from .blocks import Block, Linear, PatchEmbedding
 from .trace import GraphSource
 
@@ -86,10 +88,10 @@ class DenseGraph(nn.Module):
 def vision_sources(tower: ClassTokenTower, *, normalised: bool) -> dict[str, GraphSource]:
     """How to trace the two graphs of a tower."""
     (count, _), width = tower.positions.shape, tower.projection.weight.shape[1]
-    inputs = {"patches": torch.zeros(2, count, tower.patch_embedding.weight.shape[0], dtype=torch.uint8)}
-    axes = {"patches": {0: "batch"}}
-    outputs = {"image_features": ("batch", width), "image_embeds": ("batch", width)}
-    dense = {**outputs, "dense_features": ("batch", count, width)}
+    inputs = {PATCHES: torch.zeros(2, count, tower.patch_embedding.weight.shape[0], dtype=torch.uint8)}
+    axes = {PATCHES: {0: "batch"}}
+    outputs = {IMAGE_FEATURES: ("batch", width), IMAGE_EMBEDS: ("batch", width)}
+    dense = {**outputs, DENSE_FEATURES: ("batch", count, width)}
     sensitive = ("vision.projection",)
     return {
         "vision": GraphSource(VisionGraph(tower), inputs, axes, outputs, sensitive),

@@ -12,6 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgclip_rt.graphs import (
+    BOX_IMAGES,
+    BOXES,
+    DENSE_FEATURES,
+    IMAGE_SIZES,
+    MASK_EMBEDS,
+    MASK_FEATURES,
+    MASK_IMAGES,
+    MASKS,
+    REGION_EMBEDS,
+    REGION_FEATURES,
+    SPATIAL_SHAPES,
+)
+
 from .trace import GraphSource
 
 
@@ -117,34 +131,34 @@ def region_source(width: int) -> GraphSource:
     """How to trace the region graph of a model with vectors of ``width``, for any number of patches."""
     shapes = torch.tensor([[3, 4], [2, 5]], dtype=torch.int32)
     inputs = {
-        "dense_features": torch.zeros(2, 12, width),
-        "spatial_shapes": shapes,
-        "image_sizes": shapes * 16,
-        "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 3),
-        "box_images": torch.zeros(3, dtype=torch.int32),
+        DENSE_FEATURES: torch.zeros(2, 12, width),
+        SPATIAL_SHAPES: shapes,
+        IMAGE_SIZES: shapes * 16,
+        BOXES: torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 3),
+        BOX_IMAGES: torch.zeros(3, dtype=torch.int32),
     }
     axes = {
-        "dense_features": {0: "batch", 1: "patches"},
-        "spatial_shapes": {0: "batch"},
-        "image_sizes": {0: "batch"},
-        "boxes": {0: "boxes"},
-        "box_images": {0: "boxes"},
+        DENSE_FEATURES: {0: "batch", 1: "patches"},
+        SPATIAL_SHAPES: {0: "batch"},
+        IMAGE_SIZES: {0: "batch"},
+        BOXES: {0: "boxes"},
+        BOX_IMAGES: {0: "boxes"},
     }
-    outputs = {"region_features": ("boxes", width), "region_embeds": ("boxes", width)}
+    outputs = {REGION_FEATURES: ("boxes", width), REGION_EMBEDS: ("boxes", width)}
     return GraphSource(RegionGraph(), inputs, axes, outputs)
 
 
 def mask_source(width: int) -> GraphSource:
     """How to trace the mask graph of a model with vectors of ``width``, for any number of patches."""
     inputs = {
-        "dense_features": torch.zeros(2, 12, width),
-        "masks": torch.ones(3, 12),
-        "mask_images": torch.zeros(3, dtype=torch.int32),
+        DENSE_FEATURES: torch.zeros(2, 12, width),
+        MASKS: torch.ones(3, 12),
+        MASK_IMAGES: torch.zeros(3, dtype=torch.int32),
     }
     axes = {
-        "dense_features": {0: "batch", 1: "patches"},
-        "masks": {0: "masks", 1: "patches"},
-        "mask_images": {0: "masks"},
+        DENSE_FEATURES: {0: "batch", 1: "patches"},
+        MASKS: {0: "masks", 1: "patches"},
+        MASK_IMAGES: {0: "masks"},
     }
-    outputs = {"mask_features": ("masks", width), "mask_embeds": ("masks", width)}
+    outputs = {MASK_FEATURES: ("masks", width), MASK_EMBEDS: ("masks", width)}
     return GraphSource(MaskGraph(), inputs, axes, outputs)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgclip_rt.graphs import ATTENTION_MASK, INPUT_IDS, TEXT_EMBEDS, TEXT_FEATURES, WALK_TYPE
+
 from .blocks import Linear
 from .trace import GraphSource
 
@@ -23,15 +25,15 @@ class Positions(nn.Module):
         self.tables = nn.Parameter(torch.stack(padded), requires_grad=False)
 
     def forward(self, length: int, walk_type: Tensor | None) -> Tensor:
-        """The first ``length`` positions, [1, length, D]."""
-        table = self.tables if walk_type is None else torch.index_select(self.tables, 0, walk_type[None])
+        """The first ``length`` positions of each text: [B, length, D], or [1, length, D] without kinds."""
+        table = self.tables if walk_type is None else torch.index_select(self.tables, 0, walk_type)
         return table[:, :length]
 
 
 class TextGraph(nn.Module):
     """``text.onnx``: input_ids int32 [B, L] → features and embeds [B, D].
 
-    Where there are several kinds of text there is an input ``walk_type`` int32 [], and where the checkpoint's tokenizer
+    Where there are several kinds of text there is an input ``walk_type`` int32 [B], and if the checkpoint's tokenizer
     makes one, an ``attention_mask`` int32 [B, L].
     """
 
@@ -55,7 +57,9 @@ class TextGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         features = self.text_heads(self.text(input_ids, walk_type, attention_mask))
         if walk_type is not None:
-            features = torch.index_select(features.unflatten(1, (self.count, -1)), 1, walk_type[None])[:, 0]
+            every = features.unflatten(1, (self.count, -1))
+            chosen = walk_type.long()[:, None, None].expand(-1, 1, every.shape[-1])
+            features = torch.gather(every, 1, chosen)[:, 0]
         return features, F.normalize(features, dim=-1)
 
 
@@ -68,12 +72,13 @@ def text_source(graph: TextGraph, length: int, width: int, *, masked: bool = Fal
         width: of the vectors.
         masked: whether the tower takes an attention mask.
     """
-    inputs = {"input_ids": torch.zeros(2, length, dtype=torch.int32)}
-    axes = {"input_ids": {0: "batch", 1: "tokens"}}
+    inputs = {INPUT_IDS: torch.zeros(2, length, dtype=torch.int32)}
+    axes = {INPUT_IDS: {0: "batch", 1: "tokens"}}
     if graph.count > 1:
-        inputs["walk_type"] = torch.tensor(0, dtype=torch.int32)
+        inputs[WALK_TYPE] = torch.zeros(2, dtype=torch.int32)
+        axes[WALK_TYPE] = {0: "batch"}
     if masked:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        axes["attention_mask"] = axes["input_ids"]
-    outputs = {"text_features": ("batch", width), "text_embeds": ("batch", width)}
+        inputs[ATTENTION_MASK] = torch.ones_like(inputs[INPUT_IDS])
+        axes[ATTENTION_MASK] = axes[INPUT_IDS]
+    outputs = {TEXT_FEATURES: ("batch", width), TEXT_EMBEDS: ("batch", width)}
     return GraphSource(graph, inputs, axes, outputs, sensitive=("text_heads",))

@@ -83,7 +83,7 @@ class CalibrationData:
     def run(self, model: Model, done: Callable[[], None]) -> None:
         """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
         # The dense graph holds every layer that the other graphs of images have.
-        see = model.dense_features if model.has("dense") else model.embed_images
+        see = model.dense_features if model.graphs.has("dense") else model.embed_images
         for image in self.images:
             see(image)
             done()
@@ -132,7 +132,7 @@ class CalibrationData:
 def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
     """What a model makes of an image."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
-    parts = image_parts(model, patches, boxes, masks) if model.has("dense") else {}
+    parts = image_parts(model, rgb, boxes, masks)
     return ProbeImage(
         rgb=rgb,
         patches=patches.pixels,

@@ -1,40 +1,56 @@
-"""Graphs that are in memory, run in the place of a bundle's own."""
+"""Graphs that are in memory, run instead of a bundle's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 import onnxruntime as ort
 
-from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
+from fgclip_rt.backends import Array, Result
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend, open_session, run_session
 from fgclip_rt.bundle import Bundle
+from fgclip_rt.machine import usable_cores
 
 
-class GraphBackend(OnnxRuntimeBackend):
+class GraphBackend:
     """Runs the given graphs on the CPU, and the bundle's own where none is given."""
+
+    device = "cpu"
 
     def __init__(self, bundle: Bundle, precision: str, graphs: Mapping[str, ir.Model]) -> None:
         """Prepare to run graphs.
 
         Args:
-            bundle: whose folder holds what the graphs refer to.
+            bundle: whose folder holds the weights that the graphs refer to.
             precision: one of the bundle's, for the graphs that are not given.
             graphs: by name.
         """
-        super().__init__(bundle, precision, "cpu")
+        self.precision = precision
+        self._bundle = bundle
+        self._others = OnnxRuntimeBackend(bundle, precision, "cpu")
         self._graphs = graphs
+        self._sessions: dict[str, ort.InferenceSession] = {}
 
-    def _create(
-        self, graph: str, file: Path, options: ort.SessionOptions, providers: list[Any]
-    ) -> ort.InferenceSession:
+    def __str__(self) -> str:
+        return f"{self._others}, with {', '.join(self._graphs)} from memory"
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`fgclip_rt.backends.Backend.submit`; the result is ready when this returns."""
         if graph not in self._graphs:
-            return super()._create(graph, file, options, providers)
-        model = self._graphs[graph]
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+            return self._others.submit(graph, inputs, outputs)
+        if graph not in self._sessions:
+            self._sessions[graph] = self._open(self._graphs[graph])
+        return run_session(self._sessions[graph], graph, inputs, outputs)
+
+    def batch_size(self, graph: str, length: int) -> int:
+        """As that of a backend for the bundle's own graphs."""
+        return self._others.batch_size(graph, length)
+
+    def _open(self, model: ir.Model) -> ort.InferenceSession:
+        config = {}
         if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in model.graph.initializers.values()):
             # onnxruntime fuses such pairs into a product of integers, which then refuses them.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
+            config["session.disable_quant_qdq"] = "1"
+        content = ir.to_proto(model).SerializeToString()
+        return open_session(content, usable_cores(), weights=self._bundle.path, config=config)

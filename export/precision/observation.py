@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
+from fgclip_rt.backends import Array, Finished, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import FP32
 
@@ -28,8 +28,11 @@ _LEVELS = 256
 _ROWS_PER_RUN = 8
 
 
-class ObservingBackend(GraphBackend):
-    """Runs float32 graphs on the CPU and notes what their linear layers read."""
+class ObservingBackend:
+    """Runs float32 graphs on the CPU and keeps rows of what their linear layers read."""
+
+    precision = FP32
+    device = "cpu"
 
     def __init__(
         self,
@@ -47,7 +50,8 @@ class ObservingBackend(GraphBackend):
             method: how :meth:`ranges` is to find ranges; None if nobody will ask.
         """
         self._layers = {name: [layer for layer in found if layer.kind == "linear"] for name, found in layers.items()}
-        super().__init__(bundle, FP32, {name: self._with_outputs(name, model) for name, model in graphs.items()})
+        widened = {name: self._with_outputs(name, model) for name, model in graphs.items()}
+        self._backend = GraphBackend(bundle, FP32, widened)
         # By graph and value, since several layers may read one.
         self._rows: dict[tuple[str, str], list[FloatArray]] = {}
         self._random = np.random.default_rng(0)
@@ -56,12 +60,17 @@ class ObservingBackend(GraphBackend):
             symmetric = method == "percentile"
             self._histograms = HistogramCollector(method, symmetric, _BINS, _LEVELS, _PERCENTILE, "same")
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`fgclip_rt.backends.Backend.submit`; what the layers read is kept on the way."""
         watched = self._watched(graph)
-        results = super().run(graph, inputs, [*outputs, *watched])
+        results = self._backend.submit(graph, inputs, [*outputs, *watched]).result()
         for name, value in zip(watched, results[len(outputs) :], strict=True):
             self._note(graph, name, value)
-        return results[: len(outputs)]
+        return Finished(results[: len(outputs)])
+
+    def batch_size(self, graph: str, length: int) -> int:
+        """As that of a backend for the bundle's own graphs."""
+        return self._backend.batch_size(graph, length)
 
     def rows(self) -> dict[str, FloatArray]:
         """By layer that was run: some rows [n, in] of each of its inputs, and the ones with the largest magnitudes."""

@@ -64,27 +64,14 @@ class OnnxRuntimeBackend:
     def __str__(self) -> str:
         return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run ``graph`` and return ``outputs`` in order.
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Run ``graph`` for ``outputs``, in their order; the result is ready when this returns.
 
         Raises:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
-        try:
-            results: list[Array] = self._session(graph).run(list(outputs), dict(inputs))
-        except RuntimeException as error:
-            if "allocate" not in str(error):
-                raise
-            raise DeviceError(
-                f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
-                "or a machine with more memory."
-            ) from None
-        return results
-
-    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`run`, and as long."""
-        return Finished(self.run(graph, inputs, outputs))
+        return run_session(self._session(graph), graph, inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
         """As many as make :data:`_TOKENS_PER_THREAD` patches or tokens for each thread, and at least one."""
@@ -103,19 +90,10 @@ class OnnxRuntimeBackend:
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
             raise ArgumentError(f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
-        options.intra_op_num_threads = self._threads
-        # After a run its threads would wait by spinning, and the next run of another graph, which has threads of its
-        # own, would share the cores with them: texts beside images took half as long again.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         file = self._bundle.file(graphs[graph][self.precision].file)
-        # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
-        providers = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if self.device == "cuda" else [_CPU]
         self._bundle.check_unchanged()
         try:
-            session = self._create(graph, file, options, providers)
+            session = open_session(file, self._threads, self.device)
         except (NotImplemented, InvalidGraph):
             others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
             raise DeviceError(
@@ -131,15 +109,57 @@ class OnnxRuntimeBackend:
             )
         return session
 
-    def _create(
-        self,
-        graph: str,  # noqa: ARG002 (for those who override this)
-        file: Path,
-        options: ort.SessionOptions,
-        providers: list[Any],
-    ) -> ort.InferenceSession:
-        """Open the session of ``graph``, which lies in ``file``; a subclass may open another in its place."""
-        return ort.InferenceSession(str(file), options, providers=providers)
+
+def open_session(
+    model: Path | bytes,
+    threads: int,
+    device: str = "cpu",
+    *,
+    weights: Path | None = None,
+    config: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """Open an ONNX model.
+
+    Args:
+        model: its file, or what such a file holds.
+        threads: threads of one operator on the CPU.
+        device: ``cpu``, or ``cuda`` for the CUDA provider with the CPU's for what that does not run.
+        weights: the folder that external weights lie in; by default that of the file.
+        config: more entries of onnxruntime's session configuration.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
+    options.intra_op_num_threads = threads
+    # After a run its threads would wait by spinning, and the next run of another graph, which has threads of its own,
+    # would share the cores with them: texts beside images took half as long again.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
+    providers: list[Any] = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
+    return ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
+
+
+def run_session(
+    session: ort.InferenceSession, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+) -> Finished:
+    """Run a session that was opened for ``graph``.
+
+    Raises:
+        DeviceError: memory ran out.
+    """
+    try:
+        return Finished(session.run(list(outputs), dict(inputs)))
+    except RuntimeException as error:
+        if "allocate" not in str(error):
+            raise
+        raise DeviceError(
+            f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
+            "or a machine with more memory."
+        ) from None
 
 
 def _choose_device(device: str) -> tuple[str, str]:

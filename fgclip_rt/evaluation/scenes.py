@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import ArgumentError
-from ..heatmap import largest_at, similarity_maps
-from ..model import FloatArray, Model, l2_normalize
+from ..graphs import FloatArray
+from ..heatmap import largest_at
+from ..model import Model
 from ..pocket.captions import (
     CHANGES,
     LANGUAGES,
@@ -24,7 +25,8 @@ from ..pocket.captions import (
 )
 from ..pocket.looks import Look, Split
 from ..pocket.scenes import Scene, draw, make_scene
-from .measures import GALLERY, MEASURES, Figure, Measure, holds, retrieved
+from ..scores import similarity_maps
+from .measures import GALLERY, MEASURES, Figure, Measure, count_named, count_retrieved, holds, prefers
 
 
 @dataclass(frozen=True)
@@ -68,73 +70,91 @@ def evaluate(
         ArgumentError: the number of scenes is not a multiple of 100.
     """
     check_scenes(scenes)
-    left_out = {measure for measures in lacking(model).values() for measure in measures}
-    has_long = "long text to image" not in left_out
-    has_regions = "region to box caption" not in left_out
-    has_maps = "dense map inside its box" not in left_out
-
     drawn = [make_scene(seed + i, split) for i in range(scenes)]
+    left_out = {measure for measures in lacking(model).values() for measure in measures}
+    asked = [measure for measure in MEASURES if measure not in left_out]
     looks = list(dict.fromkeys(thing.look for scene in drawn for thing in scene.things))
     names = {}
-    if has_regions or has_maps:
+    if "region to box caption" in asked or "dense map inside its box" in asked:
         names = {language: _box_texts(model, looks, language, seed) for language in LANGUAGES}
+    seen = _see(model, drawn, looks, names, asked, done)
 
-    image_embeds: list[FloatArray] = []
-    named = dict.fromkeys(LANGUAGES, 0)
-    found = dict.fromkeys(LANGUAGES, 0)
-    boxed = 0.0  # share of the picture that the named things' boxes cover
-    for scene in drawn:
-        picture = draw(scene)
-        image_embeds.append(model.embed_images(picture)[0])
-        target = scene.things[0]
-        if names:
-            patches = model.preparation(picture)
-            dense = model.run_vision("dense", [patches], "dense_features")
-        if has_regions:
-            regions = model.pool_regions(dense, patches, [thing.box for thing in scene.things])
-            for language, texts in names.items():
-                chosen = (regions @ texts.T).argmax(axis=1)
-                named[language] += sum(looks[i] == thing.look for i, thing in zip(chosen, scene.things, strict=True))
-        if has_maps:
-            map_ = l2_normalize(dense[0].reshape(*patches.grid, -1))
-            for language, texts in names.items():
-                (values,) = similarity_maps(map_, texts[[looks.index(target.look)]])
-                found[language] += holds(target.box, largest_at(values, picture.size))
-        left, top, right, bottom = target.box
-        boxed += (right - left) * (bottom - top) / (scene.width * scene.height)
-        done()
-
-    images = np.stack(image_embeds)
-    things = sum(len(scene.things) for scene in drawn)
-    figures: list[Figure] = []
     statements = _statements(drawn, seed)
+    figures: list[Figure] = []
     by_change = dict.fromkeys(CHANGES, (0, 0))
     for language in LANGUAGES:
         true, false = (
             model.embed_texts(short_caption(said, language, seed + i) for i, said in enumerate(column))
             for column in ([entry[0] for entry in statements], [entry[1] for entry in statements])
         )
-        preferred = (images * true).sum(axis=1) > (images * false).sum(axis=1)
+        preferred = prefers(seen.images, true, false)
         for (_, _, change), right in zip(statements, preferred.tolist(), strict=True):
             by_change[change] = (by_change[change][0] + right, by_change[change][1] + 1)
-        counted: list[tuple[Measure, int, int, float]] = [
-            ("short text to image", retrieved(true, images), scenes, 1 / GALLERY),
-            ("image to short text", retrieved(images, true), scenes, 1 / GALLERY),
-            ("true before false caption", int(preferred.sum()), scenes, 0.5),
-        ]
-        if has_long:
+        counted: dict[Measure, tuple[int, int, float]] = {
+            "short text to image": (count_retrieved(true, seen.images), scenes, 1 / GALLERY),
+            "image to short text": (count_retrieved(seen.images, true), scenes, 1 / GALLERY),
+            "region to box caption": (seen.named[language], seen.things, 1 / len(looks)),
+            "true before false caption": (int(preferred.sum()), scenes, 0.5),
+            "dense map inside its box": (seen.pointed[language], scenes, seen.boxed / scenes),
+        }
+        if "long text to image" in asked:
             long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
-            counted += [
-                ("long text to image", retrieved(long, images), scenes, 1 / GALLERY),
-                ("image to long text", retrieved(images, long), scenes, 1 / GALLERY),
-            ]
-        if has_regions:
-            counted.append(("region to box caption", named[language], things, 1 / len(looks)))
-        if has_maps:
-            counted.append(("dense map inside its box", found[language], scenes, boxed / scenes))
-        counted.sort(key=lambda entry: MEASURES.index(entry[0]))
-        figures += [Figure(measure, language, right, total, chance) for measure, right, total, chance in counted]
+            counted["long text to image"] = (count_retrieved(long, seen.images), scenes, 1 / GALLERY)
+            counted["image to long text"] = (count_retrieved(seen.images, long), scenes, 1 / GALLERY)
+        figures += [Figure(measure, language, *counted[measure]) for measure in asked]
     return Evaluation(scenes, seed, tuple(figures), by_change)
+
+
+@dataclass
+class _Seen:
+    """A model's view of the pictures.
+
+    Attributes:
+        images: vectors of all of them, float32 [n, D].
+        things: number of boxes.
+        boxed: sum of the shares of the pictures that the boxes of their first things cover.
+        named: by language, boxes that are nearest to their own caption.
+        pointed: by language, maps that are largest inside their thing's box.
+    """
+
+    images: FloatArray
+    things: int = 0
+    boxed: float = 0.0
+    named: dict[Language, int] = field(default_factory=lambda: dict.fromkeys(LANGUAGES, 0))
+    pointed: dict[Language, int] = field(default_factory=lambda: dict.fromkeys(LANGUAGES, 0))
+
+
+def _see(
+    model: Model,
+    drawn: Sequence[Scene],
+    looks: Sequence[Look],
+    names: Mapping[Language, FloatArray],
+    asked: Sequence[Measure],
+    done: Callable[[], None],
+) -> _Seen:
+    """Embed every picture, and name and point at its things by the vectors of the names [k, D] of all looks."""
+    vectors: list[FloatArray] = []
+    seen = _Seen(np.zeros((0, model.dim), np.float32))
+    for scene in drawn:
+        picture, target = draw(scene), scene.things[0]
+        vectors.append(model.embed_images(picture)[0])
+        left, top, right, bottom = target.box
+        seen.things += len(scene.things)
+        seen.boxed += (right - left) * (bottom - top) / (scene.width * scene.height)
+        if names:
+            dense = model.dense(picture)
+            own = [looks.index(thing.look) for thing in scene.things]
+            if "region to box caption" in asked:
+                regions = dense.regions([thing.box for thing in scene.things])
+                for language, texts in names.items():
+                    seen.named[language] += count_named(regions, texts, own)
+            if "dense map inside its box" in asked:
+                for language, texts in names.items():
+                    (values,) = similarity_maps(dense.features(), texts[own[:1]])
+                    seen.pointed[language] += holds(target.box, largest_at(values, picture.size))
+        done()
+    seen.images = np.stack(vectors)
+    return seen
 
 
 def lacking(model: Model) -> dict[str, tuple[Measure, ...]]:
@@ -143,9 +163,9 @@ def lacking(model: Model) -> dict[str, tuple[Measure, ...]]:
     measures: dict[str, tuple[Measure, ...]] = {}
     if "long" not in walk_types:
         measures["long texts"] = ("long text to image", "image to long text")
-    if "box" not in walk_types or not model.has("region"):
+    if "box" not in walk_types or not model.graphs.has("region"):
         measures["features of regions"] = ("region to box caption",)
-    if "box" not in walk_types or not model.has("dense"):
+    if "box" not in walk_types or not model.graphs.has("dense"):
         measures["dense features"] = ("dense map inside its box",)
     return measures
 

@@ -22,9 +22,10 @@ from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, BundleError, DeviceError, EngineError
+from fgclip_rt.graphs import ImageInputs, RegionInputs
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from helpers import WALK_TYPES, assert_one_sentence, picture
+from helpers import WALK_TYPES, assert_one_sentence, embed_anew, picture
 
 SMALL = Shapes(buckets=[128, 256], text_lengths=[64], batch=(1, 2, 4), boxes=(1, 2, 3))
 NOTHING_ELSE = "nothing else runs here"
@@ -109,8 +110,8 @@ def test_any_number_of_boxes(model: Model, count: int) -> None:
     boxes = np.array(BOXES[:count], np.float32).reshape(-1, 4)
     assert_same(engines.embed_regions(IMAGES[0], boxes), model.embed_regions(IMAGES[0], boxes))
     patches = model.preparation(_pillow(IMAGES[0]))
-    dense = model.run_vision("dense", [patches], "dense_features")
-    assert_same(engines.pool_regions(dense, patches, boxes), model.pool_regions(dense, patches, boxes))
+    inputs = RegionInputs.of(model.graphs.dense(ImageInputs.of([patches])).result(), patches, boxes)
+    assert_same(engines.graphs.region(inputs).result(), model.graphs.region(inputs).result())
 
 
 def test_what_no_engine_takes_runs_elsewhere(model: Model) -> None:
@@ -172,7 +173,7 @@ def test_shapes_that_come_again_are_captured(model: Model) -> None:
         engines = engine_model(model.bundle, cuda=cuda, captures_graphs=captures_graphs)
         expected = model.embed_texts(["a cat"])
         for _ in range(8):
-            assert_same(engines.run_texts(["a cat"], "short", "text_embeds"), expected)
+            assert_same(embed_anew(engines, ["a cat"]), expected)
         assert cuda.launched == launched
 
 
@@ -187,7 +188,7 @@ def test_results_do_not_depend_on_when_the_gpu_works(
     for number, size in enumerate(counts):
         rows = np.arange(number, number + size) % len(expected)
         tokens = model.tokenizer([TEXTS[row] for row in rows])
-        inputs = {"input_ids": tokens.input_ids, "walk_type": np.array(0, np.int32)}
+        inputs = {"input_ids": tokens.input_ids, "walk_type": np.zeros(len(tokens.input_ids), np.int32)}
         running.append((rows, model.backend.submit("text", inputs, ["text_embeds"])))
         # The caller may change them once they are submitted.
         tokens.input_ids[...] = 0

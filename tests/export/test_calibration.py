@@ -260,7 +260,7 @@ def observed(bundle: Bundle, method: str | None, *runs: FloatArray) -> Observing
     model = two_layers()
     backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, method)
     for values in runs:
-        (actual,) = backend.run("vision", {"x": values}, ["y"])
+        (actual,) = backend.submit("vision", {"x": values}, ["y"]).result()
         np.testing.assert_allclose(actual, 4 * values, rtol=1e-6)
     return backend
 

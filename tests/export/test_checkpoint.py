@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> ReferenceModel:
-    return families.load(locate(str(path)))
+    return families.load(locate(str(path)))[1]
 
 
 def refused(path: Path, *parts: str) -> str:

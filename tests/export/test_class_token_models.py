@@ -26,10 +26,12 @@ from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
-from fgclip_rt.model import Model, l2_normalize
+from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe
+from fgclip_rt.scores import l2_normalize
 from helpers import (
     GOLDENS,
     SQUARE_CHECKPOINTS,
@@ -98,7 +100,7 @@ def test_features_of_images(golden: Golden, model: Model, index: int) -> None:
 
 
 def test_features_of_masks(golden: Golden, model: Model) -> None:
-    if not model.has("mask"):
+    if not model.graphs.has("mask"):
         with pytest.raises(ArgumentError) as error:
             model.embed_masks(golden.images[0], np.ones((1, 4, 4)))
         assert_one_sentence(error.value, "checkpoint has no features of masks")
@@ -144,20 +146,20 @@ def test_a_vector_does_not_depend_on_the_batch(golden: Golden, model: Model) -> 
 
 def test_any_texts_give_the_references_features(golden: Golden, model: Model) -> None:
     checkpoint, files = SQUARE_CHECKPOINTS[golden.name]
-    reference = families.load(locate(checkpoint, files=files))
+    reference = families.load(locate(checkpoint, files=files))[1]
     texts = ["", "a", "x " * 400, "word " * 75, "word " * 76, "一只黑猫 🦊", "A B. c, d! it's", "<|endoftext|> after"]
     for walk_type in model.manifest.text.walk_types:
         expected = reference.text(model.tokenizer(texts, walk_type), walk_type)
         assert_parity(model.embed_texts(texts, walk_type, normalize=False), expected)
     patches = Patches(picture(1, 16 * 256, seed=1).reshape(16, 768), (4, 4), (64, 64), 16)
     expected_image = reference.image(patches, np.array([[0, 0, 9, 9]], np.float32), np.ones((1, 4, 4), np.float32))
-    for row in model.run_vision("vision", [patches] * 3, "image_features"):
+    for row in model.graphs.vision(ImageInputs.of([patches] * 3), normalize=False).result():
         assert_parity(row, expected_image.features)
 
 
 def test_every_precision_is_in_the_table(model: Model) -> None:
     graphs = {"vision", "dense", "region", "text", "logits", "preparation", "tokens"}
-    graphs |= {"mask"} if model.has("mask") else set()
+    graphs |= {"mask"} if model.graphs.has("mask") else set()
     for precision in ("fp32", "fp16", "int8"):
         rows = model.manifest.parity.measured[precision]
         assert {row.graph for row in rows} == graphs

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from fgclip_rt.export.bundle.output import new_folder
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
 from fgclip_rt.export.families.base import ReferenceModel
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.model import Model
-from fgclip_rt.preparation import Patches
+from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
 from helpers import (
@@ -238,7 +240,7 @@ def test_attention_is_what_its_definition_says(masked_model: Model, tmp_path: Pa
         tokens = masked_model.tokenizer(Golden("fgclip2-masked").texts, "box")
         inputs = {
             "input_ids": tokens.input_ids,
-            "walk_type": np.array(1, np.int32),
+            "walk_type": np.array([1, 0], np.int32),
             "attention_mask": tokens.attention_mask,
         }
     else:
@@ -249,7 +251,7 @@ def test_attention_is_what_its_definition_says(masked_model: Model, tmp_path: Pa
         inputs = {"patches": pixels, "spatial_shapes": np.array([image.grid for image in images], np.int32)}
     names = [output.name for output in session.get_outputs()]
     for actual, expected in zip(
-        masked_model.backend.run(graph, inputs, names), session.run(names, inputs), strict=True
+        masked_model.backend.submit(graph, inputs, names).result(), session.run(names, inputs), strict=True
     ):
         assert_parity(actual, expected)
 
@@ -323,14 +325,19 @@ def patches(rows: int, columns: int, seed: int = 0) -> Patches:
     return Patches(pixels.reshape(rows * columns, 768), (rows, columns), (16 * rows, 16 * columns), rows * columns)
 
 
-def run_vision(model: Model, graph: str, pixels: np.ndarray[Any, Any], grids: list[tuple[int, int]]) -> Any:
-    output = {"vision": "image_features", "dense": "dense_features"}[graph]
-    return model.backend.run(graph, {"patches": pixels, "spatial_shapes": np.array(grids, np.int32)}, [output])[0]
+def run(model: Model, graph: str, pixels: np.ndarray[Any, Any], grids: list[tuple[int, int]]) -> Any:
+    inputs = ImageInputs(pixels, np.array(grids, np.int32))
+    call = {"vision": partial(model.graphs.vision, normalize=False), "dense": model.graphs.dense}[graph]
+    return call(inputs).result()
+
+
+def run_all(model: Model, graph: str, images: list[Patches]) -> Any:
+    return run(model, graph, side_by_side(images), [image.grid for image in images])
 
 
 @pytest.fixture(scope="module")
 def reference() -> ReferenceModel:
-    return families.load(locate(MASKED))
+    return families.load(locate(MASKED))[1]
 
 
 @pytest.mark.parametrize(
@@ -342,18 +349,18 @@ def test_any_grid_gives_the_references_features(
     image = patches(*grid)
     expected = reference.image(image, np.zeros((1, 4), np.float32), np.zeros((0, *grid), np.float32))
     assert expected.dense is not None
-    assert_parity(masked_model.run_vision("vision", [image], "image_features")[0], expected.features)
-    assert_parity(masked_model.run_vision("dense", [image], "dense_features")[0], expected.dense)
+    assert_parity(run_all(masked_model, "vision", [image])[0], expected.features)
+    assert_parity(run_all(masked_model, "dense", [image])[0], expected.dense)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_mixed_grids_in_one_run_equal_single_runs(masked_model: Model, batch: int) -> None:
     images = [patches(*grid, seed) for seed, grid in enumerate([(9, 12), (1, 1), (1, 75), (20, 13), (30, 1)])][:batch]
-    together = masked_model.run_vision("vision", images, "image_features")
-    dense = masked_model.run_vision("dense", images, "dense_features")
+    together = run_all(masked_model, "vision", images)
+    dense = run_all(masked_model, "dense", images)
     for image, features, maps in zip(images, together, dense, strict=True):
-        assert_parity(features, masked_model.run_vision("vision", [image], "image_features")[0])
-        expected = masked_model.run_vision("dense", [image], "dense_features")[0]
+        assert_parity(features, run_all(masked_model, "vision", [image])[0])
+        expected = run_all(masked_model, "dense", [image])[0]
         assert_parity(maps[: len(expected)], expected)
 
 
@@ -364,17 +371,17 @@ def test_neither_content_nor_amount_of_padding_matters(masked_model: Model, grap
     grids = [image.grid for image in images]
     for image in images:
         count = len(image.pixels)
-        expected = run_vision(masked_model, graph, image.pixels[None], [image.grid])
+        expected = run(masked_model, graph, image.pixels[None], [image.grid])
         garbage = np.random.default_rng(extra).integers(0, 256, (1, count + extra, 768), dtype=np.uint8)
         garbage[0, :count] = image.pixels
-        actual = run_vision(masked_model, graph, garbage, [image.grid])
+        actual = run(masked_model, graph, garbage, [image.grid])
         assert_parity(actual[:, :count] if graph == "dense" else actual, expected)
     batch = np.full((2, 35 + extra, 768), 255, np.uint8)
     for row, image in zip(batch, images, strict=True):
         row[: len(image.pixels)] = image.pixels
-    together = run_vision(masked_model, graph, batch, grids)
+    together = run(masked_model, graph, batch, grids)
     for row, image in zip(together, images, strict=True):
-        alone = run_vision(masked_model, graph, image.pixels[None], [image.grid])[0]
+        alone = run(masked_model, graph, image.pixels[None], [image.grid])[0]
         assert_parity(row[: len(image.pixels)] if graph == "dense" else row, alone)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from helpers import WALK_TYPES, Golden, assert_parity
@@ -52,7 +53,7 @@ def test_one_batch_with_256_patches(golden: Golden, golden_model: Model) -> None
     np.testing.assert_array_equal([p.grid for p in prepared], MAIN.expected["batch145_256.spatial_shapes"])
     expected = golden.expected["batch145_256.image_features"]
     assert_parity(golden_model.embed_images(batch, max_num_patches=256, normalize=False), expected)
-    assert_parity(golden_model.run_vision("vision", prepared, "image_features"), expected)
+    assert_parity(golden_model.graphs.vision(ImageInputs.of(prepared), normalize=False).result(), expected)
 
 
 @pytest.mark.parametrize("walk_type", WALK_TYPES)

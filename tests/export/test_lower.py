@@ -484,7 +484,7 @@ def test_emulated_graphs_give_nearly_the_originals_vectors(
     bundle = Bundle.open(masked_bundle_path, check_hashes=False)
     names = [str(value.name) for value in masked_graphs[graph].graph.outputs]
     actual, expected = (
-        GraphBackend(bundle, "fp32", {graph: each}).run(graph, graph_inputs(graph), names)
+        GraphBackend(bundle, "fp32", {graph: each}).submit(graph, graph_inputs(graph), names).result()
         for each in (emulate(model), masked_graphs[graph])
     )
     for rough, exact in zip(actual, expected, strict=True):

@@ -304,7 +304,7 @@ def largest_input(bundle: Bundle, graph: str, operator: str) -> float:
         value.type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs.append(value)
     backend = GraphBackend(bundle, "fp32", {graph: model})
-    found = backend.run(graph, graph_inputs(graph), [str(value.name) for value in watched])
+    found = backend.submit(graph, graph_inputs(graph), [str(value.name) for value in watched]).result()
     return max(float(np.abs(array).max()) for array in found)
 
 

@@ -86,7 +86,7 @@ def test_a_smoothed_graph_computes_the_same(
     bundle = Bundle.open(masked_bundle_path, check_hashes=False)
     outputs = [str(value.name) for value in original.graph.outputs]
     actual, expected = (
-        GraphBackend(bundle, "fp32", {graph: model}).run(graph, graph_inputs(graph), outputs)
+        GraphBackend(bundle, "fp32", {graph: model}).submit(graph, graph_inputs(graph), outputs).result()
         for model in (smoothed, original)
     )
     for changed, plain in zip(actual, expected, strict=True):
@@ -120,7 +120,7 @@ def test_a_rescaled_channel_is_smaller_for_its_readers(
         norm.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs.append(norm.outputs[0])
         backend = GraphBackend(bundle, "fp32", {"text": model})
-        values += backend.run("text", graph_inputs("text"), [str(norm.outputs[0].name)])
+        values += backend.submit("text", graph_inputs("text"), [str(norm.outputs[0].name)]).result()
     np.testing.assert_allclose(values[1], values[0] / factor, rtol=1e-4, atol=1e-5)
 
 

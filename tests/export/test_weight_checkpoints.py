@@ -114,7 +114,7 @@ def checkpoint(folder: Path, tensors: Tensors) -> Path:
 def load(path: Path, **files: Path) -> ReferenceModel:
     """Load a file of weights that its ``model_config.json`` lies beside."""
     beside = LocalFiles(**{"config": path.with_name("model_config.json"), **files})
-    return families.load(locate(str(path), files=beside))
+    return families.load(locate(str(path), files=beside))[1]
 
 
 def refused(path: Path, *parts: str) -> str:
@@ -272,8 +272,9 @@ def test_a_registered_model_takes_its_sizes_from_the_registry(
     checkpoint.with_name("model_config.json").unlink()
     found = locate(registered, files=LocalFiles(weights=checkpoint))
     assert (found.name, found.source, found.revision, found.origin) == (registered, "weights.pt", None, "local")
-    assert families.family_name(found) == "fineclip"
-    assert_same_features(families.load(found), expected)
+    family, model = families.load(found)
+    assert family == "fineclip"
+    assert_same_features(model, expected)
 
 
 def test_weights_of_a_registered_model_may_have_any_suffix(registered: str, checkpoint: Path) -> None:

@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Iterator
 from itertools import chain, cycle, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fgclip_rt import doctor, machine
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.cli.commands.doctor import verdict
 from fgclip_rt.doctor import ROUNDS, Timing, time_precisions
 from fgclip_rt.errors import BundleError, FgclipError
-from fgclip_rt.model import Model
 from helpers import Json, assert_one_sentence, edit_manifest, run_command
 
 Costs = dict[tuple[str, str], Iterator[float]]
@@ -45,13 +46,18 @@ def spend(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
     """Replace the graphs and the clock: a run only moves the clock on, by the next of its graph's and precision's."""
     now = 0.0
 
-    def run(graph: str, model: Model) -> None:
+    def run(graph: str, precision: str) -> None:
         nonlocal now
-        now += next(costs[graph, model.precision])
+        now += next(costs[graph, precision])
 
     monkeypatch.setattr(doctor, "perf_counter", lambda: now)
-    monkeypatch.setattr(Model, "run_vision", lambda model, graph, *_: run(graph, model))
-    monkeypatch.setattr(Model, "run_texts", lambda model, *_: run("text", model))
+    submit = OnnxRuntimeBackend.submit
+
+    def spending(backend: OnnxRuntimeBackend, graph: str, *arguments: Any) -> Any:
+        run(graph, backend.precision)
+        return submit(backend, graph, *arguments)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "submit", spending)
 
 
 @pytest.fixture

@@ -20,12 +20,13 @@ from PIL import Image
 
 import fgclip_rt
 from fgclip_rt.backends import Array, Finished
-from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
-from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, TextError
+from fgclip_rt.backends.onnxruntime import open_session, run_session
+from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
+from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.machine import usable_cores
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
-from helpers import WALK_TYPES, Golden, assert_one_sentence, picture
+from helpers import WALK_TYPES, Golden, assert_one_sentence, embed_anew, picture
 
 MAIN = Golden("fgclip2")
 #: Images of four buckets, in no order.
@@ -96,11 +97,11 @@ def test_images_are_taken_only_as_they_are_needed(
     ahead = usable_cores()
     batch_sizes: list[int] = []
     alive: list[int] = []
-    run = model.backend.run
+    submit = model.backend.submit
 
     def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
         batch_sizes.append(len(inputs["patches"]))
-        return run(graph, inputs, outputs)
+        return submit(graph, inputs, outputs)
 
     def images() -> Iterator[np.ndarray[Any, Any]]:
         given: list[weakref.ref[Any]] = []
@@ -111,7 +112,7 @@ def test_images_are_taken_only_as_they_are_needed(
             alive.append(sum(ref() is not None for ref in given))
             yield image
 
-    monkeypatch.setattr(model.backend, "run", counting)
+    monkeypatch.setattr(model.backend, "submit", counting)
     assert len(embed(model, images())) == sum(batch_sizes) == count
     assert max(batch_sizes) == size
     assert max(alive) <= 2 + ahead, "images outlive their preparation"
@@ -120,23 +121,23 @@ def test_images_are_taken_only_as_they_are_needed(
 def test_texts_that_come_again_are_not_computed_again(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fgclip_rt.load(bundle_path, device="cpu")
     computed: list[int] = []
-    run = model.backend.run
+    submit = model.backend.submit
 
     def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
         computed.append(len(inputs["input_ids"]))
-        return run(graph, inputs, outputs)
+        return submit(graph, inputs, outputs)
 
-    monkeypatch.setattr(model.backend, "run", counting)
+    monkeypatch.setattr(model.backend, "submit", counting)
     texts = ["a cat", "A CAT", "a dog", "a cat"]
     vectors = model.embed_texts(texts)
     assert computed == [2], "what is alike once it is lower-cased is computed once"
-    assert_same(vectors, np.concatenate([model.run_texts([text], "short", "text_embeds") for text in texts]))
+    assert_same(vectors, np.concatenate([embed_anew(model, [text]) for text in texts]))
     computed.clear()
 
     vectors[:] = 0
     again = model.embed_texts(["a dog", "a bird", "a cat"])
     assert computed == [1]
-    assert_same(again, model.run_texts(["a dog", "a bird", "a cat"], "short", "text_embeds"))
+    assert_same(again, embed_anew(model, ["a dog", "a bird", "a cat"]))
     computed.clear()
     model.embed_texts("a cat", "box")
     model.embed_texts("a cat", normalize=False)
@@ -149,7 +150,7 @@ def test_the_vectors_of_so_many_texts_are_kept_and_no_more(bundle_path: Path, mo
     monkeypatch.setattr("fgclip_rt.model._RECENT_TEXTS", 2)
     model = fgclip_rt.load(bundle_path, device="cpu")
     texts = ["a", "b", "c", "a", "b", "c"]
-    assert_same(model.embed_texts(texts), np.concatenate([model.run_texts([t], "short", "text_embeds") for t in texts]))
+    assert_same(model.embed_texts(texts), np.concatenate([embed_anew(model, [t]) for t in texts]))
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -177,7 +178,7 @@ def test_texts_are_taken_only_as_they_are_needed_and_keep_their_order(
     for each in (model, masked_model):
         vectors = each.embed_texts((text for text in texts), walk_type)
         assert vectors.shape == (len(texts), each.dim)
-        assert_same(vectors, np.concatenate([each.run_texts([text], walk_type, "text_embeds") for text in texts]))
+        assert_same(vectors, np.concatenate([embed_anew(each, [text], walk_type) for text in texts]))
 
 
 def test_one_counts_as_a_list_of_one(model: Model) -> None:
@@ -222,16 +223,62 @@ def test_regions_are_those_of_the_images_dense_features(model: Model) -> None:
     np.testing.assert_allclose(model.embed_regions(image, boxes, normalize=False), cells, rtol=0, atol=1e-3)
 
 
+def counting_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, list[str]]:
+    """A model, and the graphs that it has run."""
+    model, ran = fgclip_rt.load(bundle, device="cpu"), list[str]()
+    submit = model.backend.submit
+
+    def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
+        ran.append(graph)
+        return submit(graph, inputs, outputs)
+
+    monkeypatch.setattr(model.backend, "submit", counting)
+    return model, ran
+
+
 @pytest.mark.parametrize("normalize", [False, True])
-def test_regions_can_be_pooled_from_dense_features_that_are_there(model: Model, normalize: bool) -> None:
-    patches = model.preparation(Image.fromarray(IMAGES[1]))
-    dense = model.run_vision("dense", [patches], "dense_features")
-    pooled = model.pool_regions(dense, patches, BOXES, normalize)
-    np.testing.assert_array_equal(pooled, model.embed_regions(IMAGES[1], BOXES, normalize=normalize))
-    assert model.pool_regions(dense, patches, [], normalize).shape == (0, model.dim)
+def test_boxes_and_maps_of_one_image_take_one_run_of_the_tower(
+    model: Model, bundle_path: Path, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, ran = counting_model(bundle_path, monkeypatch)
+    dense = counted.dense(IMAGES[1])
+    assert ran == [], "the tower runs when its features are needed"
+    regions, features, maps = dense.regions(BOXES, normalize), dense.features(normalize), dense.map(["a cat", "窗"])
+    assert ran.count("dense") == 1
+    np.testing.assert_array_equal(regions, model.embed_regions(IMAGES[1], BOXES, normalize=normalize))
+    [expected] = model.dense_features(IMAGES[1], normalize=normalize)
+    np.testing.assert_array_equal(features, expected)
+    [unit] = model.dense_features(IMAGES[1])
+    np.testing.assert_allclose(maps, np.moveaxis(unit @ model.embed_texts(["a cat", "窗"], "box").T, -1, 0), atol=1e-6)
+    np.testing.assert_allclose(dense.map("窗"), maps[1:], atol=1e-6)
+    assert (dense.grid, dense.image_size) == (maps.shape[1:], IMAGES[1].shape[:2])
+    features[:] = 0
+    np.testing.assert_array_equal(dense.features(normalize), expected)
+
+
+def test_bad_boxes_and_masks_are_refused_before_the_tower_runs(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, ran = counting_model(bundle_path, monkeypatch)
+    dense = counted.dense(IMAGES[1])
     with pytest.raises(BoxError) as info:
-        model.pool_regions(dense, patches, [[5, 5, 5, 9]], normalize)
+        dense.regions([[5, 5, 5, 9]])
     assert_one_sentence(info.value, "box")
+    assert dense.regions([]).shape == (0, counted.dim)
+    with pytest.raises(ArgumentError) as refused:
+        dense.masks(np.ones((1, 4, 4)))
+    assert_one_sentence(refused.value, "no features of masks")
+    assert ran == []
+
+
+def test_threads_that_share_an_image_run_its_tower_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, ran = counting_model(bundle_path, monkeypatch)
+    dense = counted.dense(IMAGES[1])
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: dense.regions(BOXES), range(8)))
+    assert ran.count("dense") == 1
+    for regions in found:
+        np.testing.assert_array_equal(regions, found[0])
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
@@ -382,20 +429,16 @@ def test_anything_that_runs_graphs_can_be_a_backend(model: Model) -> None:
     np.testing.assert_array_equal(other.embed_texts(MAIN.texts), np.ones((len(MAIN.texts), 96)))
 
 
-def test_a_subclass_of_the_backend_may_open_another_graph(model: Model) -> None:
-    created: list[tuple[str, str]] = []
-
-    class Swapped(OnnxRuntimeBackend):
-        def _create(self, graph: str, file: Path, options: ort.SessionOptions, providers: list[Any]) -> Any:
-            created.append((graph, file.name))
-            return super()._create(graph, file.with_name("dense.onnx"), options, providers)
-
-    backend = Swapped(model.bundle, "fp32", "cpu")
-    assert (backend.precision, backend.device) == ("fp32", "cpu")
-    image = model.preparation(Image.fromarray(IMAGES[0]))
-    swapped = Model(model.bundle, backend).run_vision("vision", [image], "dense_features")
-    assert created == [("vision", "vision.onnx")]
-    assert_same(swapped, model.run_vision("dense", [image], "dense_features"))
+def test_a_session_opens_from_a_file_or_from_its_bytes(model: Model) -> None:
+    file = model.bundle.file("vision.onnx")
+    patches = ImageInputs.of([model.preparation(Image.fromarray(IMAGES[0]))])
+    expected = model.graphs.vision(patches, normalize=False).result()
+    for session in (
+        open_session(file, threads=1),
+        open_session(file.read_bytes(), threads=1, weights=model.bundle.path),
+    ):
+        [actual] = run_session(session, "vision", vars(patches), ["image_features"]).result()
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_an_unknown_graph_is_refused(model: Model) -> None:
@@ -432,3 +475,51 @@ def test_no_texts_give_no_probabilities(model: Model) -> None:
     softmax = with_score(model, Score(activation="softmax", logit_scale=4.0, logit_bias=0.0))
     for each in (model, softmax):
         assert each.probabilities(each.embed_images(IMAGES[:2]), each.embed_texts([])).shape == (2, 0)
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> list[Any]:
+    """Good and bad images, in files and in memory."""
+    good, damaged = tmp_path / "good.png", tmp_path / "damaged.png"
+    Image.fromarray(IMAGES[0]).save(good)
+    damaged.write_bytes(good.read_bytes()[:900])
+    return [good, damaged, IMAGES[1], IMAGES[2].astype(np.float32), tmp_path / "missing.jpg", b"", Image.open(good)]
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(model: Model, mixture: list[Any]) -> None:
+    found = model.embed_images(mixture, on_error="skip", batch_size=2)
+    assert found.rows == (0, 2, 6)
+    np.testing.assert_allclose(found.vectors, model.embed_images([mixture[0], mixture[2], mixture[6]]), atol=1e-6)
+    assert [failure.index for failure in found.failures] == [1, 3, 4, 5]
+    for failure, part in zip(found.failures, ("damaged.png", "image 3", "missing.jpg", "image 5"), strict=True):
+        assert_one_sentence(failure.error, part)
+
+
+def test_the_first_image_that_cannot_be_read_ends_a_call_that_skips_none(model: Model, mixture: list[Any]) -> None:
+    with pytest.raises(ImageError, match=r"damaged\.png"):
+        model.embed_images(mixture)
+    with pytest.raises(ArgumentError) as info:
+        model.embed_images(mixture, on_error="ignore")  # type: ignore[call-overload]
+    assert_one_sentence(info.value, "on_error", "'skip'")
+
+
+def test_no_image_that_can_be_read_leaves_no_vector(model: Model, tmp_path: Path) -> None:
+    found = model.embed_images([tmp_path / "a.png"], on_error="skip")
+    assert (found.vectors.shape, found.rows, len(found.failures)) == ((0, model.dim), (), 1)
+
+
+def test_a_wrong_argument_is_no_failure_of_an_image(model: Model) -> None:
+    with pytest.raises(ArgumentError):
+        model.embed_images(IMAGES[:2], max_num_patches=0, on_error="skip")
+
+
+def test_images_are_turned_upright_where_that_is_asked_for(model: Model, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(IMAGES[1]).save(path, exif=exif, quality=95)
+    upright = fgclip_rt.load_image(path, exif_transpose=True)
+    expected = model.embed_images([upright])
+    for source in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(model.embed_images([source], exif_transpose=True), expected)
+        assert not np.allclose(model.embed_images([source]), expected, atol=1e-3)

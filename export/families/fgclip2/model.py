@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fgclip_rt import manifest
+from fgclip_rt.graphs import DENSE_FEATURES
 
 from ...checkpoints.files import Checkpoint
 from ...checkpoints.stand_ins import random_module
@@ -39,7 +40,7 @@ class Fgclip2Model(siglip2.Siglip2Model):
         model, width = self.module, self.embedding_size
         tower, pooling = self._vision_parts()
         dense = DenseGraph(tower, pooling, DenseHead(model.dense_feature_head))
-        dense_outputs = {"dense_features": ("batch", "patches", width)}
+        dense_outputs = {DENSE_FEATURES: ("batch", "patches", width)}
         return {
             "vision": vision_source(VisionGraph(tower, pooling), model.vision_model),
             "dense": vision_source(dense, model.vision_model, dense_outputs),

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgclip_rt.graphs import IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES, SPATIAL_SHAPES
+
 from ...graphs.attention import HIDDEN
 from ...graphs.blocks import Block, Linear, Mlp, PatchEmbedding
 from ...graphs.regions import grid_positions
@@ -154,9 +156,9 @@ def vision_source(
     embeddings = model.embeddings
     width = embeddings.patch_embedding.out_features
     inputs = {
-        "patches": torch.zeros(2, 12, embeddings.patch_embedding.in_features, dtype=torch.uint8),
-        "spatial_shapes": torch.tensor([[3, 4], [2, 5]], dtype=torch.int32),
+        PATCHES: torch.zeros(2, 12, embeddings.patch_embedding.in_features, dtype=torch.uint8),
+        SPATIAL_SHAPES: torch.tensor([[3, 4], [2, 5]], dtype=torch.int32),
     }
-    axes = {"patches": {0: "batch", 1: "patches"}, "spatial_shapes": {0: "batch"}}
-    outputs = {"image_features": ("batch", width), "image_embeds": ("batch", width)}
+    axes = {PATCHES: {0: "batch", 1: "patches"}, SPATIAL_SHAPES: {0: "batch"}}
+    outputs = {IMAGE_FEATURES: ("batch", width), IMAGE_EMBEDS: ("batch", width)}
     return GraphSource(graph, inputs, axes, {**outputs, **(more_outputs or {})}, sensitive=("pooling",))

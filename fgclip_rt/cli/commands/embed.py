@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import numpy as np
 from msgspec import UNSET
-from PIL import Image
 
-from ...ahead import map_ahead
 from ...answers import Embedding, Problem, Skipped
-from ...errors import ArgumentError, ImageError
-from ...images import load_image
+from ...errors import ArgumentError, FgclipError, ImageError
+from ...model import Embedded, Model
 from ...outputs import check_space
 from ...vectors import Rows, check_format, size_of, write_rows
 from .. import options
@@ -22,6 +21,8 @@ from ..options import Loading, Pixels
 from ..output import printable, say, say_json, warn
 from ..progress import progress_bars
 from ..status import Command, Failed, error_code
+
+_T = TypeVar("_T")
 
 
 @click.command(cls=Command)
@@ -67,39 +68,22 @@ def run(
     check_space(output, size_of(output, len(files) + len(lines), model.dim))
     truncated = warn_truncated(model, lines, walk_type)
 
-    kept: list[Path] = []
-    skipped: list[tuple[Path, ImageError]] = []
-
-    def read(path: Path) -> Image.Image | ImageError:
-        try:
-            return load_image(path, exif_transpose=pixels.exif_transpose)
-        except ImageError as error:
-            return error
-
-    def readable(done: Callable[[], None]) -> Iterator[Image.Image]:
-        for path, image in zip(files, map_ahead(read, files), strict=True):
-            if not isinstance(image, ImageError):
-                kept.append(path)
-                yield image
-            elif strict:
-                raise image
-            else:
-                skipped.append((path, image))
-                warn(f"fgclip-rt: skipped: {image}")
-            done()
-
     with progress_bars() as begin:
-        opened = readable(begin("images", len(files))) if files else iter(())
-        image_vectors = model.embed_images(opened, pixels.max_num_patches, batch_size, normalize)
+        sources = _counted(files, begin("images", len(files))) if files else []
+        embedded = _embed(model, sources, pixels, batch_size, normalize=normalize, strict=strict)
         counted = _counted(lines, begin("texts", len(lines))) if lines else []
         text_vectors = model.embed_texts(counted, walk_type, normalize)
+    kept = [files[index] for index in embedded.rows]
+    skipped = [(files[failure.index], failure.error) for failure in embedded.failures]
+    for _, reason in skipped:
+        warn(f"fgclip-rt: skipped: {reason}")
     if files and not kept:
         raise ImageError(f"none of the {len(files)} images could be read, so {output} was not written.")
 
     rows = Rows(
         kinds=["image"] * len(kept) + ["text"] * len(lines),
         inputs=[printable(str(path)) for path in kept] + lines,
-        vectors=np.concatenate([image_vectors, text_vectors]),
+        vectors=np.concatenate([embedded.vectors, text_vectors]),
     )
     write_rows(rows, output)
     error = _named(images, skipped, output)
@@ -123,14 +107,25 @@ def run(
         raise Failed(error)
 
 
-def _counted(lines: Sequence[str], done: Callable[[], None]) -> Iterator[str]:
-    """The lines, with a progress bar that follows them."""
-    for line in lines:
-        yield line
+def _embed(
+    model: Model, files: Iterable[Path], pixels: Pixels, batch_size: int | None, *, normalize: bool, strict: bool
+) -> Embedded:
+    """The vectors of image files; of those that can be read, unless ``strict``."""
+    number, exif_transpose = pixels.max_num_patches, pixels.exif_transpose
+    if strict:
+        vectors = model.embed_images(files, number, batch_size, normalize, exif_transpose=exif_transpose)
+        return Embedded(vectors, tuple(range(len(vectors))), ())
+    return model.embed_images(files, number, batch_size, normalize, on_error="skip", exif_transpose=exif_transpose)
+
+
+def _counted(inputs: Sequence[_T], done: Callable[[], None]) -> Iterator[_T]:
+    """The inputs, with a progress bar that follows them."""
+    for each in inputs:
+        yield each
         done()
 
 
-def _named(images: Sequence[Path], skipped: Sequence[tuple[Path, ImageError]], output: Path) -> ImageError | None:
+def _named(images: Sequence[Path], skipped: Sequence[tuple[Path, FgclipError]], output: Path) -> ImageError | None:
     """The error of images that were named, not found in a folder, and could not be read; None if there are none."""
     missing = [path for path, _ in skipped if path in images]
     if not missing:

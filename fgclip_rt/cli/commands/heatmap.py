@@ -46,7 +46,7 @@ def run(
     model = loading.open()
     warn_truncated(model, texts.text, texts.walk_type)
     photo = load_image(image, exif_transpose=pixels.exif_transpose)
-    maps = answers.maps(model, photo, texts.text, texts.walk_type, pixels.max_num_patches)
+    maps = model.dense(photo, pixels.max_num_patches).map(texts.text, texts.walk_type)
     picture = draw(photo, maps, texts.text, font)
     save_picture(picture.image, output)
     if picture.unlabelled:

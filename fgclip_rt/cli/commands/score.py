@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from ... import answers
-from ...images import load_image
 from .. import options
 from ..inputs import warn_truncated
 from ..options import Loading, Pixels, Texts
@@ -29,11 +28,12 @@ def run(loading: Loading, images: tuple[Path, ...], texts: Texts, pixels: Pixels
     warn_truncated(model, texts.text, texts.walk_type)
     answer = answers.score(
         model,
-        (load_image(image, exif_transpose=pixels.exif_transpose) for image in images),
+        images,
         texts.text,
         texts.walk_type,
         pixels.max_num_patches,
         names=[str(image) for image in images],
+        exif_transpose=pixels.exif_transpose,
     )
     if json:
         say_json(answer)

@@ -1,0 +1,130 @@
+"""One image whose tower runs once, for its boxes, its masks and its maps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .boxes import check_boxes
+from .graphs import FloatArray, Graphs, ImageInputs, MaskInputs, RegionInputs
+from .masks import mask_weights
+from .preparation import Patches
+from .scores import l2_normalize, similarity_maps
+
+
+class DenseImage:
+    """The dense features of one image; :meth:`fgclip_rt.Model.dense` makes it. Safe to use from several threads.
+
+    The tower runs when its features are first needed, so that bad boxes and masks are refused before.
+
+    Attributes:
+        patches: the prepared image.
+    """
+
+    def __init__(
+        self, graphs: Graphs, patches: Patches, embed_texts: Callable[[Iterable[str], str], FloatArray]
+    ) -> None:
+        """Join a prepared image and what runs its model.
+
+        Args:
+            graphs: of a model that has dense features.
+            patches: the image.
+            embed_texts: texts of a walk type to vectors of length one, float32 [m, D].
+        """
+        self.patches = patches
+        self._graphs = graphs
+        self._embed_texts = embed_texts
+        self._lock = threading.Lock()
+        self._dense: FloatArray | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.patches.grid
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the original image in pixels."""
+        return self.patches.image_size
+
+    def features(self, normalize: bool = True) -> FloatArray:
+        """One vector per patch, comparable with texts of walk type ``box``.
+
+        Args:
+            normalize: to length one; False gives the reference's own features.
+
+        Returns:
+            float32 [h, w, D].
+        """
+        features = self._computed()[0].reshape(*self.grid, -1)
+        return l2_normalize(features) if normalize else features.copy()
+
+    def regions(self, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
+        """One vector per box, comparable with texts of walk type ``box``.
+
+        Args:
+            boxes: [r, 4], each x1, y1, x2, y2 in pixels of the original image. A box may reach over the border.
+            normalize: as for :meth:`features`.
+
+        Returns:
+            float32 [r, D].
+
+        Raises:
+            BoxError: a box is empty, reversed, outside the image or not finite.
+            ArgumentError: the model has no features of regions.
+        """
+        self._graphs.check_has("region")
+        checked = check_boxes(boxes, self.image_size)
+        if not len(checked):
+            return self._nothing()
+        inputs = RegionInputs.of(self._computed(), self.patches, checked)
+        return self._graphs.region(inputs, normalize=normalize).result()
+
+    def masks(self, masks: ArrayLike, normalize: bool = True) -> FloatArray:
+        """One vector per mask, comparable with texts of walk type ``box``: the mean of the features that it weighs.
+
+        A mask of the image's size gives each patch the share of it that the mask covers; one of the size of the grid
+        of patches is taken as it is.
+
+        Args:
+            masks: [m, H, W], bool or numbers from 0 to 1, of the image's size; or [m, h, w], of its grid's.
+            normalize: as for :meth:`features`.
+
+        Returns:
+            float32 [m, D].
+
+        Raises:
+            MaskError: a mask has another size, holds other numbers or is zero everywhere.
+            ArgumentError: the model has no features of masks.
+        """
+        self._graphs.check_has("mask")
+        weights = mask_weights(masks, self.image_size, self.grid)
+        if not len(weights):
+            return self._nothing()
+        return self._graphs.mask(MaskInputs.of(self._computed(), weights), normalize=normalize).result()
+
+    def map(self, texts: str | Iterable[str], walk_type: str = "box") -> FloatArray:
+        """The cosine of each text with each patch.
+
+        Args:
+            texts: as for :meth:`fgclip_rt.Model.embed_texts`.
+            walk_type: likewise.
+
+        Returns:
+            float32 [m, h, w].
+        """
+        embeds = self._embed_texts([texts] if isinstance(texts, str) else texts, walk_type)
+        return similarity_maps(self.features(), embeds)
+
+    def _computed(self) -> FloatArray:
+        """The reference's dense features, float32 [1, N, D]."""
+        with self._lock:
+            if self._dense is None:
+                self._dense = self._graphs.dense(ImageInputs.of([self.patches])).result()
+            return self._dense
+
+    def _nothing(self) -> FloatArray:
+        return np.zeros((0, self._graphs.dim), np.float32)

@@ -1,0 +1,239 @@
+"""The graphs of a bundle, called by what they compute. No other module knows the names of their tensors.
+
+The inputs of a graph are a dataclass whose fields bear the tensors' names; a bundle's graph takes those of them that
+its manifest lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from .backends import Array, Backend, Result
+from .bundle import Bundle
+from .errors import ArgumentError, BundleError
+from .manifest import GraphFile
+from .preparation import Patches, side_by_side
+from .text import Tokens
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int32]]
+ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
+
+Graph: TypeAlias = Literal["vision", "dense", "text", "region", "mask"]
+
+#: Inputs.
+PATCHES, SPATIAL_SHAPES = "patches", "spatial_shapes"
+INPUT_IDS, WALK_TYPE, ATTENTION_MASK = "input_ids", "walk_type", "attention_mask"
+IMAGE_SIZES, BOXES, BOX_IMAGES = "image_sizes", "boxes", "box_images"
+MASKS, MASK_IMAGES = "masks", "mask_images"
+
+#: Outputs: features are the reference's, embeds are of length one. Dense features are an input of two graphs too.
+IMAGE_FEATURES, IMAGE_EMBEDS = "image_features", "image_embeds"
+DENSE_FEATURES = "dense_features"
+TEXT_FEATURES, TEXT_EMBEDS = "text_features", "text_embeds"
+REGION_FEATURES, REGION_EMBEDS = "region_features", "region_embeds"
+MASK_FEATURES, MASK_EMBEDS = "mask_features", "mask_embeds"
+
+#: The output of each graph of length one, and the reference's own. Dense features come as the reference makes them.
+_OUTPUTS: dict[Graph, tuple[str, str]] = {
+    "vision": (IMAGE_EMBEDS, IMAGE_FEATURES),
+    "dense": (DENSE_FEATURES, DENSE_FEATURES),
+    "text": (TEXT_EMBEDS, TEXT_FEATURES),
+    "region": (REGION_EMBEDS, REGION_FEATURES),
+    "mask": (MASK_EMBEDS, MASK_FEATURES),
+}
+
+#: For each optional graph, what a model lacks without it.
+_WITHOUT = {
+    "dense": "no dense features, and so neither maps nor regions",
+    "region": "no features of regions",
+    "mask": "no features of masks",
+}
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """Prepared images side by side, for ``vision`` and ``dense``.
+
+    Attributes:
+        patches: uint8 [B, N, P·P·3], padded with zeros to the longest image.
+        spatial_shapes: int32 [B, 2], rows and columns of each grid.
+    """
+
+    patches: ByteArray
+    spatial_shapes: IntArray
+
+    @classmethod
+    def of(cls, batch: Sequence[Patches]) -> ImageInputs:
+        """The inputs of one prepared image or more, of any grids."""
+        return cls(side_by_side(batch), np.array([patches.grid for patches in batch], np.int32))
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Tokenised texts, for ``text``.
+
+    Attributes:
+        input_ids: int32 [B, L].
+        walk_type: int32 [B], the index of each text's walk type in the manifest.
+        attention_mask: int32 [B, L], one on real tokens.
+    """
+
+    input_ids: IntArray
+    walk_type: IntArray
+    attention_mask: IntArray
+
+    @classmethod
+    def of(cls, tokens: Tokens, walk_type: int) -> TextInputs:
+        """The inputs of texts that are all of the walk type with this index."""
+        return cls(tokens.input_ids, np.full(len(tokens.input_ids), walk_type, np.int32), tokens.attention_mask)
+
+
+@dataclass(frozen=True)
+class RegionInputs:
+    """Boxes over dense features, for ``region``.
+
+    Attributes:
+        dense_features: float32 [B, N, D], as ``dense`` returns them.
+        spatial_shapes: int32 [B, 2], rows and columns of each grid.
+        image_sizes: int32 [B, 2], height and width of each original image in pixels.
+        boxes: float32 [R, 4], xyxy in those pixels.
+        box_images: int32 [R], the index in the batch of each box's image.
+    """
+
+    dense_features: FloatArray
+    spatial_shapes: IntArray
+    image_sizes: IntArray
+    boxes: FloatArray
+    box_images: IntArray
+
+    @classmethod
+    def of(cls, dense: FloatArray, patches: Patches, boxes: FloatArray) -> RegionInputs:
+        """The inputs of ``boxes`` [r, 4] of one prepared image, whose dense features are [1, N, D]."""
+        return cls(
+            dense,
+            np.array([patches.grid], np.int32),
+            np.array([patches.image_size], np.int32),
+            boxes,
+            np.zeros(len(boxes), np.int32),
+        )
+
+
+@dataclass(frozen=True)
+class MaskInputs:
+    """Masks over dense features, for ``mask``.
+
+    Attributes:
+        dense_features: float32 [B, N, D], as ``dense`` returns them.
+        masks: float32 [R, N], the weight of each patch.
+        mask_images: int32 [R], the index in the batch of each mask's image.
+    """
+
+    dense_features: FloatArray
+    masks: FloatArray
+    mask_images: IntArray
+
+    @classmethod
+    def of(cls, dense: FloatArray, weights: FloatArray) -> MaskInputs:
+        """The inputs of weights [m, N] for one image, whose dense features are [1, N, D]."""
+        return cls(dense, weights, np.zeros(len(weights), np.int32))
+
+
+Inputs: TypeAlias = ImageInputs | TextInputs | RegionInputs | MaskInputs
+
+
+def feed(inputs: Inputs, graph: GraphFile) -> dict[str, Array]:
+    """The arrays that ``graph`` takes of ``inputs``, by the names of its tensors."""
+    return {spec.name: getattr(inputs, spec.name) for spec in graph.inputs}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a graph that may still run."""
+
+    pending: Result
+
+    def result(self) -> FloatArray:
+        """The output, waited for if it is not here yet.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        (output,) = self.pending.result()
+        return output
+
+
+class Graphs:
+    """The graphs of one bundle in one precision, each a method. Safe to use from several threads.
+
+    A call returns at once if the backend works by itself; :meth:`Output.result` waits for the outcome. Every call
+    raises ArgumentError if the model has no such graph, and DeviceError if memory runs out or the precision cannot run
+    on the device.
+
+    Attributes:
+        dim: width D of every vector.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Join a bundle and what runs its graphs.
+
+        Raises:
+            BundleError: the bundle's graphs have another interface than this version's.
+        """
+        self._name = bundle.manifest.model.name
+        self.dim = bundle.manifest.embedding_size
+        self._backend = backend
+        # A graph takes the same inputs in every precision.
+        self._files = {graph: next(iter(files.values())) for graph, files in bundle.manifest.graphs.items()}
+        for graph in self._files.values():
+            for spec in graph.inputs:
+                if spec.name == WALK_TYPE and len(spec.shape) != 1:
+                    raise BundleError(
+                        f"{bundle.path} was exported by an earlier fgclip-rt, whose texts in one run had one kind for "
+                        "all; export it again."
+                    )
+
+    def has(self, graph: str) -> bool:
+        """Whether the model has a graph: ``vision`` and ``text`` always; ``dense``, ``region`` and ``mask`` not all."""
+        return graph in self._files
+
+    def check_has(self, graph: str) -> None:
+        """Refuse a graph that the model lacks.
+
+        Raises:
+            ArgumentError: it lacks the graph; the message says what that means.
+        """
+        if not self.has(graph):
+            without = _WITHOUT.get(graph, f"no {graph} graph")
+            raise ArgumentError(f"{self._name} has {without}; use a model that has them.")
+
+    def vision(self, images: ImageInputs, *, normalize: bool = True) -> Output:
+        """Vectors of images, float32 [B, D]: of length one, or the reference's own features."""
+        return self.run("vision", images, normalize=normalize)
+
+    def dense(self, images: ImageInputs) -> Output:
+        """The reference's dense features, float32 [B, N, D]; rows past an image's grid mean nothing."""
+        return self.run("dense", images)
+
+    def text(self, texts: TextInputs, *, normalize: bool = True) -> Output:
+        """Vectors of texts, float32 [B, D]: of length one, or the reference's own features."""
+        return self.run("text", texts, normalize=normalize)
+
+    def region(self, regions: RegionInputs, *, normalize: bool = True) -> Output:
+        """Vectors of boxes, float32 [R, D]: of length one, or the reference's own features."""
+        return self.run("region", regions, normalize=normalize)
+
+    def mask(self, masks: MaskInputs, *, normalize: bool = True) -> Output:
+        """Vectors of masks, float32 [R, D]: of length one, or the reference's own features."""
+        return self.run("mask", masks, normalize=normalize)
+
+    def run(self, graph: Graph, inputs: Inputs, *, normalize: bool = True) -> Output:
+        """Run a graph that is known by its name only; ``inputs`` must be those that its method takes."""
+        self.check_has(graph)
+        embeds, features = _OUTPUTS[graph]
+        output = embeds if normalize else features
+        return Output(self._backend.submit(graph, feed(inputs, self._files[graph]), [output]))

@@ -1,0 +1,42 @@
+"""Vectors to scores, by the formulas in a manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .manifest import Score
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def l2_normalize(vectors: FloatArray) -> FloatArray:
+    """Vectors of length one along the last axis; a zero vector stays zero."""
+    normalized: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-12))
+    return normalized
+
+
+def logits(images: FloatArray, texts: FloatArray, score: Score) -> FloatArray:
+    """exp(logit_scale) · cosine + logit_bias, float32 [n, m], of vectors [n, D] and [m, D] of any lengths."""
+    cosines = l2_normalize(images) @ l2_normalize(texts).T
+    scaled: FloatArray = (cosines * np.exp(score.logit_scale) + score.logit_bias).astype(np.float32)
+    return scaled
+
+
+def probabilities(logits: FloatArray, score: Score) -> FloatArray:
+    """Probabilities float32 [n, m] of logits: by sigmoid each for itself, by softmax over the m texts of an image."""
+    found: FloatArray
+    if score.activation == "softmax":
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+        found = weights / weights.sum(axis=-1, keepdims=True)
+    else:
+        # exp of a negative number only, so that neither side of zero overflows.
+        decay = np.exp(-np.abs(logits))
+        found = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
+    return found
+
+
+def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:
+    """Cosines float32 [m, h, w] of dense features [h, w, D] with texts [m, D], both of length one."""
+    return np.ascontiguousarray(np.moveaxis(dense @ text_embeds.T, -1, 0))
