@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ _BATCHES_AHEAD = 2
 _RECENT_TEXTS = 1024
 
 
+class RandomWeightsWarning(UserWarning):
+    """A model was loaded whose weights are random, so that its numbers mean nothing."""
+
+
 def load(
     bundle: str | os.PathLike[str],
     device: str = "auto",
@@ -65,13 +70,23 @@ def load(
             they do not take; ``model.backend`` says which and why.
         check_hashes: compare every file with its recorded SHA-256 (about a second per 1.5 GB).
 
+    Warns:
+        RandomWeightsWarning: the bundle's weights are random.
+
     Raises:
         BundleError: the bundle is incomplete, altered, or from a newer version.
         ArgumentError: device, precision, threads or backend cannot be used.
         DeviceError: the device is not there.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
-    return open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads, backend)
+    model = open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads, backend)
+    if model.has_random_weights:
+        warnings.warn(
+            f"{os.fspath(bundle)} has random weights: its numbers mean nothing and serve benchmarks only.",
+            RandomWeightsWarning,
+            stacklevel=2,
+        )
+    return model
 
 
 def open_model(
@@ -132,7 +147,13 @@ class Model:
         self._recent_texts: Recent[tuple[str, str, bool], FloatArray] = Recent(_RECENT_TEXTS)
 
     def __repr__(self) -> str:
-        return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}>"
+        random = ", RANDOM WEIGHTS" if self.has_random_weights else ""
+        return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}{random}>"
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the bundle serves benchmarks only, because its weights were drawn at random."""
+        return self.manifest.model.weights == "random"
 
     @property
     def dim(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from .arrays import FloatArray
@@ -15,6 +15,14 @@ from .outputs import check_output, written_whole
 from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What one row of vectors is of: its number, ``image`` or ``text``, and the path of the image or the text."""
+
+    row: int
+    kind: str
+    input: str
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,10 @@ class Rows:
     inputs: list[str]
     vectors: FloatArray
 
-    def index(self) -> list[dict[str, Any]]:
-        """The origin of each row, for JSON."""
+    def index(self) -> list[Row]:
+        """The origin of each row."""
         pairs = zip(self.kinds, self.inputs, strict=True)
-        return [{"row": row, "kind": kind, "input": name} for row, (kind, name) in enumerate(pairs)]
+        return [Row(row, kind, name) for row, (kind, name) in enumerate(pairs)]
 
 
 def index_path(output: Path) -> Path:
@@ -59,6 +67,12 @@ def check_format(output: Path, overwrite: bool = False) -> None:
         check_output(index_path(output), overwrite)
 
 
+def size_of(output: Path, rows: int, width: int) -> int:
+    """Bytes that ``rows`` vectors float32 of ``width`` take in a file, at the least."""
+    # Parquet may compress what repeats; vectors do not.
+    return 0 if output.suffix == ".parquet" else 4 * rows * width
+
+
 def write_rows(rows: Rows, output: Path) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names.
 
@@ -72,7 +86,10 @@ def write_rows(rows: Rows, output: Path) -> None:
         if output.suffix == ".npy":
             # The index first: vectors with no index would be the worse half to be left with.
             with written_whole(index_path(output)) as index:
-                index.write_text(json.dumps({"rows": rows.index()}, indent=1, ensure_ascii=False), encoding="utf-8")
+                index.write_text(
+                    json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
+                    encoding="utf-8",
+                )
                 np.save(path, rows.vectors)
         elif output.suffix == ".npz":
             kinds, inputs = np.array(rows.kinds, dtype=np.str_), np.array(rows.inputs, dtype=np.str_)

@@ -24,6 +24,7 @@ FLOORS = (
     ("choice", "dense"),
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
+    ("answers",),
     ("export",),
     ("benchmarks",),
     ("cli",),
@@ -32,7 +33,7 @@ FLOORS = (
 #: Likewise within ``export/``.
 EXPORT_FLOORS = (
     ("checkpoints", "reference"),
-    ("graphs",),
+    ("graphs", "request"),
     ("families",),
     ("bundle",),
     ("precision",),
@@ -54,7 +55,7 @@ HEAVY = {
     "cuda": ("engines",),
     "pyarrow": ("vectors",),
     "rich": ("cli",),
-    "typer": ("cli", "tools"),
+    "click": ("cli", "tools"),
 }
 
 
