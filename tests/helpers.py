@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -316,6 +316,22 @@ def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
         return {"input_ids": ids, "walk_type": np.array([1, 1], np.int32), "attention_mask": mask}
     shapes = np.array([[3, 4], [2, 5]], np.int32)
     return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
+
+
+@contextlib.contextmanager
+def released_pillow() -> Iterator[None]:
+    """Have Pillow resize as it did when the processors were released: horizontally first, whatever the shape.
+
+    From 12.2 on it begins vertically for some shapes, and so do processors that call it.
+    """
+    resize = Image.Image.resize
+
+    def horizontally_first(image: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        return resize(resize(image, (size[0], image.height), *args, **kwargs), size, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", horizontally_first)
+        yield
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
