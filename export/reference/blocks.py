@@ -1,6 +1,6 @@
 """Transformer blocks in plain PyTorch, with the parameter names of transformers' CLIP and SigLIP models.
 
-References are made of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
+References consist of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-#: By the name that a ``config.json`` gives them.
+#: Activation functions by their names in ``config.json``.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
@@ -48,10 +48,10 @@ class TowerConfig:
     hidden_act: str = "gelu_pytorch_tanh"
 
     def check(self, name: str) -> None:
-        """Make sure that a tower can be built so.
+        """Make sure that a tower of these sizes can be built.
 
         Raises:
-            CheckpointError: two options do not go together; ``name`` is where they stand.
+            CheckpointError: two sizes do not fit each other, or the activation is unknown; ``name`` is the section.
         """
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
 
 
 class TextTables(Protocol):
-    """Sizes of the tables that a text begins with."""
+    """Sizes of the token and position tables."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -145,7 +145,7 @@ class TextTables(Protocol):
 
 
 class LongTextTables(TextTables, Protocol):
-    """The same where long texts have positions of their own; ``keep_len`` of them come from another table."""
+    """The same if long texts have positions of their own; the first ``keep_len`` come from another table."""
 
     @property
     def longtext_len(self) -> int: ...
@@ -170,7 +170,7 @@ class TextEmbeddings(nn.Module):
 
 
 class LongTextEmbeddings(TextEmbeddings):
-    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
+    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` for the others."""
 
     def __init__(self, config: LongTextTables) -> None:
         super().__init__(config)
