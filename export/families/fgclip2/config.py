@@ -25,7 +25,7 @@ class Config(siglip2.Config):
     text_config: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
-        """Raise CheckpointError where two options do not go together."""
+        """Raise CheckpointError if two options do not fit each other."""
         super().check()
         if self.text_config.keep_len > self.text_config.longtext_len:
             raise CheckpointError(

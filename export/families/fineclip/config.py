@@ -43,7 +43,7 @@ class VisionConfig:
 
     @property
     def heads(self) -> int:
-        """Heads of attention."""
+        """Number of attention heads."""
         return self.width // self.head_width
 
     @property
@@ -79,8 +79,8 @@ class Config:
         """Read a parsed ``model_config.json``.
 
         Raises:
-            CheckpointError: an option has a value that the model cannot be built with; those that are not named here
-                are passed over.
+            CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
+                are ignored.
         """
         config = read_options(document, cls, FILE)
         vision, text = config.vision_cfg, config.text_cfg

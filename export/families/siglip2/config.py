@@ -13,7 +13,7 @@ from fgclip_rt.errors import CheckpointError
 from ...checkpoints.options import PixelOptions, read_options
 from ...reference.blocks import Positive, TowerConfig
 
-#: A text of one token would be its end alone.
+#: Number of tokens of a text; a text of one token would be its end alone.
 Length = Annotated[int, msgspec.Meta(gt=1)]
 
 
@@ -58,14 +58,14 @@ class Config:
 
         Raises:
             CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
-                are passed over, as transformers does: they steer training, not the forward pass.
+                are ignored, as in transformers: they steer training, not the forward pass.
         """
         config = read_options(document, cls, "config.json")
         config.check()
         return config
 
     def check(self) -> None:
-        """Raise CheckpointError where two options do not go together."""
+        """Raise CheckpointError if two options do not fit each other."""
         self.vision_config.check("vision_config")
         self.text_config.check("text_config")
         if self.vision_config.num_channels != 3:
@@ -87,7 +87,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PreprocessorConfig(PixelOptions):
-    """How images are prepared; the defaults are those of the released processor."""
+    """Preparation of images; the defaults are those of the released processor."""
 
     patch_size: int = 16
     max_num_patches: Positive = 256
