@@ -61,7 +61,7 @@ def load(
         precision: one of the bundle's; None takes its first.
         threads: CPU threads of one operator; None takes one for each core that this process, or its container,
             may use.
-        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the latter two run only engines made by
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the last two run only engines made by
             ``fgclip-rt build``. None takes the engines that fit the GPU, and onnxruntime for everything else;
             ``model.backend`` says which was chosen and why.
         check_hashes: compare every file with its recorded SHA-256 (about a second per 1.5 GB).

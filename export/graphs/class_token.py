@@ -1,7 +1,7 @@
 """Vision towers with a class token and one grid, as graphs: CLIP's, and EVA02-CLIP's.
 
 The image's features are the class token after the last block. Dense features are the patches after the same block
-without attention, in which every patch keeps its own value, so one pass through the block serves both. Without dense
+without attention, in which every patch keeps its own value. One pass through the block serves both. Without dense
 features only the class token goes through it.
 """
 

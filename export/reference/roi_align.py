@@ -10,8 +10,8 @@ def region_features(dense: Tensor, boxes: Tensor, image_size: tuple[int, int]) -
     """Features of boxes, not normalised, by RoIAlign to 1×1 (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Equals ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)`` of boxes that have been
-    divided by the image's size and multiplied by the grid's. Both steps are in float32 and in this order, because the
-    number of samples is the ceiling of a box's extent and a rounding error can change it.
+    divided by the image's size and multiplied by the grid's. Both steps are in float32 and in this order. The number
+    of samples is the ceiling of a box's extent, so a rounding error can change it.
 
     Args:
         dense: float [h, w, D], the dense features of one image.

@@ -65,7 +65,7 @@ _FACTS: tuple[Fact, ...] = tuple(
 _WORDED_RELATIONS: tuple[Relation | None, ...] = (None, *get_args(Relation))
 _SIDE = 0.5  # position of a colour whose side a text names; 1 is the border
 _FACT_WEIGHT, _POSITION_WEIGHT = 0.5, 2.0
-_CLASSIFIED_SCALE = 8.0  # of the normalised features, for the classifiers
+_CLASSIFIED_SCALE = 8.0  # factor of the normalised features before the linear maps
 
 
 class TrainedModel(nn.Module):

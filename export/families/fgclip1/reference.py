@@ -1,7 +1,7 @@
 """FG-CLIP in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameter
-names are those of the checkpoint.
+Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameters
+have the checkpoint's names.
 
 Source: 360CVGroup/FG-CLIP, branch ``v1.0``, ``fgclip/model/clip_strc/fgclip.py``; the towers are CLIP's
 (``models/clip/modeling_clip.py`` in transformers), with the long text of LongCLIP. FG-CLIP is

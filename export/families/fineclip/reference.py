@@ -1,7 +1,7 @@
 """FineCLIP in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameter
-names are those of the checkpoint.
+Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameters
+have the checkpoint's names.
 
 Source: Timsty1/FineCLIP, ``open_clip/eva_clip/eva_vit_model.py`` and ``transformer.py``: the towers of EVA02-CLIP
 (https://arxiv.org/abs/2303.15389), with dense features as CLIPSelf takes them (https://arxiv.org/abs/2310.01403).

@@ -36,7 +36,7 @@ def fineclip_tokenizer(clip_tokenizer_json: str) -> str:
     entities stay. Text in a wrong encoding stays too, because its repair depends on the whole text.
 
     Raises:
-        CheckpointError: the text is not JSON, not a tokenizer, or not one with CLIP's start and end tokens; the end
+        CheckpointError: the text is not JSON, not a tokenizer, or not one with CLIP's start and end tokens. The end
             must have the largest of all ids, because FineCLIP finds it by that.
     """
     try:

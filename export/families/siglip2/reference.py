@@ -1,8 +1,8 @@
 """SigLIP 2's NaFlex towers in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading, not for speed: it follows the published computation step by step, one image at a time if that
-does, and shares no rewrite with :mod:`fgclip_rt.export.families.siglip2.graphs`, so that agreement between the two
-means something. Parameter names are those of the checkpoint, which makes loading strict by key.
+Written for reading, not for speed: it follows the published computation step by step, one image at a time if the source
+does. It shares no rewrite with :mod:`fgclip_rt.export.families.siglip2.graphs`, so that agreement between the two means
+something. Parameters have the checkpoint's names, which makes loading strict by key.
 
 Source: ``models/siglip2/modeling_siglip2.py`` in transformers; SigLIP 2 is https://arxiv.org/abs/2502.14786.
 """
