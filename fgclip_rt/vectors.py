@@ -1,4 +1,4 @@
-"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each says which row is which input."""
+"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each names the input of every row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Rows:
 
 
 def index_path(output: Path) -> Path:
-    """The file beside a ``.npy`` that says which row is which input."""
+    """Path of the file beside a ``.npy`` that names the input of every row."""
     return output.with_name(output.name + ".json")
 
 
@@ -76,15 +76,15 @@ def size_of(output: Path, rows: int, width: int) -> int:
 def write_rows(rows: Rows, output: Path) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names.
 
-    ``.npy`` holds the vectors, and ``OUTPUT.json`` the rows. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds`` and
-    ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
+    ``.npy`` holds the vectors, and ``OUTPUT.json`` their inputs. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds``
+    and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
 
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
     with written_whole(output) as path:
         if output.suffix == ".npy":
-            # The index first: vectors with no index would be the worse half to be left with.
+            # The index is put in place first, because vectors without an index are worse than an index without vectors.
             with written_whole(index_path(output)) as index:
                 index.write_text(
                     json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
