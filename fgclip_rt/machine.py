@@ -28,15 +28,15 @@ _OTHER_NAMES = {"onnxruntime": "onnxruntime-gpu"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine is, as far as the speed of a model depends on it.
+    """Properties of a machine that affect the speed of a model.
 
     Attributes:
         system: operating system.
-        architecture: of its CPU, such as ``x86_64``.
-        cpu: what the CPU calls itself, or its architecture.
-        flags: what the CPU can do.
-        cores: those that this process can keep busy.
-        memory: bytes that a process may still take; None if the system does not say.
+        architecture: architecture of its CPU, such as ``x86_64``.
+        cpu: model name of the CPU, or its architecture.
+        flags: features of the CPU.
+        cores: number of cores that this process can keep busy.
+        memory: bytes that a process may still take; None if the system does not tell it.
     """
 
     system: str
@@ -60,7 +60,7 @@ def this_machine() -> Machine:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of those ``packages`` that pip has installed, by name."""
+    """Versions of Python and of the installed ones of ``packages``, by name."""
     found = {"python": platform.python_version()}
     for package in packages:
         for name in (package, _OTHER_NAMES.get(package, package)):
@@ -95,7 +95,7 @@ def cpu_flags() -> set[str]:
 
 
 def vector_extensions(flags: Collection[str]) -> str:
-    """Those of ``flags`` that matter to the speed of a model, in words."""
+    """The names in ``flags`` that affect the speed of a model, joined by commas, or a phrase if there are none."""
     return ", ".join(name for name in _OTHER_FLAGS + INT8_FLAGS if name in flags) or "none that this program looks for"
 
 

@@ -161,13 +161,13 @@ class Axis:
 
 
 class KeyBias:
-    """Names of the ONNX metadata by which a graph's file says how its attentions hide keys.
+    """Names of the ONNX metadata that record how a graph's attention nodes hide keys.
 
     Attributes:
-        COUNT: of the model: how many attention nodes hide keys; every traced graph says it.
-        QUERIES: of such a node: the name of its queries [B, Q, heads, c].
-        KEYS: the name of its keys [B, N, heads, c].
-        BIAS: the name of what is added to the scores of each key, float [B, N].
+        COUNT: on the model, the number of attention nodes that hide keys; every traced graph has it.
+        QUERIES: on such a node, the name of its queries [B, Q, heads, c].
+        KEYS: on such a node, the name of its keys [B, N, heads, c].
+        BIAS: on such a node, the name of the values that are added to the scores of each key, float [B, N].
     """
 
     COUNT: Final = "fgclip_rt.key_biases"

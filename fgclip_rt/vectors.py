@@ -18,7 +18,7 @@ SUFFIXES = (".npy", ".npz", ".parquet")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What one row of vectors is of: its number, ``image`` or ``text``, and the path of the image or the text."""
+    """Origin of one row of vectors: its number, ``image`` or ``text``, and the path of the image or the text itself."""
 
     row: int
     kind: str
@@ -68,8 +68,8 @@ def check_format(output: Path, overwrite: bool = False) -> None:
 
 
 def size_of(output: Path, rows: int, width: int) -> int:
-    """Bytes that ``rows`` vectors float32 of ``width`` take in a file, at the least."""
-    # Parquet may compress what repeats; vectors do not.
+    """Least number of bytes of a file with ``rows`` float32 vectors of ``width``."""
+    # Parquet compresses repeated values, so no least size is certain; the other formats do not compress.
     return 0 if output.suffix == ".parquet" else 4 * rows * width
 
 

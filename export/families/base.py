@@ -80,14 +80,14 @@ class ReferenceModel(ABC):
         """The reference's features float [B, D] of tokens integer [B, L]; some models read the mask [B, L] too."""
 
     def one_grid(self, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> nn.Module:  # noqa: ARG002
-        """The reference's tower with rows and columns of all images fixed, none of our rewrites, to export as it is.
+        """The reference's tower for images of one grid, without our rewrites, for a plain export.
 
-        It takes of :meth:`image_inputs` all but the grids.
+        It takes the tensors of :meth:`image_inputs` except the grids.
         """
         return _OneGrid(self.module, graph)
 
     def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take; None if the towers are no SigLIP 2's."""
+        """Arguments of transformers' ``Siglip2Config`` and ``Siglip2Model``; None if the towers are not SigLIP 2's."""
         return None
 
     def mask_features(self, dense: Tensor, masks: Tensor) -> Tensor | None:  # noqa: ARG002 (for models that have them)
@@ -133,7 +133,7 @@ class ReferenceModel(ABC):
 
 
 class _OneGrid(nn.Module):
-    """A model's own method, where it knows but one grid."""
+    """The reference's own method, for models that have only one grid."""
 
     def __init__(self, module: Any, graph: Literal["vision", "dense"]) -> None:
         super().__init__()

@@ -240,7 +240,7 @@ def _draw_thing(canvas: Image.Image, thing: Thing, noise: np.random.Generator) -
 
 
 def _pattern(thing: Thing, corner: tuple[int, int], size: tuple[int, int]) -> ByteArray:
-    """Where a thing's second colour goes: 255 there, 0 elsewhere, for a supersampled tile at ``corner``."""
+    """Mask of a thing's second colour, 255 inside and 0 outside, for a supersampled tile at ``corner``."""
     pixels = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
     y = (pixels[0] / _SUPERSAMPLING + corner[1] - thing.centre[1]) / thing.radius
     x = (pixels[1] / _SUPERSAMPLING + corner[0] - thing.centre[0]) / thing.radius
