@@ -101,7 +101,7 @@ class Attention(nn.Module):
         """Attend from ``queries`` to ``x``.
 
         Args:
-            queries: [B, Q, D]; where there are positions, the first Q of ``x``.
+            queries: [B, Q, D]; if there are positions, the first Q of ``x``.
             x: [B, N, D].
             key_bias: [B, N], added to the scores of each key, for any number of keys.
             score_bias: [1 or B, 1, Q, N], added to the scores; the scores are then held in memory.
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         return x
 
     def project(self, mixed: Tensor) -> Tensor:
-        """What the heads found, joined."""
+        """The heads' results, joined and projected."""
         return self.out(mixed)
 
 
@@ -160,6 +160,6 @@ class Block(nn.Module):
         return self.finish(x, self.attention(normed, normed, key_bias, score_bias))
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What follows the attention, for all positions or for those that anybody still asks for."""
+        """The rest of the block after attention, for all positions or for those that are still needed."""
         x = x + mixed
         return x + self.mlp(self.norm2(x))
