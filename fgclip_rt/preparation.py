@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from .arrays import ByteArray
 from .errors import ArgumentError
 from .manifest import ImageSpec, NaflexSpec, SquareSpec
 
@@ -30,13 +31,13 @@ class Patches:
         bucket: the largest number of patches that it was allowed.
     """
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    pixels: ByteArray
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
 
 
-def side_by_side(batch: Sequence[Patches]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def side_by_side(batch: Sequence[Patches]) -> ByteArray:
     """Pixels uint8 [B, N, P·P·3] of prepared images, padded with zeros to the longest of them."""
     length = max(len(patches.pixels) for patches in batch)
     pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
@@ -150,7 +151,7 @@ def _cells(size: int, scale: float, patch_size: int) -> int:
     return max(1, math.ceil(size * scale / patch_size))
 
 
-def _cut(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _cut(image: Image.Image, size: int) -> ByteArray:
     """Patches uint8 [h·w, P·P·3] of an image whose sides are multiples of ``size``."""
     rows, columns = image.height // size, image.width // size
     pixels = np.asarray(image, dtype=np.uint8).reshape(rows, size, columns, size, -1)
