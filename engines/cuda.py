@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fgclip_rt.arrays import ByteArray
 from fgclip_rt.engine_files import Gpu
 from fgclip_rt.errors import DeviceError, MissingDependencyError
 from fgclip_rt.machine import nvidia_gpus
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class OutOfMemoryError(Exception):
@@ -169,7 +168,7 @@ class PinnedMemory(DeviceMemory):
     """Page-locked memory of the host, given back with the object."""
 
     @property
-    def bytes(self) -> Bytes:
+    def bytes(self) -> ByteArray:
         """All of it, uint8 [size]; not to be kept longer than the object."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fgclip_rt.backends import Array
+from fgclip_rt.arrays import Array
 from fgclip_rt.errors import DeviceError
 
 from .cuda import Cuda, DeviceMemory, OutOfMemoryError, PinnedMemory

@@ -9,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from fgclip_rt.backends import Array, Backend, Result
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.manifest import Axis, GraphFile, TensorSpec

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import FloatArray
 from .boxes import check_boxes
-from .graphs import FloatArray, Graphs, ImageInputs, MaskInputs, RegionInputs
+from .graphs import Graphs, ImageInputs, MaskInputs, RegionInputs
 from .masks import mask_weights
 from .preparation import Patches
 from .scores import l2_normalize, similarity_maps

@@ -8,7 +8,7 @@
     ├── BoxError (ValueError)                  a box is no part of its image
     ├── MaskError (ValueError)                 a mask is no mask of its image
     ├── TextError (ValueError)                 a text cannot be tokenised
-    ├── BundleError                            a bundle is incomplete, altered or newer
+    ├── BundleError                            a bundle is missing, altered or of another version
     ├── DeviceError                            a device is missing, fails or lacks memory
     ├── EngineError                            an engine is missing, damaged, stale or refused
     ├── CheckpointError                        a checkpoint cannot be found or exported
@@ -56,6 +56,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "bundle_altered": "A file of the bundle is not the one that was exported.",
         "bundle_extra_file": "The bundle's folder holds a file that its manifest does not list.",
         "bundle_newer": "The bundle has a newer format than this version reads.",
+        "bundle_older": "The bundle has a format that this version no longer reads.",
         "bundle_invalid": "The bundle's manifest, tokenizer or probe is not as specified.",
         "bundle_replaced": "The bundle was replaced or removed after it was opened.",
         "device_missing": "The device, or the library that drives it, is not on this machine.",
@@ -137,7 +138,7 @@ class TextError(FgclipError, ValueError):
 
 
 class BundleError(FgclipError):
-    """A bundle is incomplete, altered or from a newer version."""
+    """A bundle is missing, incomplete, altered or of another version."""
 
     code = "bundle_invalid"
 

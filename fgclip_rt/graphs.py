@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from .backends import Array, Backend, Result
+from .arrays import Array, ByteArray, FloatArray, IntArray
+from .backends import Backend, Result
 from .bundle import Bundle
 from .errors import ArgumentError, BundleError
 from .manifest import GraphFile
 from .preparation import Patches, side_by_side
 from .text import Tokens
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int32]]
-ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 
 Graph: TypeAlias = Literal["vision", "dense", "text", "region", "mask"]
 
@@ -194,7 +191,8 @@ class Graphs:
                 if spec.name == WALK_TYPE and len(spec.shape) != 1:
                     raise BundleError(
                         f"{bundle.path} was exported by an earlier fgclip-rt, whose text graph takes only one walk "
-                        "type a run; export it again."
+                        "type a run; export it again.",
+                        code="bundle_older",
                     )
 
     def has(self, graph: str) -> bool:
@@ -209,7 +207,7 @@ class Graphs:
         """
         if not self.has(graph):
             without = _WITHOUT.get(graph, f"no {graph} graph")
-            raise ArgumentError(f"{self._name} has {without}; use a model that has them.")
+            raise ArgumentError(f"{self._name} has {without}; use a model that has them.", code="graph_missing")
 
     def vision(self, images: ImageInputs, *, normalize: bool = True) -> Output:
         """Vectors of images, float32 [B, D]: of length one, or the reference's own features."""

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .arrays import ByteArray, FloatArray
 from .errors import ArgumentError
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 # Five colours of viridis (matplotlib, CC0), which the FG-CLIP 2 README uses; the colours between them are interpolated.
 _COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
@@ -98,7 +97,7 @@ def _tile_size(photo: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def _colour(values: FloatArray) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _colour(values: FloatArray) -> ByteArray:
     """Colours uint8 [h, w, 3]; a constant map takes the lowest colour."""
     spread = float(values.max() - values.min())
     position = (values - values.min()) / (spread if spread > 0 else 1.0)

@@ -17,13 +17,14 @@ from PIL import Image
 
 from . import scores
 from .ahead import map_ahead
+from .arrays import FloatArray
 from .backends import Backend
 from .batching import Batch, Failure, Item, batches, full
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
 from .errors import ArgumentError, ImageError, check_positive
-from .graphs import FloatArray, Graphs, ImageInputs, Output, TextInputs
+from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
 from .preparation import Patches, preparation

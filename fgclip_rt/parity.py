@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from .arrays import Array
 from .graphs import ImageInputs
 from .images import ImageSource
 from .manifest import Limits, ParityRow
 from .model import Model
 from .probe import Probe, ProbeImage, ProbeTexts
 from .progress import BeginStage, silent, tracked
-
-Array = np.ndarray[Any, Any]
 
 #: Graphs of parts of an image; not every model has them.
 PARTS = ("dense", "region", "mask")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from .arrays import ByteArray
 from .errors import ArgumentError, ImageError
 from .manifest import ImageSpec, NaflexSpec, SquareSpec
 
@@ -34,13 +35,13 @@ class Patches:
         bucket: the largest number of patches that it was allowed.
     """
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    pixels: ByteArray
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
 
 
-def side_by_side(batch: Sequence[Patches]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def side_by_side(batch: Sequence[Patches]) -> ByteArray:
     """Pixels uint8 [B, N, P·P·3] of prepared images, padded with zeros to the longest of them."""
     length = max(len(patches.pixels) for patches in batch)
     pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
@@ -191,13 +192,14 @@ def _resize(image: Image.Image, width: int, height: int, resample: str) -> Image
     if width * image.height > _MOST_BETWEEN_PASSES:
         raise ImageError(
             f"an image of {image.width:,}×{image.height:,} pixels is too tall to become {width:,} wide "
-            f"({width * image.height:,} pixels on the way, over the limit of {_MOST_BETWEEN_PASSES:,}); crop it."
+            f"({width * image.height:,} pixels on the way, over the limit of {_MOST_BETWEEN_PASSES:,}); crop it.",
+            code="image_too_large",
         )
     resampling = _FILTERS[resample]
     return image.resize((width, image.height), resampling).resize((width, height), resampling)
 
 
-def _cut(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _cut(image: Image.Image, size: int) -> ByteArray:
     """Patches uint8 [h·w, P·P·3] of an image whose sides are multiples of ``size``."""
     rows, columns = image.height // size, image.width // size
     pixels = np.asarray(image, dtype=np.uint8).reshape(rows, size, columns, size, -1)

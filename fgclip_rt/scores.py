@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from .arrays import FloatArray
 from .manifest import Score
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def l2_normalize(vectors: FloatArray) -> FloatArray:

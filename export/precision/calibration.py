@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from fgclip_rt.arrays import ByteArray
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import load_image
 from fgclip_rt.manifest import Calibration
@@ -125,7 +125,7 @@ class CalibrationData:
         return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
 
 
-def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
+def _seen(model: Model, rgb: ByteArray, patches: Patches) -> ProbeImage:
     """An image with the results of a model."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
     parts = image_parts(model, rgb, boxes, masks)

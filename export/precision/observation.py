@@ -9,17 +9,15 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from fgclip_rt.backends import Array, Finished, Result
+from fgclip_rt.arrays import Array, FloatArray
+from fgclip_rt.backends import Finished, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import FP32
 
 from .graph_backend import GraphBackend
 from .layers import Layer
-
-FloatArray = NDArray[np.float32]
 
 #: The way that a range is found, for the manifest: the magnitude that :data:`_PERCENTILE` of the values keep.
 METHOD: Literal["percentile"] = "percentile"

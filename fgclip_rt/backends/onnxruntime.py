@@ -10,11 +10,12 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
+from ..arrays import Array
 from ..bundle import Bundle
 from ..errors import ArgumentError, DeviceError, check_positive
 from ..machine import nvidia_gpus, usable_cores
 from ..packages import CUDA_REMEDY
-from . import Array, Finished, Result
+from . import Finished, Result
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -95,7 +96,10 @@ class OnnxRuntimeBackend:
     def _load(self, graph: str) -> ort.InferenceSession:
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
-            raise ArgumentError(f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.")
+            raise ArgumentError(
+                f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.",
+                code="graph_missing",
+            )
         file = self._bundle.file(graphs[graph][self.precision].file)
         self._bundle.check_unchanged()
         try:
@@ -166,7 +170,8 @@ def run_session(
             raise
         raise DeviceError(
             f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
-            "or a machine with more memory."
+            "or a machine with more memory.",
+            code="out_of_memory",
         ) from None
 
 

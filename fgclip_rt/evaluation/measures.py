@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ..graphs import FloatArray
-
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+from ..arrays import BoolArray, FloatArray
 
 Measure: TypeAlias = Literal[
     "short text to image",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..arrays import FloatArray
 from ..errors import ArgumentError
-from ..graphs import FloatArray
 from ..heatmap import largest_at
 from ..model import Model
 from ..pocket.captions import (

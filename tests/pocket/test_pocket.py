@@ -16,12 +16,12 @@ from safetensors import safe_open
 
 import fgclip_rt
 from fgclip_rt import export
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.evaluation.measures import Measure
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
-from fgclip_rt.graphs import FloatArray
 from fgclip_rt.heatmap import largest_at
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
-from fgclip_rt.backends import Array, Finished
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Finished
 from fgclip_rt.backends.onnxruntime import open_session, run_session
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
 from fgclip_rt.graphs import ImageInputs

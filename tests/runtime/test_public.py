@@ -10,32 +10,31 @@ from fgclip_rt import errors
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.model import Model
+from helpers import picture
 
 #: What users hold: methods, properties and attributes.
 MODEL = (
     "backend",
     "bundle",
+    "dense",
     "dense_features",
     "dim",
     "embed_images",
     "embed_masks",
     "embed_regions",
     "embed_texts",
-    "has",
+    "graphs",
     "logit_bias",
     "logit_scale",
     "logits",
     "manifest",
-    "pool_masks",
-    "pool_regions",
     "precision",
     "preparation",
     "probabilities",
-    "run_texts",
-    "run_vision",
     "tokenizer",
     "truncated",
 )
+DENSE_IMAGE = ("features", "grid", "image_size", "map", "masks", "patches", "regions")
 BUNDLE = (
     "check_precision",
     "check_unchanged",
@@ -69,6 +68,10 @@ def test_every_kind_of_error_is_exported() -> None:
 
 def test_a_model_has_these_public_attributes(model: Model) -> None:
     assert public(model) == list(MODEL)
+
+
+def test_a_dense_image_has_these_public_attributes(model: Model) -> None:
+    assert public(model.dense(picture(20, 30))) == list(DENSE_IMAGE)
 
 
 def test_a_bundle_has_these_public_attributes(bundle_path: Path) -> None:
