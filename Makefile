@@ -2,8 +2,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
+OLDEST := .venv-oldest
 
-.PHONY: install demo test test-slow bench bench-report lint clean
+.PHONY: install demo test test-slow test-oldest bench bench-report lint clean
 
 install: $(VENV)/installed
 
@@ -37,6 +38,20 @@ test: install lint
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# The runtime's tests with the oldest versions that it allows and no torch, on bundles that the usual environment makes.
+test-oldest: install $(OLDEST)/installed
+	rm -rf $(OLDEST)/bundles
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bundles.py $(OLDEST)/bundles
+	@cat $(OLDEST)/constraints.txt
+	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/test_imports.py
+
+# Its wheels are those of the oldest Python too.
+$(OLDEST)/installed: pyproject.toml tests/oldest/constraints.py
+	python3.11 -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest/constraints.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . filelock hypothesis pytest
+	touch $@
+
 # Exports models of real size with random weights and measures them beside what a user would pick instead.
 bench: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.suite benchmarks
@@ -51,4 +66,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DEMO) build *.egg-info

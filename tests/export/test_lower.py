@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from exporting import SENSITIVE, constant, float_value, hand_made, linear_model, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.export.bundle.weights import WeightFiles
 from fgclip_rt.export.graphs.attention import HIDDEN, hide_keys, multi_head_attention
@@ -28,7 +29,7 @@ from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.lower import input_scale, lower, quantised_weight
 from fgclip_rt.export.precision.precisions import PRECISIONS
-from helpers import SENSITIVE, constant, float_value, graph_inputs, hand_made, linear_model, run
+from helpers import graph_inputs
 
 FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 FLOAT8 = ir.DataType.FLOAT8E4M3FN

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
+from exporting import hasten, unused_source
 from fgclip_rt import export, parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
@@ -28,17 +29,7 @@ from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
-from helpers import (
-    GOLDENS,
-    WALK_TYPES,
-    Golden,
-    assert_one_sentence,
-    contents,
-    graph_inputs,
-    hasten,
-    raise_at,
-    unused_source,
-)
+from helpers import GOLDENS, WALK_TYPES, Golden, assert_one_sentence, contents, graph_inputs, raise_at
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
