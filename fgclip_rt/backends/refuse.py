@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ..arrays import Array
 from ..errors import DeviceError
-from . import Array
 
 
 @dataclass(frozen=True)
