@@ -29,10 +29,10 @@ from fgclip_rt.benchmarks.task import Case
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.cli.app import COMMANDS, program
 from fgclip_rt.cli.commands import bench, build, doctor, evaluate
-from fgclip_rt.doctor import Timing
 from fgclip_rt.engine_files import Engine, EngineKey, EngineRecord, Library, Profile
 from fgclip_rt.engines import Built
 from fgclip_rt.manifest import FileInfo
+from fgclip_rt.timing import Timing
 from helpers import edit_manifest, run_command, run_program
 
 PROGRAM = Path(sys.executable).with_name("fgclip-rt")
