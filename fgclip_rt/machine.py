@@ -28,14 +28,14 @@ _OTHER_NAMES = {"onnxruntime": "onnxruntime-gpu"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine is, as far as the speed of a model depends on it.
+    """A machine, as far as the speed of a model depends on it.
 
     Attributes:
         system: operating system.
         architecture: of its CPU, such as ``x86_64``.
-        cpu: what the CPU calls itself, or its architecture.
-        flags: what the CPU can do.
-        cores: those that this process can keep busy.
+        cpu: name of the CPU, or its architecture.
+        flags: capabilities of the CPU, by Linux's names.
+        cores: number of cores that this process can keep busy.
         memory: bytes that a process may still take; None if the system does not say.
     """
 

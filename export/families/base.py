@@ -90,7 +90,7 @@ class ReferenceModel(ABC):
         return _OneGrid(self.module, graph)
 
     def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take; None if the towers are no SigLIP 2's."""
+        """Sizes and weights for transformers' ``Siglip2Config`` and ``Siglip2Model``; None for other towers."""
         return None
 
     def mask_features(self, dense: Tensor, masks: Tensor) -> Tensor | None:  # noqa: ARG002 (for models that have them)
@@ -136,7 +136,7 @@ class ReferenceModel(ABC):
 
 
 class _OneGrid(nn.Module):
-    """A model's own method, where it knows but one grid."""
+    """The method of a model whose images all have one grid."""
 
     def __init__(self, module: Any, graph: Literal["vision", "dense"]) -> None:
         super().__init__()
