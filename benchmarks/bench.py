@@ -14,9 +14,9 @@ import msgspec
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.choice import ENGINE_BACKENDS
-from fgclip_rt.errors import ArgumentError, BenchmarkError, DeviceError, MissingDependencyError, check_positive
+from fgclip_rt.errors import ArgumentError, BenchmarkError, DeviceError, check_positive
 from fgclip_rt.machine import nvidia_gpus, this_machine, usable_cores, vector_extensions, versions
-from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
+from fgclip_rt.packages import EXPORT_PACKAGES, require
 from fgclip_rt.progress import BeginStage, silent
 
 from .contest import Contest
@@ -212,10 +212,7 @@ def check_device(device: str) -> Device:
             "device 'cuda' needs an NVIDIA GPU, and no driver of one answers here; check it with nvidia-smi, or use "
             "device 'cpu'."
         )
-    if missing := missing_packages(["torch"]):
-        raise MissingDependencyError(
-            f"device 'cuda' is measured with {missing[0]}, which is not installed; run pip install 'fgclip-rt[bench]'."
-        )
+    require("bench", ["torch"], "device 'cuda' is measured with {}, which is not installed")
     return "cuda"
 
 
@@ -227,10 +224,8 @@ def _check_peers(peers: Sequence[str], device: Device) -> None:
         if peer not in known:
             raise ArgumentError(f"peer {peer!r} is not measured on device {device!r}; choose from {', '.join(known)}.")
     needed = [*EXPORT_PACKAGES, *(package for package in ("transformers", "openvino") if package in peers)]
-    if peers and (missing := missing_packages(needed)):
-        raise MissingDependencyError(
-            f"peers need packages that are not installed ({', '.join(missing)}); run pip install 'fgclip-rt[bench]'."
-        )
+    if peers:
+        require("bench", needed, "peers need packages that are not installed ({})")
 
 
 def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
@@ -10,6 +9,7 @@ from queue import Empty, SimpleQueue
 from fgclip_rt.children import Child, ChildDiedError
 from fgclip_rt.errors import EngineError
 
+from .progress import each_percent
 from .task import Answer, Done, Failed, Share, Task, Unwritable
 
 
@@ -27,7 +27,7 @@ def build_all(
         tasks: what to build.
         jobs: number of processes.
         finished: is called with a task and what came of it, in another thread.
-        progress: called a hundred times over all tasks.
+        progress: is called a hundred times for each task, in other threads.
 
     Raises:
         EngineError: the library refused a task, or its process died.
@@ -36,7 +36,6 @@ def build_all(
     queue: SimpleQueue[Task] = SimpleQueue()
     for task in tasks:
         queue.put(task)
-    overall = _Overall(len(tasks), progress)
     workers = [_Worker(library) for _ in range(min(jobs, len(tasks)))]
 
     def work(worker: _Worker) -> None:
@@ -45,7 +44,7 @@ def build_all(
                 task = queue.get_nowait()
             except Empty:
                 return
-            share = overall.engine()
+            share = each_percent(progress)
             finished(task, worker.build(task, share))
             share(100)
 
@@ -97,29 +96,3 @@ def _failure(death: ChildDiedError) -> EngineError:
         else "try another version of the library, or report this"
     )
     return EngineError(f"the process that built {death}; {remedy}.")
-
-
-class _Overall:
-    """Percent of several engines as percent of all."""
-
-    def __init__(self, engines: int, progress: Callable[[], None]) -> None:
-        self._engines = engines
-        self._progress = progress
-        self._sum = 0
-        self._told = 0
-        self._lock = threading.Lock()
-
-    def engine(self) -> Callable[[int], None]:
-        """What to tell how much of one engine is done."""
-        before = 0
-
-        def share(percent: int) -> None:
-            nonlocal before
-            with self._lock:
-                self._sum += max(0, percent - before)
-                before = max(before, percent)
-                while self._told < self._sum // self._engines:
-                    self._told += 1
-                    self._progress()
-
-        return share

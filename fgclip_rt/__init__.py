@@ -3,12 +3,72 @@
 >>> import fgclip_rt
 >>> model = fgclip_rt.load("bundle")
 >>> model.embed_images(["a.jpg"]) @ model.embed_texts(["a cat"]).T
+
+The names of ``__all__`` are the public interface, with the public attributes of their classes and the codes of
+:data:`fgclip_rt.errors.CODES`. Everything else may change from one version to the next.
 """
 
-from .errors import FgclipError
-from .images import load_image
-from .model import Model, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ArgumentError,
+    BenchmarkError,
+    BoxError,
+    BundleError,
+    CheckpointError,
+    DeviceError,
+    EngineError,
+    FgclipError,
+    ImageError,
+    MaskError,
+    MissingDependencyError,
+    OutputError,
+    ParityError,
+    TextError,
+)
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .images import load_image
+    from .model import Model, RandomWeightsWarning, load
 
 __version__ = "0.1.0"
 
-__all__ = ["FgclipError", "Model", "__version__", "load", "load_image"]
+__all__ = [
+    "ArgumentError",
+    "BenchmarkError",
+    "BoxError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "DeviceError",
+    "EngineError",
+    "FgclipError",
+    "ImageError",
+    "MaskError",
+    "MissingDependencyError",
+    "Model",
+    "OutputError",
+    "ParityError",
+    "RandomWeightsWarning",
+    "TextError",
+    "__version__",
+    "load",
+    "load_image",
+]
+
+#: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
+_HOMES = {
+    "Bundle": ".bundle",
+    "Model": ".model",
+    "RandomWeightsWarning": ".model",
+    "load": ".model",
+    "load_image": ".images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

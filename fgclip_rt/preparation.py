@@ -8,15 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from .errors import ArgumentError
+from .arrays import ByteArray
+from .errors import ArgumentError, ImageError
 from .manifest import ImageSpec, NaflexSpec, SquareSpec
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+#: Pixels, of four bytes in Pillow. Only strips a few pixels wide and 100,000s tall come near, and a small file may
+#: hold one.
+_MOST_BETWEEN_PASSES = 2**27
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,13 @@ class Patches:
         bucket: the largest number of patches that it was allowed.
     """
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    pixels: ByteArray
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
 
 
-def side_by_side(batch: Sequence[Patches]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def side_by_side(batch: Sequence[Patches]) -> ByteArray:
     """Pixels uint8 [B, N, P·P·3] of prepared images, padded with zeros to the longest of them."""
     length = max(len(patches.pixels) for patches in batch)
     pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
@@ -53,6 +58,7 @@ class Preparation(Protocol):
 
         Raises:
             ArgumentError: the model has no such number of patches.
+            ImageError: the image is too tall to resize.
         """
 
     def bucket(self, width: int, height: int) -> int:
@@ -82,10 +88,11 @@ class SquarePreparation:
 
         Raises:
             ArgumentError: ``max_num_patches`` is not the number of its patches.
+            ImageError: the image is too tall to resize.
         """
         bucket, grid = self.grid(*image.size, max_num_patches)
         side, size = self.spec.image_size, self.spec.patch_size
-        resized = image.resize((side, side), _FILTERS[self.spec.resample])
+        resized = _resize(image, side, side, self.spec.resample)
         return Patches(_cut(resized, size), grid, (image.height, image.width), bucket)
 
     def bucket(self, width: int, height: int) -> int:  # noqa: ARG002 (it is one for all)
@@ -120,11 +127,12 @@ class NaflexPreparation:
 
         Raises:
             ArgumentError: ``max_num_patches`` is out of range.
+            ImageError: the image is too tall to resize.
         """
         width, height = image.size
         bucket, (rows, columns) = self.grid(width, height, max_num_patches)
         size = self.spec.patch_size
-        resized = image.resize((columns * size, rows * size), _FILTERS[self.spec.resample])
+        resized = _resize(image, columns * size, rows * size, self.spec.resample)
         return Patches(_cut(resized, size), (rows, columns), (height, width), bucket)
 
     def bucket(self, width: int, height: int) -> int:
@@ -172,7 +180,26 @@ def _cells(size: int, scale: float, patch_size: int) -> int:
     return max(1, math.ceil(size * scale / patch_size))
 
 
-def _cut(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _resize(image: Image.Image, width: int, height: int, resample: str) -> Image.Image:
+    """Resize ``image`` by two passes: horizontally, rounded to 8 bits, then vertically.
+
+    The order shows in the result, since each pass rounds. Every Pillow that the processors were released with begins
+    horizontally; 12.2 and later choose by the image's shape. A call that changes one side has one pass in all of them.
+
+    Raises:
+        ImageError: the image between the passes would fill the memory.
+    """
+    if width * image.height > _MOST_BETWEEN_PASSES:
+        raise ImageError(
+            f"an image of {image.width:,}×{image.height:,} pixels is too tall to become {width:,} wide "
+            f"({width * image.height:,} pixels on the way, over the limit of {_MOST_BETWEEN_PASSES:,}); crop it.",
+            code="image_too_large",
+        )
+    resampling = _FILTERS[resample]
+    return image.resize((width, image.height), resampling).resize((width, height), resampling)
+
+
+def _cut(image: Image.Image, size: int) -> ByteArray:
     """Patches uint8 [h·w, P·P·3] of an image whose sides are multiples of ``size``."""
     rows, columns = image.height // size, image.width // size
     pixels = np.asarray(image, dtype=np.uint8).reshape(rows, size, columns, size, -1)

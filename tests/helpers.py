@@ -1,4 +1,4 @@
-"""What several test modules need besides fixtures."""
+"""Functions and constants that several test modules share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import pytest
 from PIL import Image
 
 from fgclip_rt import cli, export, parity
+from fgclip_rt.errors import FgclipError
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.families.fgclip2 import model as fgclip2
 from fgclip_rt.export.families.fgclip2.graphs import DenseGraph
@@ -39,7 +42,7 @@ GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
 
 SQUARE_NAMES = ("fgclip1", "fineclip")
-#: What a command that takes a checkpoint is told, by the golden's name.
+#: Checkpoint and files that a command is given, by the golden's name.
 SQUARE_CHECKPOINTS: dict[str, tuple[str, export.LocalFiles]] = {
     "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), export.LocalFiles()),
     "fineclip": (
@@ -66,7 +69,7 @@ Json = dict[str, Any]
 Completed = subprocess.CompletedProcess[str]
 Trace = Callable[[GraphSource], ir.Model]
 
-#: What a manifest may say of a precision that had to be measured.
+#: A manifest's entry for a precision whose ranges were measured.
 LOWERING: Json = {
     "linear": "int8",
     "other": "float16",
@@ -84,7 +87,7 @@ LOWERING: Json = {
 
 
 class Golden:
-    """What the released implementation computed on one checkpoint."""
+    """Results of the released implementation on one checkpoint."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -112,31 +115,34 @@ class Golden:
 
 def assert_parity(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
     """Hold ``actual`` to the limits of fp32."""
-    row = parity.compare(actual, expected, parity.LIMITS["fp32"], "", "")
+    row = parity.compare(actual, expected, PRECISIONS["fp32"].limits, "", "")
     assert row.passed, row
 
 
-def assert_one_sentence(error: object, *parts: str) -> None:
-    """The message of ``error`` is one sentence that holds all ``parts``."""
+def assert_one_sentence(error: object, *parts: str, code: str | None = None) -> None:
+    """The message of ``error`` is one sentence that holds all ``parts``, and programs are told ``code``, if any."""
     message = str(error)
     assert message.endswith("."), message
     assert "\n" not in message, message
     assert ". " not in message, message
     for part in parts:
         assert part in message
+    if code is not None:
+        assert isinstance(error, FgclipError)
+        assert error.code == code
 
 
 def run_program(*arguments: object, cwd: Path | None = None) -> Completed:
-    """Run ``fgclip-rt`` as it is installed, whatever its status."""
+    """Run the installed ``fgclip-rt``, and accept any exit status."""
     program = Path(sys.executable).with_name("fgclip-rt")
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) -> Completed:
-    """Run what ``fgclip-rt`` runs in this process, which saves its start, and insist on its status."""
+    """Run ``fgclip-rt`` in this process, which saves its start, and check its exit status."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # What commands set for their whole process.
+        # Commands set these for their whole process.
         patch.setattr(signal, "signal", lambda *_: None)
         patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         patch.setattr(sys, "argv", ["fgclip-rt", *map(str, arguments)])
@@ -176,14 +182,31 @@ def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
     return trace
 
 
+class Progress:
+    """Keeps the stages that a work reports, and how far each has come."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: Counter[str] = Counter()
+
+    def __call__(self, stage: str, steps: int) -> Callable[[], None]:
+        self.totals[stage] = steps
+        return lambda: self.steps.update([stage])
+
+    def finished(self) -> dict[str, int]:
+        """The stages and their numbers of steps, every one of which was reported."""
+        assert dict(self.steps) == self.totals
+        return self.totals
+
+
 def embed_anew(model: Model, texts: Sequence[str], walk_type: str = "short") -> np.ndarray[Any, Any]:
-    """Vectors of texts from one run of the graph, whether or not they are known."""
+    """Vectors of texts from one run of the graph, past the cache."""
     inputs = TextInputs.of(model.tokenizer(texts, walk_type), model.tokenizer.walk_type(walk_type).index)
     return model.graphs.text(inputs).result()
 
 
 def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
-    """What to tell an export's progress to, so that it is interrupted when it comes to ``stage``."""
+    """A progress callback that raises ``error`` when an export comes to ``stage``."""
 
     def begin(name: str, _: int) -> Callable[[], None]:
         if name == stage:
@@ -194,7 +217,7 @@ def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder, and what the files hold."""
+    """All paths below a folder, with the bytes of files and None for folders."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -208,7 +231,7 @@ def unused_source() -> export.Source:
 
 
 def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
-    """Change what the manifest of ``bundle`` says."""
+    """Edit the manifest of ``bundle`` in place."""
     path = bundle / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
@@ -216,7 +239,7 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
 
 
 def add_int8(document: Json) -> None:
-    """Have a manifest call its fp32 graphs int8 too: it is a second precision in all but its numbers."""
+    """Add a precision int8 to a manifest, whose graphs are the fp32 ones."""
     for graph in document["graphs"].values():
         graph["int8"] = graph["fp32"]
     document["lowering"]["int8"] = copy.deepcopy(LOWERING)
@@ -226,7 +249,7 @@ def add_int8(document: Json) -> None:
 
 
 def tamper(monkeypatch: pytest.MonkeyPatch, trace: Trace, name: str, by: float) -> None:
-    """Have the graphs written with one weight changed."""
+    """Have exports write their graphs with one weight changed by ``by``."""
 
     def changed(source: GraphSource) -> ir.Model:
         model = trace(source)
@@ -293,6 +316,22 @@ def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
         return {"input_ids": ids, "walk_type": np.array([1, 1], np.int32), "attention_mask": mask}
     shapes = np.array([[3, 4], [2, 5]], np.int32)
     return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
+
+
+@contextlib.contextmanager
+def released_pillow() -> Iterator[None]:
+    """Have Pillow resize as it did when the processors were released: horizontally first, whatever the shape.
+
+    From 12.2 on it begins vertically for some shapes, and so do processors that call it.
+    """
+    resize = Image.Image.resize
+
+    def horizontally_first(image: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        return resize(resize(image, (size[0], image.height), *args, **kwargs), size, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", horizontally_first)
+        yield
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from fgclip_rt import parity
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.manifest import Limits
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
-from helpers import WALK_TYPES, picture
+from helpers import WALK_TYPES, Progress, picture
 
-FP32 = parity.LIMITS["fp32"]
+FP32 = PRECISIONS["fp32"].limits
 REPORTED = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
 Array = np.ndarray[Any, Any]
 
@@ -129,8 +130,10 @@ def test_whole_numbers_are_compared_row_by_row() -> None:
 
 def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
     probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
-    rows = parity.check(pocket, probe, FP32)
-    assert len(rows) == parity.count_rows(probe)
+    progress = Progress()
+    rows = parity.check(pocket, probe, FP32, progress, "check")
+    # An image: its preparation, its features, its parts. Then the mixed batch, tokens and features, and logits.
+    assert progress.finished() == {"check": 3 * len(probe.images) + 1 + 2 * len(probe.walk_types) + 1}
     for row in rows:
         assert row.passed
         assert (row.logit_shift is None) == (row.flips is None) == (row.graph in ("preparation", "tokens")), row
@@ -210,10 +213,11 @@ def with_features(probe: Probe, walk_type: str, features: Array) -> Probe:
 
 
 def test_a_held_out_probe_is_compared_by_bucket_and_walk_type(pocket: Model, held_out: Probe) -> None:
-    steps: list[None] = []
-    rows = parity.check_held_out(pocket, held_out, FP32, lambda: steps.append(None))
+    progress = Progress()
+    rows = parity.check_held_out(pocket, held_out, FP32, progress)
     assert tuple((row.graph, row.case) for row in rows) == CASES
-    assert len(steps) == len(rows) == parity.count_held_out_rows(pocket, held_out)
+    buckets = {pocket.preparation.bucket(*image.rgb.shape[1::-1]) for image in held_out.images}
+    assert progress.finished() == {"check held out": 2 * len(buckets) + len(held_out.walk_types)}
     for row in rows:
         assert row.passed
         assert row.min_cosine == pytest.approx(1, abs=1e-9)

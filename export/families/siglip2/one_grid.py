@@ -1,4 +1,4 @@
-"""The reference for images of one grid, which a plain export can be made of: it reads grids as numbers otherwise."""
+"""The reference for images of one grid, for a plain export; the full reference reads the grids as numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .reference import resize_positions
 
 
 class OneGrid(nn.Module):
-    """The reference step by step, with the table of positions resized before."""
+    """The reference step by step, with the table of positions resized in advance."""
 
     def __init__(self, module: Any, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> None:
         """Take ``module``, a SigLIP 2, for images of ``grid``; if it has a dense head, for dense features too."""
@@ -25,11 +25,11 @@ class OneGrid(nn.Module):
         self.register_buffer("positions", positions.detach().contiguous())
 
     def forward(self, pixel_values: Tensor, mask: Tensor) -> Any:
-        """Features, not normalised, float32 [B, D] or dense ones [B, N, D].
+        """Features float32 [B, D], or dense features [B, N, D]; not normalised.
 
         Args:
             pixel_values: float32 [B, N, P·P·3].
-            mask: float32 [B, N], one where there is a patch.
+            mask: float32 [B, N], one on real patches and zero on padding.
         """
         vision = self.module.vision_model
         hidden = vision.embeddings.patch_embedding(pixel_values) + self.positions
