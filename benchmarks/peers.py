@@ -82,7 +82,7 @@ class Tower:
         return self._image_inputs(inputs)
 
     def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
-        """What the function takes, made of images in memory."""
+        """The same of images in memory, which are prepared for it."""
         return self._image_inputs(ImageInputs.of([self._preparation(image, length) for image in images]))
 
     def _image_inputs(self, inputs: ImageInputs) -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ class PyTorch:
     """The reference, eager.
 
     Attributes:
-        autocast: whether PyTorch may compute in float16 what it thinks fit for it.
+        autocast: whether PyTorch computes in float16 the operators that its ``autocast`` lists.
     """
 
     autocast = False
@@ -125,7 +125,7 @@ class PyTorch:
         return Clocked(lambda: _on_host(run(inputs)), between_events(lambda: run(inputs)))
 
     def compiled(self, call: Function) -> Function:
-        """What is called instead of ``call``."""
+        """The function to call instead of ``call``."""
         return call
 
 
