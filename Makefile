@@ -3,13 +3,28 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
 
-.PHONY: install demo test test-slow bench bench-report lint clean
+.PHONY: help install demo test test-slow bench bench-report lint clean
+
+help:
+	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
+	@echo "make test          lint, check types, and run the tests"
+	@echo "make test-slow     run the tests that take minutes or gigabytes"
+	@echo "make bench         measure models of real size beside what a user would pick instead"
+	@echo "make bench-report  make the page and its pictures again from the results that are there"
+	@echo "make lint          run ruff and mypy"
+	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
+	@echo "make clean         remove $(VENV) and what the demo made"
 
 install: $(VENV)/installed
 
+# An older Python would let pip search for minutes and leave half an environment.
 $(VENV)/installed: pyproject.toml
+	@$$(test -d $(VENV) && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; v = sys.version_info; sys.exit( \
+		v < (3, 11) and "%s is Python %d.%d, and fgclip-rt needs 3.11 or later; name another, as in: " \
+		"make clean install PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	@echo "Installing fgclip-rt and its tools into $(VENV), which takes a minute or two ..."
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
 	# A peer for FineCLIP's towers, without its torchvision, for which there is no build beside this torch.
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31
 	touch $@

@@ -45,7 +45,7 @@ class Tensors:
 
 
 class Pending:
-    """Outputs on their way; whoever needs them first, or their memory, waits for them."""
+    """Outputs on their way. Whoever first needs the outputs, or the memory they occupy, waits."""
 
     def __init__(self, collect: Callable[[], list[Array]]) -> None:
         self._collect: Callable[[], list[Array]] | None = collect
@@ -100,7 +100,7 @@ class Lane:
         self._slots = [_Slot(cuda, tensors, self._streams, capture) for _ in range(2)]
         self._turn = 0
 
-    def submit(self, inputs: Mapping[str, Array], shapes: Mapping[str, Shape], outputs: Sequence[str]) -> Pending:
+    def begin(self, inputs: Mapping[str, Array], shapes: Mapping[str, Shape], outputs: Sequence[str]) -> Pending:
         """Begin to run.
 
         Args:

@@ -185,7 +185,8 @@ class _Folder:
             tasks = [self._task(entry, targets, partial / entry.name) for entry in wanted]
             for task in tasks:
                 Path(task.plan).parent.mkdir(parents=True)
-            build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
+            progress = begin(f"build {_counted(len(tasks))}", 100 * len(tasks))
+            build_all(self._library.name, tasks, jobs, finished, progress)
         except OSError as error:
             remedy = "check the disk's space and the folder's permissions"
             raise cannot_write(self._path, error, remedy, _kept(built)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
-from fgclip_rt.errors import DeviceError
-from fgclip_rt.manifest import GraphFile, TensorSpec
+from fgclip_rt.manifest import Axis, GraphFile, TensorSpec
 
 from .cuda import Cuda
 from .execution import Plan, Shape, TensorRtPlan
@@ -25,11 +23,11 @@ from .profiles import Range
 
 #: Axes that an engine has in one size. What lies past an image's grid is not looked at, so patches may be fewer;
 #: padding tokens are, so tokens may not.
-_LENGTHS = ("patches", "tokens")
-_EXACT = ("tokens",)
+_LENGTHS = (Axis.PATCHES, Axis.TOKENS)
+_EXACT = (Axis.TOKENS,)
 
 #: Axes along which a run may be split: boxes do not know of each other, nor do masks, images or texts.
-_SPLIT = ("boxes", "masks", "batch")
+_SPLIT = (Axis.BOXES, Axis.MASKS, Axis.BATCH)
 
 
 class EngineBackend:
@@ -47,7 +45,7 @@ class EngineBackend:
         bundle: Bundle,
         precision: str,
         engines: Sequence[Engine],
-        fallback: Backend | str,
+        fallback: Backend,
         load: Callable[[Engine], Plan] | None = None,
         cuda: Cuda | None = None,
     ) -> None:
@@ -57,7 +55,7 @@ class EngineBackend:
             bundle: an opened bundle.
             precision: one of the manifest's.
             engines: of this precision and one library.
-            fallback: runs what no engine takes; or why nothing does.
+            fallback: runs what no engine takes, or refuses it.
             load: makes a plan ready; None does so by the library that built it.
             cuda: the GPU; None takes the first.
 
@@ -94,28 +92,18 @@ class EngineBackend:
         """
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
-            return self._elsewhere(graph, inputs).submit(graph, inputs, outputs)
-        return candidate.submit(self._lane(candidate), inputs, outputs)
+            return self._fallback.submit(graph, inputs, outputs)
+        return candidate.run_in_parts(self._lane(candidate), inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:
         """Images or texts of ``length`` patches or tokens in a run: the number that the engine was tuned for."""
         candidate = next((each for each in self._candidates if each.name == graph and each.takes_length(length)), None)
         if candidate is not None:
-            return candidate.ranges["batch"][1]
-        return 1 if isinstance(self._fallback, str) else self._fallback.batch_size(graph, length)
+            return candidate.ranges[Axis.BATCH][1]
+        return self._fallback.batch_size(graph, length)
 
     def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
         return next((each for each in self._candidates if each.name == graph and each.takes(shapes)), None)
-
-    def _elsewhere(self, graph: str, inputs: Mapping[str, Array]) -> Backend:
-        if isinstance(self._fallback, str):
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-            command = ["fgclip-rt", "build", str(self._bundle.path), "--backend", self._library.name, "--graph", graph]
-            raise DeviceError(
-                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with "
-                f"'{shlex.join(command)}', or use device 'cpu'."
-            )
-        return self._fallback
 
     def _lane(self, candidate: _Candidate) -> Lane:
         name = candidate.engine.path.name
@@ -159,7 +147,7 @@ class _Candidate:
     @property
     def order(self) -> tuple[int, int]:
         """Where it stands among the engines of its graph: what takes less comes first, or as much in larger batches."""
-        return self.length or 0, -self.ranges["batch"][2]
+        return self.length or 0, -self.ranges[Axis.BATCH][2]
 
     @property
     def length(self) -> int | None:
@@ -181,7 +169,7 @@ class _Candidate:
         sizes = self._sizes(shapes)
         return all(axis == self._split or _fits(axis, sizes[axis], most) for axis, (_, _, most) in self.ranges.items())
 
-    def submit(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+    def run_in_parts(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """Give the inputs to the engine, in parts where they are more than it takes."""
         sizes = self._sizes({name: array.shape for name, array in inputs.items()})
         most = self.ranges[self._split][2]
@@ -199,7 +187,7 @@ class _Candidate:
                 for spec in self.graph.inputs
             }
             shapes = {spec.name: _shape(spec, taken) for spec in self.graph.inputs}
-            parts.append((lane.submit(part, shapes, outputs), [_shape(specs[name], actual) for name in outputs]))
+            parts.append((lane.begin(part, shapes, outputs), [_shape(specs[name], actual) for name in outputs]))
         return _Parts(parts)
 
     @property

@@ -1,12 +1,20 @@
-"""Checkpoints to bundles. Needs PyTorch and ONNX: ``pip install 'fgclip-rt[export]'``."""
+"""Checkpoints to bundles. Needs PyTorch and ONNX: ``pip install 'fgclip-rt[export]'``.
 
-from fgclip_rt.progress import BeginStage
+Both are imported when a name of this module is first used, so that the registry of models, and what can be checked
+without them, is there at once.
+"""
 
-from .checkpoints.locate import LocalFiles
-from .checkpoints.registry import MODELS, ModelSpec, find_model
-from .pipeline import Source, checkpoint_source, export, random_source, verify_against
-from .precision.calibration import CalibrationInputs
-from .precision.precisions import PRECISIONS
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgclip_rt.progress import BeginStage
+
+    from .checkpoints.locate import LocalFiles
+    from .checkpoints.registry import MODELS, ModelSpec, find_model
+    from .pipeline import Source, checkpoint_source, export, random_source, verify_against
+    from .precision.calibration import CalibrationInputs
+    from .precision.precisions import PRECISIONS
 
 __all__ = [
     "MODELS",
@@ -22,3 +30,19 @@ __all__ = [
     "random_source",
     "verify_against",
 ]
+
+_HOMES = {
+    "BeginStage": "fgclip_rt.progress",
+    "CalibrationInputs": ".precision.calibration",
+    "LocalFiles": ".checkpoints.locate",
+    "MODELS": ".checkpoints.registry",
+    "ModelSpec": ".checkpoints.registry",
+    "PRECISIONS": ".precision.precisions",
+    "find_model": ".checkpoints.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, ".pipeline"), __name__), name)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
-import onnxruntime as ort
 from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.errors import ArgumentError, CheckpointError, ParityError
+from fgclip_rt.errors import CheckpointError, ParityError
+from fgclip_rt.machine import versions
 from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
 from fgclip_rt.probe import Probe
 from fgclip_rt.progress import BeginStage, silent, tracked
 
+from . import request
 from .bundle import probe
 from .bundle.assembly import Assembly
 from .bundle.output import new_folder
@@ -130,10 +129,9 @@ def export(
         ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
         OutputError: ``output`` exists or cannot be written.
     """
-    asked = _checked(precisions, floor)
-    if asked == [PRECISIONS[FP32]] and (inputs is not None or floor is not None):
-        raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
-    inputs = _calibration_inputs(asked, inputs, source)
+    request.check(precisions, floor, measured=inputs is not None)
+    asked = [precision for name, precision in PRECISIONS.items() if name in precisions]
+    inputs = _calibration_inputs(precisions, inputs, source)
     with new_folder(output, overwrite) as folder:
         # The reference's memory is free once this returns.
         written = _write(source, inputs, folder, begin)
@@ -150,31 +148,13 @@ def export(
     return Bundle.open(output, check_hashes=False)
 
 
-def _checked(precisions: Sequence[str], floor: float | None) -> list[Precision]:
-    """The precisions that were asked for, in the order of a bundle."""
-    names = ", ".join(PRECISIONS)
-    if not precisions:
-        raise ArgumentError(f"no precision was asked for; choose from {names}.")
-    for name in precisions:
-        if name not in PRECISIONS:
-            raise ArgumentError(f"precision {name!r} cannot be exported; choose from {names}.")
-    if floor is not None and not 0 < floor < 1:
-        raise ArgumentError(f"the floor is {floor}; pass the smallest cosine to accept, between 0 and 1.")
-    return [precision for name, precision in PRECISIONS.items() if name in precisions]
-
-
 def _calibration_inputs(
-    asked: Sequence[Precision], inputs: CalibrationInputs | None, source: Source
+    precisions: Sequence[str], inputs: CalibrationInputs | None, source: Source
 ) -> CalibrationInputs | None:
-    quantised = [precision.name for precision in asked if precision.is_quantised]
-    if inputs is not None or not quantised:
-        return inputs
-    if source.calibration is None:
-        raise ArgumentError(
-            f"{' and '.join(quantised)} must be calibrated; pass images and texts of the kind that the model will "
-            "meet, with --calibration and --calibration-texts."
-        )
-    return CalibrationInputs(*source.calibration())
+    request.check_calibrated(precisions, measured=inputs is not None or source.calibration is not None)
+    if inputs is None and source.calibration is not None and not set(precisions).isdisjoint(request.QUANTISED):
+        return CalibrationInputs(*source.calibration())
+    return inputs
 
 
 def _limits(precision: Precision, floor: float | None) -> Limits:
@@ -303,10 +283,5 @@ def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginSt
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: version(name) for name in ("torch", "onnxscript", "numpy", "pillow", "tokenizers")}
-    return {
-        "fgclip_rt": fgclip_rt.__version__,
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        **versions,
-    }
+    packages = ("onnxruntime", "torch", "onnxscript", "numpy", "pillow", "tokenizers")
+    return {"fgclip_rt": fgclip_rt.__version__, **versions(*packages)}

@@ -8,7 +8,9 @@ The names of ``__all__`` are the public interface, with the public attributes of
 :data:`fgclip_rt.errors.CODES`. Everything else may change from one version to the next.
 """
 
-from .bundle import Bundle
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     ArgumentError,
     BenchmarkError,
@@ -25,8 +27,11 @@ from .errors import (
     ParityError,
     TextError,
 )
-from .images import load_image
-from .model import Model, load
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .images import load_image
+    from .model import Model, RandomWeightsWarning, load
 
 __version__ = "0.1.0"
 
@@ -46,8 +51,24 @@ __all__ = [
     "Model",
     "OutputError",
     "ParityError",
+    "RandomWeightsWarning",
     "TextError",
     "__version__",
     "load",
     "load_image",
 ]
+
+#: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
+_HOMES = {
+    "Bundle": ".bundle",
+    "Model": ".model",
+    "RandomWeightsWarning": ".model",
+    "load": ".model",
+    "load_image": ".images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

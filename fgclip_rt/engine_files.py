@@ -238,14 +238,14 @@ def axes(profiles: Mapping[str, Profile], inputs: Sequence[TensorSpec]) -> dict[
     return ranges
 
 
-def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str:
-    """Which part of a key differs from what is here, in words; empty where the engine fits.
+def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str | None:
+    """Why an engine does not fit what is here, as part of a sentence; None if it fits.
 
     Args:
-        key: of the engine.
-        bundle: the bundle that is to be run.
+        key: the engine's.
+        bundle: the bundle to run.
         installed: version by name of every library that is there.
-        gpu: the GPU; None where there is none.
+        gpu: the GPU; None if there is none.
     """
     if key.recipe != RECIPE:
         return f"it was built in the way of another fgclip-rt (recipe {key.recipe}, here {RECIPE})"
@@ -264,7 +264,7 @@ def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gp
         return f"it was built for {', '.join(key.targets)}, and this GPU is {gpu}"
     if key.gpu not in (None, gpu.name):
         return f"it was tuned on {key.gpu}, and this GPU is {gpu}"
-    return ""
+    return None
 
 
 def _is_ampere_plus(gpu: Gpu) -> bool:

@@ -52,6 +52,29 @@ def check_picture_output(path: Path, overwrite: bool = False) -> None:
     check_output(path, overwrite)
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Make sure, before any work is done, that the disk has room for ``path``.
+
+    Args:
+        path: what will be written; its folder need not be there yet.
+        needed: bytes that it will take at the least.
+
+    Raises:
+        OutputError: the disk has less.
+    """
+    free = shutil.disk_usage(existing_parent(path)).free
+    if free < needed:
+        raise OutputError(
+            f"{path} needs {needed:,} bytes and its disk has {free:,} free; free some space, or choose another "
+            "--output."
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above ``path`` that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 

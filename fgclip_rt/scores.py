@@ -22,16 +22,16 @@ def logits(images: FloatArray, texts: FloatArray, score: Score) -> FloatArray:
 
 
 def probabilities(logits: FloatArray, score: Score) -> FloatArray:
-    """Probabilities float32 [n, m] of logits: by sigmoid each for itself, by softmax over the m texts of an image."""
-    found: FloatArray
+    """Probabilities float32 [n, m] of logits: a sigmoid of each, or a softmax over the m texts of an image."""
+    result: FloatArray
     if score.activation == "softmax":
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-        found = weights / weights.sum(axis=-1, keepdims=True)
+        result = weights / weights.sum(axis=-1, keepdims=True)
     else:
-        # exp of a negative number only, so that neither side of zero overflows.
+        # exp of negative numbers only, so that it cannot overflow.
         decay = np.exp(-np.abs(logits))
-        found = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
-    return found
+        result = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
+    return result
 
 
 def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:

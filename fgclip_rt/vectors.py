@@ -1,12 +1,12 @@
-"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each says which row is which input."""
+"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each names the input of every row."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from .arrays import FloatArray
@@ -15,6 +15,14 @@ from .outputs import check_output, written_whole
 from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Origin of one row of vectors: its number, ``image`` or ``text``, and the path of the image or the text itself."""
+
+    row: int
+    kind: str
+    input: str
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class Rows:
     inputs: list[str]
     vectors: FloatArray
 
-    def index(self) -> list[dict[str, Any]]:
-        """The origin of each row, for JSON."""
+    def index(self) -> list[Row]:
+        """The origin of each row."""
         pairs = zip(self.kinds, self.inputs, strict=True)
-        return [{"row": row, "kind": kind, "input": name} for row, (kind, name) in enumerate(pairs)]
+        return [Row(row, kind, name) for row, (kind, name) in enumerate(pairs)]
 
 
 def index_path(output: Path) -> Path:
-    """The file beside a ``.npy`` that says which row is which input."""
+    """Path of the file beside a ``.npy`` that names the input of every row."""
     return output.with_name(output.name + ".json")
 
 
@@ -59,20 +67,29 @@ def check_format(output: Path, overwrite: bool = False) -> None:
         check_output(index_path(output), overwrite)
 
 
+def size_of(output: Path, rows: int, width: int) -> int:
+    """Least number of bytes of a file with ``rows`` float32 vectors of ``width``."""
+    # Parquet compresses repeated values, so no least size is certain; the other formats do not compress.
+    return 0 if output.suffix == ".parquet" else 4 * rows * width
+
+
 def write_rows(rows: Rows, output: Path) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names.
 
-    ``.npy`` holds the vectors, and ``OUTPUT.json`` the rows. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds`` and
-    ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
+    ``.npy`` holds the vectors, and ``OUTPUT.json`` their inputs. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds``
+    and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
 
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
     with written_whole(output) as path:
         if output.suffix == ".npy":
-            # The index first: vectors with no index would be the worse half to be left with.
+            # The index is put in place first, because vectors without an index are worse than an index without vectors.
             with written_whole(index_path(output)) as index:
-                index.write_text(json.dumps({"rows": rows.index()}, indent=1, ensure_ascii=False), encoding="utf-8")
+                index.write_text(
+                    json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
+                    encoding="utf-8",
+                )
                 np.save(path, rows.vectors)
         elif output.suffix == ".npz":
             kinds, inputs = np.array(rows.kinds, dtype=np.str_), np.array(rows.inputs, dtype=np.str_)

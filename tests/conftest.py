@@ -33,7 +33,7 @@ from helpers import (
     run_program,
 )
 
-# How long an example takes says nothing here, and a run must not depend on luck.
+# The time of an example means nothing here, and a run must not depend on chance.
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fgclip-rt")
 
@@ -42,11 +42,11 @@ hypothesis.settings.load_profile("fgclip-rt")
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 
 if PARALLEL:
-    # onnxruntime's threads wait by spinning, and of more threads than cores most wait for others.
+    # onnxruntime's threads spin while they wait, so more threads than cores would slow each other down.
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
-#: What :func:`once` gives.
+#: Type of the fixture :func:`once`.
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -58,7 +58,7 @@ def goldens() -> Path:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """Makes a folder that all processes of a test run share: filled by the first that asks for it, and not changed."""
+    """Makes a folder that all processes of a test run share: the first to ask for it fills it, and none changes it."""
     root = tmp_path_factory.getbasetemp()
     if PARALLEL:
         root = root.parent
@@ -91,7 +91,7 @@ def masked_bundle_path(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def square_path(once: Once) -> Callable[[str], Path]:
-    """Gives a golden checkpoint that takes square images, exported in three precisions, by its name."""
+    """Exports a golden checkpoint that takes square images, by its name, in three precisions."""
 
     def path(name: str) -> Path:
         return once(name, lambda folder: _export_square(name, folder)) / name
@@ -101,7 +101,7 @@ def square_path(once: Once) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def pocket_export(once: Once) -> tuple[Path, Completed]:
-    """The one export that is made just as a user makes it, and the folder that it is made in."""
+    """The folder and the result of the one export that runs the installed program, as users do."""
     precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
 
     def fill(folder: Path) -> None:
@@ -123,13 +123,13 @@ def pocket_path(pocket_export: tuple[Path, Completed]) -> Path:
 
 @pytest.fixture(scope="session")
 def pocket(pocket_path: Path) -> Model:
-    """The one model here whose answers mean something."""
+    """The model of ``pocket_path``, the only one here whose answers mean something."""
     return fgclip_rt.load(pocket_path, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def hundred(pocket: Model, once: Once) -> Evaluation:
-    """What it answers on a hundred scenes."""
+    """The evaluation of ``pocket`` on a hundred scenes."""
 
     def fill(folder: Path) -> None:
         (folder / "evaluation").write_bytes(pickle.dumps(evaluate(pocket, scenes=100)))

@@ -1,4 +1,4 @@
-"""What several test modules need besides fixtures."""
+"""Functions and constants that several test modules share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
 
 SQUARE_NAMES = ("fgclip1", "fineclip")
-#: What a command that takes a checkpoint is told, by the golden's name.
+#: Checkpoint and files that a command is given, by the golden's name.
 SQUARE_CHECKPOINTS: dict[str, tuple[str, export.LocalFiles]] = {
     "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), export.LocalFiles()),
     "fineclip": (
@@ -69,7 +69,7 @@ Json = dict[str, Any]
 Completed = subprocess.CompletedProcess[str]
 Trace = Callable[[GraphSource], ir.Model]
 
-#: What a manifest may say of a precision that had to be measured.
+#: A manifest's entry for a precision whose ranges were measured.
 LOWERING: Json = {
     "linear": "int8",
     "other": "float16",
@@ -87,7 +87,7 @@ LOWERING: Json = {
 
 
 class Golden:
-    """What the released implementation computed on one checkpoint."""
+    """Results of the released implementation on one checkpoint."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -133,16 +133,16 @@ def assert_one_sentence(error: object, *parts: str, code: str | None = None) -> 
 
 
 def run_program(*arguments: object, cwd: Path | None = None) -> Completed:
-    """Run ``fgclip-rt`` as it is installed, whatever its status."""
+    """Run the installed ``fgclip-rt``, and accept any exit status."""
     program = Path(sys.executable).with_name("fgclip-rt")
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) -> Completed:
-    """Run what ``fgclip-rt`` runs in this process, which saves its start, and insist on its status."""
+    """Run ``fgclip-rt`` in this process, which saves its start, and check its exit status."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # What commands set for their whole process.
+        # Commands set these for their whole process.
         patch.setattr(signal, "signal", lambda *_: None)
         patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         patch.setattr(sys, "argv", ["fgclip-rt", *map(str, arguments)])
@@ -200,13 +200,13 @@ class Progress:
 
 
 def embed_anew(model: Model, texts: Sequence[str], walk_type: str = "short") -> np.ndarray[Any, Any]:
-    """Vectors of texts from one run of the graph, whether or not they are known."""
+    """Vectors of texts from one run of the graph, past the cache."""
     inputs = TextInputs.of(model.tokenizer(texts, walk_type), model.tokenizer.walk_type(walk_type).index)
     return model.graphs.text(inputs).result()
 
 
 def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
-    """What to tell an export's progress to, so that it is interrupted when it comes to ``stage``."""
+    """A progress callback that raises ``error`` when an export comes to ``stage``."""
 
     def begin(name: str, _: int) -> Callable[[], None]:
         if name == stage:
@@ -217,7 +217,7 @@ def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder, and what the files hold."""
+    """All paths below a folder, with the bytes of files and None for folders."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -231,7 +231,7 @@ def unused_source() -> export.Source:
 
 
 def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
-    """Change what the manifest of ``bundle`` says."""
+    """Edit the manifest of ``bundle`` in place."""
     path = bundle / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
@@ -239,7 +239,7 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
 
 
 def add_int8(document: Json) -> None:
-    """Have a manifest call its fp32 graphs int8 too: it is a second precision in all but its numbers."""
+    """Add a precision int8 to a manifest, whose graphs are the fp32 ones."""
     for graph in document["graphs"].values():
         graph["int8"] = graph["fp32"]
     document["lowering"]["int8"] = copy.deepcopy(LOWERING)
@@ -249,7 +249,7 @@ def add_int8(document: Json) -> None:
 
 
 def tamper(monkeypatch: pytest.MonkeyPatch, trace: Trace, name: str, by: float) -> None:
-    """Have the graphs written with one weight changed."""
+    """Have exports write their graphs with one weight changed by ``by``."""
 
     def changed(source: GraphSource) -> ir.Model:
         model = trace(source)
@@ -316,6 +316,22 @@ def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
         return {"input_ids": ids, "walk_type": np.array([1, 1], np.int32), "attention_mask": mask}
     shapes = np.array([[3, 4], [2, 5]], np.int32)
     return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
+
+
+@contextlib.contextmanager
+def released_pillow() -> Iterator[None]:
+    """Have Pillow resize as it did when the processors were released: horizontally first, whatever the shape.
+
+    From 12.2 on it begins vertically for some shapes, and so do processors that call it.
+    """
+    resize = Image.Image.resize
+
+    def horizontally_first(image: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        return resize(resize(image, (size[0], image.height), *args, **kwargs), size, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", horizontally_first)
+        yield
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

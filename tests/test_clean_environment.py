@@ -15,23 +15,60 @@ PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``bin`` folder of a new environment with the package installed from a copy of its sources."""
-    folder = tmp_path_factory.mktemp("clean")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources; building in place would leave traces."""
+    folder = tmp_path_factory.mktemp("clean") / "source"
     for name in ("fgclip_rt", "benchmarks", "engines", "export"):
-        shutil.copytree(
-            ROOT / name, folder / "source" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder / "source")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    install = subprocess.run(
-        [folder / "venv/bin/pip", "install", "--quiet", folder / "source"], capture_output=True, text=True, check=False
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(source: Path) -> Path:
+    """The ``bin`` folder of a new environment that holds the runtime and nothing else."""
+    venv = source.with_name("venv")
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    install(venv / "bin", f"{source}")
+    return venv / "bin"
+
+
+@pytest.fixture(scope="module")
+def used_bare(bare: Path, bundle_path: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What the runtime did there, and what its command said, before anything was added."""
+    use = (
+        "import sys, fgclip_rt; model = fgclip_rt.load(sys.argv[1]); "
+        "print(model.embed_images([sys.argv[2]]).shape, model.embed_texts(['a cat']).shape)"
     )
-    if install.returncode and "No matching distribution" in install.stderr:
+    commands = {
+        "library": [bare / "python", "-c", use, bundle_path, PHOTO],
+        "command": [bare / "fgclip-rt", "inspect", bundle_path],
+        "module": [bare / "python", "-m", "fgclip_rt", "--help"],
+    }
+    return {
+        name: subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=bare, check=False)
+        for name, command in commands.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def clean(
+    bare: Path,
+    source: Path,
+    used_bare: dict[str, subprocess.CompletedProcess[str]],  # noqa: ARG001 (it comes before)
+) -> Path:
+    """The same environment, with the command line."""
+    install(bare, f"{source}[cli]")
+    return bare
+
+
+def install(programs: Path, what: str) -> None:
+    command = [programs / "pip", "install", "--quiet", what]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode and "No matching distribution" in result.stderr:
         pytest.skip("needs a package index to install from")
-    assert install.returncode == 0, install.stderr
-    return folder / "venv/bin"
+    assert result.returncode == 0, result.stderr
 
 
 def run(clean: Path, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -40,6 +77,19 @@ def run(clean: Path, *arguments: object, status: int = 0) -> subprocess.Complete
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     return result
+
+
+def test_the_bare_runtime_embeds_and_its_command_says_what_it_needs(
+    used_bare: dict[str, subprocess.CompletedProcess[str]],
+) -> None:
+    library = used_bare.pop("library")
+    assert (library.stdout, library.stderr) == ("(1, 96) (1, 96)\n", "")
+    for command in used_bare.values():
+        assert (command.returncode, command.stdout) == (1, "")
+        assert command.stderr == (
+            "fgclip-rt: the command line needs click and rich, which are not installed; "
+            "run pip install 'fgclip-rt[cli]'.\n"
+        )
 
 
 def test_nothing_heavy_is_installed(clean: Path) -> None:
@@ -60,6 +110,7 @@ def test_every_command_but_export_runs(clean: Path, bundle_path: Path, tmp_path:
         ["evaluate", bundle_path, "--scenes", "100"],
         ["scene", "--output", tmp_path / "scene.png"],
         ["doctor"],
+        ["models"],
     ):
         assert run(clean, *arguments).stdout
 

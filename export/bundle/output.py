@@ -8,15 +8,17 @@ from pathlib import Path
 
 from fgclip_rt.bundle import MANIFEST, decode_manifest, list_files
 from fgclip_rt.errors import BundleError, OutputError
-from fgclip_rt.outputs import folder_written_whole, output_exists
+from fgclip_rt.outputs import existing_parent, folder_written_whole, output_exists
 
 
-@contextmanager
-def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+def check_new_folder(output: Path, overwrite: bool = False) -> Path:
+    """Make sure, before any work is done, that ``output`` may become a new folder.
+
+    Returns:
+        The path without links.
 
     Raises:
-        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
+        OutputError: it exists and is not to be overwritten, or is no bundle, or lies below what is no folder.
     """
     if output.is_symlink() and not output.exists():
         raise OutputError(f"{output} is a link to nothing; remove it, or choose another --output.")
@@ -30,6 +32,20 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
                 "choose another --output, or remove it.",
                 code="output_exists",
             )
+    parent = existing_parent(output)
+    if not parent.is_dir():
+        raise OutputError(f"{output} cannot be written because {parent} is not a folder; choose another --output.")
+    return output
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or cannot be written.
+    """
+    output = check_new_folder(output, overwrite)
 
     def check_replaceable() -> None:
         # An export takes long enough for somebody else to have made the folder since it was first looked for.

@@ -16,6 +16,30 @@ from fgclip_rt.pocket.calibration import calibration_inputs
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What the models of a family can do.
+
+    Attributes:
+        texts: number of tokens by walk type.
+        has: graphs besides those of images and texts.
+        score: how logits become probabilities.
+    """
+
+    texts: Mapping[str, int]
+    has: tuple[str, ...]
+    score: str
+
+
+#: By family. It is what their bundles will say, for those who look for a model before they have one.
+TRAITS = {
+    "fgclip2": Traits({"short": 64, "box": 64, "long": 196}, ("dense", "region"), "sigmoid"),
+    "fgclip1": Traits({"short": 77, "box": 77, "long": 248}, ("dense", "region"), "softmax"),
+    "fineclip": Traits({"short": 77, "box": 77}, ("dense", "region", "mask"), "softmax"),
+    "siglip2": Traits({"short": 64}, (), "sigmoid"),
+}
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One model.
 
@@ -24,6 +48,7 @@ class ModelSpec:
         family: a key of :data:`fgclip_rt.export.families.table.FAMILIES`.
         config: its sizes as its family's configuration file states them, for random weights and for weights that come
             alone; a checkpoint's own file always wins.
+        parameters: number of its weights.
         hub_id: its repository on the Hugging Face Hub, if it is there.
         folder: of a model that comes with this package. With neither of these, its weights are a local file.
         calibration: makes images, and texts by walk type, to calibrate on, for a model whose world is known.
@@ -32,9 +57,22 @@ class ModelSpec:
     name: str
     family: str
     config: Mapping[str, Any]
+    parameters: int
     hub_id: str | None = None
     folder: Path | None = None
     calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
+
+    @property
+    def traits(self) -> Traits:
+        """What its family can do."""
+        return TRAITS[self.family]
+
+    @property
+    def images(self) -> str:
+        """Which images it takes, in words."""
+        tower = self.config["vision_cfg" if "vision_cfg" in self.config else "vision_config"]
+        side = tower.get("image_size")
+        return f"{side}×{side} px" if side else "any shape"
 
 
 def _tower(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
@@ -47,22 +85,26 @@ def _tower(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
     }
 
 
-def _naflex(hub_id: str, family: str, sizes: dict[str, int]) -> ModelSpec:
+def _naflex(hub_id: str, family: str, parameters: int, sizes: dict[str, int]) -> ModelSpec:
     """A model with the towers of SigLIP 2, both of the same sizes."""
     config = {"vision_config": sizes, "text_config": {**sizes, "vocab_size": 256_000}}
-    return ModelSpec(hub_id.split("/")[1], family, MappingProxyType(config), hub_id)
+    return ModelSpec(hub_id.split("/")[1], family, MappingProxyType(config), parameters, hub_id)
 
 
-def _fgclip1(hub_id: str, image_size: int, patch_size: int, vision: dict[str, int], text: dict[str, int]) -> ModelSpec:
+def _fgclip1(
+    hub_id: str, parameters: int, image_size: int, patch_size: int, vision: dict[str, int], text: dict[str, int]
+) -> ModelSpec:
     config = {
         "vision_config": {**vision, "image_size": image_size, "patch_size": patch_size},
         "text_config": text,
         "projection_dim": text["hidden_size"],
     }
-    return ModelSpec(hub_id.split("/")[1], "fgclip1", MappingProxyType(config), hub_id)
+    return ModelSpec(hub_id.split("/")[1], "fgclip1", MappingProxyType(config), parameters, hub_id)
 
 
-def _fineclip(name: str, image_size: int, patch_size: int, width: int, layers: int, text: dict[str, int]) -> ModelSpec:
+def _fineclip(
+    name: str, parameters: int, image_size: int, patch_size: int, width: int, layers: int, text: dict[str, int]
+) -> ModelSpec:
     """A model of EVA02-CLIP's towers, as the EVA-CLIP code writes its sizes."""
     vision = {
         "eva_model_name": "eva02-clip",
@@ -83,7 +125,7 @@ def _fineclip(name: str, image_size: int, patch_size: int, width: int, layers: i
         "vision_cfg": vision,
         "text_cfg": {"context_length": 77, "vocab_size": 49408, **text},
     }
-    return ModelSpec(name, "fineclip", MappingProxyType(config))
+    return ModelSpec(name, "fineclip", MappingProxyType(config), parameters)
 
 
 def _pocket() -> ModelSpec:
@@ -93,7 +135,9 @@ def _pocket() -> ModelSpec:
     text = {**_tower(128, layers=4, heads=4, mlp=256), "projection_size": 160, "vocab_size": 1024}
     config = {"vision_config": vision, "text_config": text}
     folder = Path(fgclip_rt.__file__).parent / "models" / name
-    return ModelSpec(name, "fgclip2", MappingProxyType(config), folder=folder, calibration=calibration_inputs)
+    return ModelSpec(
+        name, "fgclip2", MappingProxyType(config), 2_598_018, folder=folder, calibration=calibration_inputs
+    )
 
 
 _BASE, _LARGE = _tower(768, layers=12, heads=12, mlp=3072), _tower(1024, layers=24, heads=16, mlp=4096)
@@ -102,16 +146,16 @@ _SO400M = _tower(1152, layers=27, heads=16, mlp=4304)
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        _naflex("qihoo360/fg-clip2-base", "fgclip2", _BASE),
-        _naflex("qihoo360/fg-clip2-large", "fgclip2", _LARGE),
-        _naflex("qihoo360/fg-clip2-so400m", "fgclip2", _SO400M),
+        _naflex("qihoo360/fg-clip2-base", "fgclip2", 383_803_394, _BASE),
+        _naflex("qihoo360/fg-clip2-large", "fgclip2", 896_622_594, _LARGE),
+        _naflex("qihoo360/fg-clip2-so400m", "fgclip2", 1_154_017_410, _SO400M),
         _pocket(),
-        _fgclip1("qihoo360/fg-clip-base", 224, 16, _BASE, _tower(512, layers=12, heads=8, mlp=2048)),
-        _fgclip1("qihoo360/fg-clip-large", 336, 14, _LARGE, _tower(768, layers=12, heads=12, mlp=3072)),
-        _fineclip("fineclip-vitb16", 224, 16, 768, 12, {"width": 512, "heads": 8, "layers": 12}),
-        _fineclip("fineclip-vitl14-336", 336, 14, 1024, 24, {"width": 768, "heads": 12, "layers": 12}),
-        _naflex("google/siglip2-base-patch16-naflex", "siglip2", _BASE),
-        _naflex("google/siglip2-so400m-patch16-naflex", "siglip2", _SO400M),
+        _fgclip1("qihoo360/fg-clip-base", 150_136_835, 224, 16, _BASE, _tower(512, layers=12, heads=8, mlp=2048)),
+        _fgclip1("qihoo360/fg-clip-large", 428_914_947, 336, 14, _LARGE, _tower(768, layers=12, heads=12, mlp=3072)),
+        _fineclip("fineclip-vitb16", 149_691_137, 224, 16, 768, 12, {"width": 512, "heads": 8, "layers": 12}),
+        _fineclip("fineclip-vitl14-336", 428_083_137, 336, 14, 1024, 24, {"width": 768, "heads": 12, "layers": 12}),
+        _naflex("google/siglip2-base-patch16-naflex", "siglip2", 375_234_050, _BASE),
+        _naflex("google/siglip2-so400m-patch16-naflex", "siglip2", 1_135_670_962, _SO400M),
     )
 }
 

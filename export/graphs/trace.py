@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import DOMAIN as ATTENTION_DOMAIN
-from .attention import add_definition
+from .attention import add_definition, expand_key_biases
 
 #: LayerNormalization needs 17, and Gelu with its tanh form 20.
 OPSET = 20
@@ -60,6 +60,7 @@ def trace(source: GraphSource) -> ir.Model:
     assert program is not None
     model = program.model
     _tidy(model, source)
+    expand_key_biases(model)
     add_definition(model)
     return model
 

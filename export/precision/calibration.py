@@ -25,12 +25,11 @@ from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent, tracked
 
 from ..bundle.probe import probe_boxes, probe_masks
+from ..request import check_enough
 from .observation import METHOD
 
 _T = TypeVar("_T")
 
-#: Fewest different images, and fewest different texts of a walk type; fewer do not represent what a model meets.
-LEAST = 16
 #: Most inputs that are used; of more, this many are taken at even distances.
 MOST = 512
 #: One of so many inputs is held out, but no more images than fit into memory with all their results.
@@ -54,16 +53,11 @@ class CalibrationInputs:
         """Refuse too few inputs.
 
         Raises:
-            ArgumentError: there are fewer than :data:`LEAST` different images, or texts of a walk type.
+            ArgumentError: there are fewer different images, or texts of a walk type, than it takes.
         """
         texts = list(self.texts.values()) if isinstance(self.texts, Mapping) else [self.texts]
         images = {id(image) if isinstance(image, Image.Image) else Path(image) for image in self.images}
-        for kind, count in (("images", len(images)), ("texts", min((len(set(t)) for t in texts), default=0))):
-            if count < LEAST:
-                raise ArgumentError(
-                    f"calibration was given {count} different {kind} and needs at least {LEAST}; "
-                    "give more of what the model will meet."
-                )
+        check_enough(len(images), min((len(set(t)) for t in texts), default=0))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Transformer blocks in plain PyTorch, with the parameter names of transformers' CLIP and SigLIP models.
 
-References are made of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
+References consist of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-#: By the name that a ``config.json`` gives them.
+#: Activation functions by their names in ``config.json``.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
@@ -50,7 +50,7 @@ class TowerConfig:
     hidden_act: str = "gelu_pytorch_tanh"
 
     def check(self, name: str) -> None:
-        """Make sure that a tower can be built so.
+        """Make sure that a tower of these sizes can be built.
 
         Raises:
             CheckpointError: two options contradict each other; ``name`` is their section.
@@ -161,7 +161,7 @@ class TextEmbeddings(nn.Module):
 
 
 class LongTextEmbeddings(TextEmbeddings):
-    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
+    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` for the others."""
 
     def __init__(self, config: TextTowerConfig, long_length: int, keep_length: int) -> None:
         """Make the tables.

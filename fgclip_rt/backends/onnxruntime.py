@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str = ""
+        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str | None = None
     ) -> None:
         """Prepare to run ``bundle``.
 
@@ -45,7 +45,7 @@ class OnnxRuntimeBackend:
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
             threads: threads of one operator on the CPU; None takes one for each core that we may use.
-            note: why nothing else runs it, to be told with the reason for the device.
+            note: why nothing else runs it, to be told with the reason for the device; None adds nothing.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.
@@ -72,7 +72,7 @@ class OnnxRuntimeBackend:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
-        return run_session(self._session(graph), graph, inputs, outputs)
+        return run_session(self.session(graph), graph, inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
         """As many as make :data:`_TOKENS_PER_THREAD` patches or tokens for each thread, and at least one."""
@@ -81,7 +81,13 @@ class OnnxRuntimeBackend:
             tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
         return max(1, tokens // length)
 
-    def _session(self, graph: str) -> ort.InferenceSession:
+    def session(self, graph: str) -> ort.InferenceSession:
+        """The session of ``graph``, opened when it is first asked for.
+
+        Raises:
+            ArgumentError: the bundle has no such graph.
+            DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
+        """
         with self._lock:
             if graph not in self._sessions:
                 self._sessions[graph] = self._load(graph)

@@ -1,88 +1,30 @@
-"""The command line. One module per command; this one gathers them."""
+"""The command line: ``fgclip-rt``, and the same as ``python -m fgclip_rt``.
+
+``app`` names the commands, which lie in ``commands`` and are imported when they are asked for. ``options`` holds what
+several of them take, ``status`` how an error ends them, and ``output``, ``progress`` and ``parity`` how they speak.
+"""
 
 from __future__ import annotations
 
-import importlib
-import io
-import os
+import importlib.util
 import sys
-import warnings
-from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-from PIL import Image
-from typer.core import TyperGroup
+from .interrupt import stopping_at_once
 
-from .. import __version__
-from .console import command
-
-#: In the order of the help. Each is a module of this package with a function ``run``.
-_COMMANDS = (
-    "export",
-    "build",
-    "verify",
-    "inspect",
-    "embed",
-    "score",
-    "regions",
-    "heatmap",
-    "evaluate",
-    "scene",
-    "bench",
-    "doctor",
-)
-
-
-class _Commands(TyperGroup):
-    """Commands that are imported when they are asked for: importing all takes as long as a first vector."""
-
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer gives it)
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f".{cmd_name}", __package__)
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(command(module.run))
-        return typer.main.get_command(single)
-
-
-app = typer.Typer(
-    name="fgclip-rt",
-    cls=_Commands,
-    help="FG-CLIP in production: export a checkpoint once, then embed images, regions and texts without PyTorch.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"fgclip-rt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+#: What the extra ``cli`` installs, by the names they are imported by.
+_PACKAGES = ("click", "rich")
 
 
 def main() -> None:
     """Entry point of the ``fgclip-rt`` command."""
-    # Images over the limit are refused with a sentence of our own; Pillow's warning before it says nothing more.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the caller
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (it stays open like any other)
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    app()
+    with stopping_at_once():
+        missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+        if missing:
+            are = "are" if len(missing) > 1 else "is"
+            sys.exit(
+                f"fgclip-rt: the command line needs {' and '.join(missing)}, which {are} not installed; "
+                "run pip install 'fgclip-rt[cli]'."
+            )
+        from .app import run
+
+        run()

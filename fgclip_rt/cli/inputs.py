@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import ImageError, TextError
-from ..images import load_image
 from ..model import Model
-from .console import warn
+from .output import warn
+
+#: What stands for standard input where a file of texts is asked for.
+STANDARD_INPUT = Path("-")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Image files: those given, and in the place of a folder all that lie below it, sorted.
+    """Image files: those given, and instead of a folder all that lie below it, sorted.
 
     A file that is given by name is kept, whatever it is and whether it is there: reading it will tell. In a folder the
     suffix decides.
@@ -36,48 +39,31 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_images(paths: Iterable[Path], exif_transpose: bool) -> Iterator[Image.Image]:
-    """Read image files one by one, as they are asked for."""
-    return (load_image(path, exif_transpose=exif_transpose) for path in paths)
-
-
 def read_texts(path: Path) -> list[str]:
-    """One text a line, UTF-8; an empty line is an empty text.
+    """One text a line, UTF-8; an empty line is an empty text. ``-`` is standard input.
 
     Raises:
         TextError: the file cannot be read, is not UTF-8, or holds no line.
     """
+    name = "standard input" if path == STANDARD_INPUT else str(path)
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
     except OSError as error:
-        raise TextError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+        raise TextError(f"{name} cannot be read ({error.strerror}); check the path.") from None
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     if not lines:
-        raise TextError(f"{path} is empty; put one text on each line.")
+        raise TextError(f"{name} is empty; put one text on each line.")
     texts = []
     for number, line in enumerate(lines, 1):
         try:
             texts.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
             raise TextError(
-                f"{path}, line {number}, is not valid UTF-8 (byte {line[error.start]:#04x}); save the file as UTF-8."
+                f"{name}, line {number}, is not valid UTF-8 (byte {line[error.start]:#04x}); save the file as UTF-8."
             ) from None
     return texts
-
-
-def check_text_arguments(texts: Sequence[str]) -> None:
-    """Refuse text arguments that the terminal did not pass as UTF-8.
-
-    Raises:
-        TextError: one is not valid Unicode.
-    """
-    for number, text in enumerate(texts, 1):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise TextError(f"--text number {number} is not valid UTF-8; check the terminal's encoding.") from None
 
 
 def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:

@@ -1,50 +1,220 @@
-"""Arguments and options that several commands take, as annotations for typer."""
+"""Arguments and options that several commands take. Those that belong together come to a command as one value."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
+from click.shell_completion import CompletionItem
 
-from ..errors import ArgumentError
+from ..bundle import Bundle
+from ..errors import ArgumentError, FgclipError, TextError
+from .output import warn
 
-Bundle = Annotated[Path, typer.Argument(help="Bundle folder, made by 'fgclip-rt export'.", metavar="BUNDLE")]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help="File of weights (.pt) of a model that is on no hub, such as fineclip-vitb16.  [default: none]"),
-]
-Config = Annotated[
-    Path | None, typer.Option(help="model_config.json of a file of weights given as the model.  [default: none]")
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(help="CLIP's tokenizer.json for a file of weights.  [default: the one beside it, or the Hub's]"),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str | None, typer.Option(help="One of the bundle's precisions.  [default: its first]")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: one for each usable core]")]
-Backend = Annotated[
-    str | None,
-    typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.  [default: engines where they fit, else onnxruntime]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-MaxNumPatches = Annotated[
-    int | None,
-    typer.Option("--max-num-patches", help="Patches to resize every image to.  [default: by each image's own size]"),
-]
-MaxImagePixels = Annotated[
-    int | None,
-    typer.Option("--max-image-pixels", help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"),
-]
-ExifTranspose = Annotated[
-    bool,
-    typer.Option("--exif-transpose", help="Turn images upright by their EXIF orientation; the reference does not."),
-]
+if TYPE_CHECKING:
+    from ..model import Model
+
+_T = TypeVar("_T")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+PATH = click.Path(path_type=Path)
+
+_DEVICES = ("auto", "cpu", "cuda")
+_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+_WALK_TYPES = ("short", "box", "long")
 
 
-def check_goes_with_checkpoint(checkpoint: str | None, *files: Path | None) -> None:
-    """Refuse ``--weights``, ``--config`` and ``--tokenizer`` that go with no ``--checkpoint``."""
-    if checkpoint is None and any(files):
-        raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")
+def completed(values: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Shell completion of an option by ``values``. Other values are refused later, by what takes them."""
+    return lambda ctx, param, incomplete: [  # noqa: ARG005 (click gives them)
+        CompletionItem(value) for value in values if value.startswith(incomplete)
+    ]
+
+
+def complete_precision(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The precisions of the bundle that was named before."""
+    try:
+        bundle = Bundle.open(ctx.params["bundle"], check_hashes=False)
+    except (FgclipError, KeyError, TypeError):
+        return []
+    return completed(bundle.manifest.precisions)(ctx, param, incomplete)
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models that have a name, and whatever path begins so."""
+    from fgclip_rt.export.checkpoints.registry import MODELS
+
+    names = completed(tuple(MODELS))(ctx, param, incomplete)
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+bundle = click.argument("bundle", type=PATH, metavar="BUNDLE", help="Bundle folder, made by 'fgclip-rt export'.")
+precision = click.option(
+    "--precision",
+    shell_complete=complete_precision,
+    help="One of the bundle's precisions.  [default: its first]",
+)
+device = click.option("--device", default="auto", shell_complete=completed(_DEVICES), help="auto, cpu or cuda.")
+threads = click.option("--threads", type=int, help="CPU threads.  [default: one for each usable core]")
+_backend = click.option(
+    "--backend",
+    shell_complete=completed(_BACKENDS),
+    help="onnxruntime, tensorrt or tensorrt-rtx.  [default: engines where they fit, else onnxruntime]",
+)
+max_num_patches = click.option(
+    "--max-num-patches", type=int, help="Patches to resize every image to.  [default: by each image's own size]"
+)
+max_image_pixels = click.option(
+    "--max-image-pixels", type=int, help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+json = click.option("--json", is_flag=True, help="Print JSON for a program to read.")
+
+
+def walk_type(default: str) -> _Decorator:
+    """``--walk-type``, whose best default depends on the command."""
+    return click.option(
+        "--walk-type",
+        default=default,
+        shell_complete=completed(_WALK_TYPES),
+        help="Kind of text: short, box or long.",
+    )
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model to load, and how; as for :func:`fgclip_rt.load`."""
+
+    bundle: Path
+    device: str
+    precision: str | None
+    threads: int | None
+    backend: str | None
+
+    def open(self) -> Model:
+        """Load it, and say so when its weights are random."""
+        from ..model import open_model
+
+        model = open_model(Bundle.open(self.bundle), self.device, self.precision, self.threads, self.backend)
+        if model.has_random_weights:
+            warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
+        return model
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images are read and how large they become."""
+
+    max_num_patches: int | None
+    exif_transpose: bool
+    max_image_pixels: int | None
+
+    def set_limit(self) -> None:
+        """Raise or lower Pillow's limit on the size of an image for this process."""
+        limit_pixels(self.max_image_pixels)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts, and of which kind they are."""
+
+    text: tuple[str, ...]
+    walk_type: str
+
+    def check(self) -> None:
+        """Refuse texts that the terminal did not pass as UTF-8.
+
+        Raises:
+            TextError: one is not valid Unicode.
+        """
+        for number, text in enumerate(self.text, 1):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise TextError(f"--text number {number} is not valid UTF-8; check the terminal's encoding.") from None
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """What goes with a model that comes as a file of weights."""
+
+    weights: Path | None = None
+    config: Path | None = None
+    tokenizer: Path | None = None
+
+    def check_goes_with(self, checkpoint: str | None) -> None:
+        """Refuse files that go with no ``--checkpoint``."""
+        if checkpoint is None and any((self.weights, self.config, self.tokenizer)):
+            raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")
+
+
+def limit_pixels(limit: int | None) -> None:
+    """Raise or lower Pillow's limit on the size of an image for this process."""
+    from PIL import Image
+
+    if limit is not None:
+        if limit < 1:
+            raise ArgumentError(f"--max-image-pixels is {limit}; give a positive number of pixels.")
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _group(name: str, kind: type[_T], *options: _Decorator) -> Callable[[_Function], _Function]:
+    """A decorator that adds ``options`` and hands their values to the command as ``name``, one ``kind``."""
+    own = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def gathered(**values: Any) -> Any:
+            parts = {part: values.pop(part) for part in own}
+            return function(**values, **{name: kind(**parts)})
+
+        decorated: Any = gathered
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+loading = _group("loading", Loading, bundle, device, precision, threads, _backend)
+pixels = _group(
+    "pixels",
+    Pixels,
+    max_num_patches,
+    click.option(
+        "--exif-transpose",
+        is_flag=True,
+        help="Turn images upright by their EXIF orientation; the reference does not.",
+    ),
+    max_image_pixels,
+)
+weight_files = _group(
+    "files",
+    WeightFiles,
+    click.option(
+        "--weights",
+        type=PATH,
+        help="File of weights (.pt) of a model that is on no hub, such as fineclip-vitb16.  [default: none]",
+    ),
+    click.option(
+        "--config",
+        type=PATH,
+        help="model_config.json of a file of weights given as the model.  [default: none]",
+    ),
+    click.option(
+        "--tokenizer",
+        type=PATH,
+        help="CLIP's tokenizer.json for a file of weights.  [default: the one beside it, or the Hub's]",
+    ),
+)
+
+
+def texts(walk: str) -> Callable[[_Function], _Function]:
+    """``--text`` and ``--walk-type``, by default ``walk``."""
+    text = click.option("--text", multiple=True, required=True, help="A text; repeatable.")
+    return _group("texts", Texts, text, walk_type(walk))

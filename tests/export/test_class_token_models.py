@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_gpu import FakeCuda, FakePlan, make_engine
+from fake_gpu import LIBRARY, FakeCuda, FakePlan, make_engine
 from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import parity
+from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
@@ -26,7 +27,7 @@ from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
 from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
@@ -245,7 +246,8 @@ def test_engines_keep_parity(bundle: Path) -> None:
     def load(engine: Engine) -> FakePlan:
         return FakePlan(opened, engine, cuda, captures_graphs=True)
 
-    backend = EngineBackend(opened, "fp32", engines, "nothing else runs here", load, cuda)  # type: ignore[arg-type]
+    refuse = Refuse(bundle, "fp32", LIBRARY.name, "nothing else runs here")
+    backend = EngineBackend(opened, "fp32", engines, refuse, load, cuda)  # type: ignore[arg-type]
     probe = Probe.load(opened.file(opened.manifest.parity.probe))
     rows = parity.check(Model(opened, backend), probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []

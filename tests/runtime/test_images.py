@@ -20,6 +20,7 @@ from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import NaflexPreparation
 from helpers import assert_one_sentence, picture
+from slow_resize import resize
 
 RGB = picture(48, 64)
 PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
@@ -271,8 +272,7 @@ def test_patches_reassemble_to_the_resized_image(width: int, height: int, limit:
     assert patches.pixels.shape == (rows * columns, 768)
     assert 1 <= rows * columns <= patches.bucket
     whole = patches.pixels.reshape(rows, columns, 16, 16, 3).swapaxes(1, 2).reshape(16 * rows, 16 * columns, 3)
-    resized = image.resize((16 * columns, 16 * rows), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(whole, np.asarray(resized))
+    np.testing.assert_array_equal(whole, resize(np.asarray(image), 16 * rows, 16 * columns, "bilinear"))
 
 
 @pytest.mark.parametrize("limit", [0, -1, 16_385, 1.5, 256.0, True, "256"])

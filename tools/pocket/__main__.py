@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from .train import train
 
 
-def main(
-    output: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 3000,
-    scale: Annotated[float, typer.Option(help="Share of the training scenes to draw.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to go on from.  [default: random weights]")] = None,
-) -> None:
+@click.command(context_settings={"show_default": True})
+@click.argument("output", type=click.Path(path_type=Path), help="Checkpoint folder to make.")
+@click.option("--steps", default=3000, help="Steps of training.")
+@click.option("--scale", default=1.0, help="Share of the training scenes to draw.")
+@click.option("--threads", default=2, help="CPU threads.")
+@click.option("--start", type=click.Path(path_type=Path), help="Checkpoint to go on from.  [default: random weights]")
+def main(output: Path, steps: int, scale: float, threads: int, start: Path | None) -> None:
     """Train the pocket checkpoint on scenes that are drawn for it."""
     train(output, steps, scale, threads, start)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -13,8 +13,8 @@ from fgclip_rt.errors import CheckpointError
 from ...checkpoints.options import PixelOptions, read_options
 from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
 
-#: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
-#: between the others are stretched by four.
+#: Number of first tokens that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378), and the
+#: factor by which the other positions are stretched.
 _KEEP_LEN, _STRETCH = 20, 4
 
 
@@ -48,12 +48,12 @@ class TextConfig(TextTowerConfig):
 
     @property
     def keep_len(self) -> int:
-        """Tokens that keep their positions in a long text."""
+        """Number of tokens that keep their positions in a long text."""
         return _KEEP_LEN
 
     @property
     def longtext_len(self) -> int:
-        """Tokens of a long text."""
+        """Number of tokens of a long text."""
         return _STRETCH * self.max_position_embeddings - (_STRETCH - 1) * _KEEP_LEN
 
 

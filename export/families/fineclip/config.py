@@ -43,7 +43,7 @@ class VisionConfig:
 
     @property
     def heads(self) -> int:
-        """Heads of attention."""
+        """Number of attention heads."""
         return self.width // self.head_width
 
     @property

@@ -1,0 +1,68 @@
+"""``fgclip-rt regions``: how well texts describe boxes of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ... import answers
+from ...errors import BoxError
+from ...images import load_image
+from .. import options
+from ..inputs import warn_truncated
+from ..options import Loading, Pixels, Texts
+from ..output import numbers, say_json, say_table, words
+from ..status import Command
+
+
+@click.command(cls=Command)
+@options.loading
+@click.argument("image", type=options.PATH, help="Image file.")
+@click.option("--box", multiple=True, required=True, help="A box in pixels, x1,y1,x2,y2; repeatable.")
+@options.texts("box")
+@options.pixels
+@options.json
+def run(loading: Loading, image: Path, box: tuple[str, ...], texts: Texts, pixels: Pixels, json: bool) -> None:
+    """Print the cosine of each text with each box of an image."""
+    pixels.set_limit()
+    boxes = [parse_box(value) for value in box]
+    texts.check()
+    model = loading.open()
+    warn_truncated(model, texts.text, texts.walk_type)
+    answer = answers.regions(
+        model,
+        load_image(image, exif_transpose=pixels.exif_transpose),
+        boxes,
+        texts.text,
+        texts.walk_type,
+        pixels.max_num_patches,
+        name=str(image),
+    )
+    if json:
+        say_json(answer)
+    else:
+        say_table(
+            f"cosine of text and region in {image}",
+            (words("box"), words("text"), numbers("cosine")),
+            [
+                (name, text, f"{value:.4f}")
+                for name, row in zip(box, answer.cosines, strict=True)
+                for text, value in zip(answer.texts, row, strict=True)
+            ],
+        )
+
+
+def parse_box(value: str) -> list[float]:
+    """A box from the command line.
+
+    Raises:
+        BoxError: it is not four numbers.
+    """
+    try:
+        corners = [float(part) for part in value.split(",")]
+    except ValueError:
+        corners = []
+    if len(corners) != 4:
+        raise BoxError(f"--box {value!r} is not four numbers; give it as x1,y1,x2,y2 in pixels.")
+    return corners

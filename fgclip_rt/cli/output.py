@@ -1,0 +1,123 @@
+"""Where words go: results to standard output, as text, tables or JSON, and everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Wide enough that nothing is cut when the output is a file or a pipe.
+_PIPE_WIDTH = 1000
+
+#: Fewest characters in a line of a cell whose text may wrap, and blanks between two columns.
+_LEAST, _GAP = 6, 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: its header.
+        wraps: whether its cells may take several lines, where the terminal is narrow.
+        right: whether they stand on the right.
+    """
+
+    name: str
+    wraps: bool
+    right: bool
+
+
+def words(name: str) -> Column:
+    """A column of texts."""
+    return Column(name, wraps=True, right=False)
+
+
+def names(name: str) -> Column:
+    """A column of names that users copy, each of which stays in one piece."""
+    return Column(name, wraps=False, right=False)
+
+
+def numbers(name: str) -> Column:
+    """A column of numbers, each of which stays in one piece."""
+    return Column(name, wraps=False, right=True)
+
+
+def say(text: str) -> None:
+    """Print a line of the result."""
+    click.echo(printable(text))
+
+
+def warn(text: str) -> None:
+    """Print a line about the work to standard error."""
+    click.echo(printable(text), err=True)
+
+
+def say_json(answer: Any) -> None:
+    """Print the result for a program: a struct of :mod:`fgclip_rt.answers`, or several."""
+    value = msgspec.to_builtins(answer)
+    click.echo(printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def say_error(code: str, message: str) -> None:
+    """Print for a program why there is no result."""
+    say_json({"error": {"code": code, "message": message}})
+
+
+def say_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table under ``title``, if any, as wide as the terminal or as its numbers need."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    if title:
+        say(title)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False)
+    least = -_GAP
+    for index, column in enumerate(columns):
+        lines = [line for row in cells for line in row[index].split("\n")]
+        widest = max(map(cell_len, [column.name, *lines]))
+        width = min(_LEAST, widest) if column.wraps else widest
+        table.add_column(
+            column.name,
+            justify="right" if column.right else "left",
+            no_wrap=not column.wraps,
+            min_width=width,
+            overflow="fold",
+        )
+        least += width + _GAP
+    for row in cells:
+        table.add_row(*row)
+    console = make_console(sys.stdout)
+    console.width = max(console.width, least)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def make_console(stream: TextIO) -> Console:
+    """Where tables and progress bars go. It is imported where it is needed, which takes as long as a first vector."""
+    from rich.console import Console
+
+    # What we print holds texts and paths of others: nothing in them is markup.
+    return Console(file=stream, width=_width(stream), highlight=False, markup=False, emoji=False)
+
+
+def _width(stream: TextIO) -> int:
+    return shutil.get_terminal_size().columns if stream.isatty() else _PIPE_WIDTH
+
+
+def printable(text: str) -> str:
+    """Text with the bytes of a file name that are not UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode()
