@@ -99,7 +99,7 @@ def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile]) -> Any
 
 
 class TimingCache:
-    """Timings of kernels in a file, where the library has any use for them."""
+    """A file with timings of kernels, for a library that can use them; without a path it does nothing."""
 
     def __init__(self, config: Any, path: str | None) -> None:
         self._path = None if path is None else Path(path)
@@ -110,7 +110,7 @@ class TimingCache:
         config.set_timing_cache(self._cache, ignore_mismatch=False)
 
     def save(self) -> None:
-        """Write the file anew, with what others have added to it since."""
+        """Write the file anew, together with the timings that others have added to it since."""
         if self._path is None:
             return
         self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=True)

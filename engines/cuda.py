@@ -1,4 +1,4 @@
-"""What of CUDA the engines need, by cuda-bindings: the GPU, memory, streams, events and graphs."""
+"""The part of CUDA that engines need, over cuda-bindings: the GPU, memory, streams, events and graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OutOfMemoryError(Exception):
 
 
 def find_gpu() -> Gpu | None:
-    """The GPU that CUDA takes first, by CUDA_VISIBLE_DEVICES where that is set; None where there is none.
+    """The GPU that CUDA takes first, by CUDA_VISIBLE_DEVICES if that is set; None if there is none.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -45,7 +45,7 @@ def find_gpu() -> Gpu | None:
 
 
 class Cuda:
-    """CUDA's runtime, whose calls work or raise. Handles are what cuda-bindings gives, addresses are numbers."""
+    """CUDA's runtime, whose calls work or raise. Handles are those of cuda-bindings, addresses are numbers."""
 
     def __init__(self) -> None:
         """Take the first GPU.
@@ -102,7 +102,7 @@ class Cuda:
         self._call("cudaEventRecord", event, stream)
 
     def hold(self, stream: Any, event: Any) -> None:
-        """Have what ``stream`` is given from now on wait for ``event``."""
+        """Have all work that ``stream`` is given from now on wait for ``event``."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def wait(self, event: Any) -> None:
@@ -110,7 +110,7 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
-        """What ``enqueue`` gives to ``stream``, as a graph to launch; None where it cannot be captured."""
+        """The work that ``enqueue`` gives to ``stream``, as a graph to launch; None if it cannot be captured."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:

@@ -1,4 +1,4 @@
-"""A graph of a bundle as TensorRT's parser takes it: sizes fixed where an engine fixes them, and attention with a mask.
+"""A graph of a bundle as TensorRT's parser takes it: sizes fixed as the engine has them, and attention with a mask.
 
 The bundle's graphs hide keys with one more channel in every head (:mod:`fgclip_rt.export.graphs.attention`), for the
 sake of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
@@ -24,7 +24,7 @@ from fgclip_rt.manifest import KeyBias
 def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
     """The ONNX file at ``path`` with the axes in ``fixed`` of one size, serialised; its weights stay where they are.
 
-    What attention is left is replaced by its definition in standard operators: TensorRT-RTX's parser knows the operator
+    All other attention is replaced by its definition in standard operators: TensorRT-RTX's parser knows the operator
     by name, and refuses heads whose keys and values differ in width.
 
     Args:
@@ -92,7 +92,7 @@ def _metadata(holder: ModelProto | NodeProto) -> dict[str, str]:
 def _mask_attentions(graph: GraphProto) -> None:
     """Give every attention that hides keys its heads' own size, and a mask in standard operators.
 
-    What is left over of the channel is read by nobody, and parsers drop it.
+    Nobody reads the rest of the channel's nodes, and parsers drop them.
     """
     nodes: list[NodeProto] = []
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Which engines to build of a bundle, and the shapes that each of them takes."""
+"""The engines to build of a bundle, and the shapes that each of them takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graphs of a bundle in TensorRT engines, and what no engine takes in another backend."""
+"""The graphs of a bundle in TensorRT engines; inputs that no engine takes go to another backend."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .lane import Lane, Pending, Tensors
 from .libraries import LIBRARIES, TensorRtLibrary
 from .profiles import Range
 
-#: Axes that an engine has in one size. What lies past an image's grid is not looked at, so patches may be fewer;
-#: padding tokens are, so tokens may not.
+#: Axes that an engine has in one size. Patches may be fewer, for the graph ignores those past an image's grid; tokens
+#: may not, for it reads padding too.
 _LENGTHS = (Axis.PATCHES, Axis.TOKENS)
 _EXACT = (Axis.TOKENS,)
 
@@ -55,7 +55,7 @@ class EngineBackend:
             bundle: an opened bundle.
             precision: one of the manifest's.
             engines: of this precision and one library.
-            fallback: runs what no engine takes, or refuses it.
+            fallback: runs inputs that no engine takes, or refuses them.
             load: makes a plan ready; None does so by the library that built it.
             cuda: the GPU; None takes the first.
 
@@ -124,7 +124,7 @@ def _loader(library: str) -> Callable[[Engine], Plan]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine, and what it takes.
+    """An engine, and the inputs that it takes.
 
     Attributes:
         engine: its folder and record.
@@ -146,7 +146,7 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands among the engines of its graph: what takes less comes first, or as much in larger batches."""
+        """Its place among the engines of its graph: smaller lengths first, and of the same length larger batches."""
         return self.length or 0, -self.ranges[Axis.BATCH][2]
 
     @property
@@ -156,7 +156,7 @@ class _Candidate:
 
     @property
     def tensors(self) -> Tensors:
-        """What goes in and out."""
+        """Its inputs and outputs."""
         specs = (*self.graph.inputs, *self.graph.outputs)
         return Tensors({spec.name: np.dtype(spec.dtype) for spec in specs}, [spec.name for spec in self.graph.outputs])
 
@@ -170,7 +170,7 @@ class _Candidate:
         return all(axis == self._split or _fits(axis, sizes[axis], most) for axis, (_, _, most) in self.ranges.items())
 
     def run_in_parts(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """Give the inputs to the engine, in parts where they are more than it takes."""
+        """Give the inputs to the engine, in parts if they are more than it takes."""
         sizes = self._sizes({name: array.shape for name, array in inputs.items()})
         most = self.ranges[self._split][2]
         specs = {spec.name: spec for spec in self.graph.outputs}
@@ -202,7 +202,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Outputs that come in parts, each with the shapes of what of it was asked for."""
+    """Outputs that come in parts, each with the shapes to cut it to."""
 
     parts: Sequence[tuple[Pending, Sequence[Shape]]]
 

@@ -1,4 +1,7 @@
-"""Which backend runs a bundle: its engines where they fit, onnxruntime otherwise."""
+"""The choice of a backend for a bundle: its engines if they fit, onnxruntime otherwise.
+
+Functions import :mod:`fgclip_rt.engines` only when a bundle has engines, because most bundles have none.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +43,18 @@ class Fit:
 def choose_backend(
     bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, backend: str | None = None
 ) -> Backend:
-    """What runs ``bundle``.
+    """The backend that runs ``bundle``.
 
     Args:
         bundle: an opened bundle.
         precision: one of the manifest's.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: threads of one operator on the CPU; None takes one for each core that we may use.
-        backend: one of :data:`BACKENDS`; None takes engines where they fit, and says which and why.
+        backend: one of :data:`BACKENDS`; None takes engines if they fit, and says which and why.
 
     Raises:
         ArgumentError: an argument is unknown, or they do not go together.
-        DeviceError: what was asked for is not there.
+        DeviceError: the device or backend that was asked for is not there.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
     if device not in DEVICES:
@@ -124,7 +127,7 @@ def _problem(
 
 
 def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
-    """The command that builds an engine like that of ``key``, for ``gpu`` where there is one."""
+    """The command that builds an engine like that of ``key``, for ``gpu`` if there is one."""
     graph = bundle.manifest.graphs.get(key.graph, {}).get(key.precision)
     options = ["--backend", key.library.name, "--graph", key.graph, "--precision", key.precision]
     if key.stripped:
@@ -148,12 +151,12 @@ def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
 
 
 def _installed(libraries: Iterable[str]) -> dict[str, str]:
-    """Versions of those ``libraries`` that are here."""
+    """Versions of those ``libraries`` that are installed."""
     from fgclip_rt.engines.libraries import LIBRARIES
 
     versions = {}
     for name in set(libraries) & set(ENGINE_BACKENDS):
-        # Reported as not installed, where an engine needs it.
+        # An engine that needs it is told that it is not installed.
         with contextlib.suppress(MissingDependencyError, EngineError):
             versions[name] = LIBRARIES[name]().version
     return versions
@@ -205,7 +208,7 @@ def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:
-    """Whether the machine is what is the matter, and not the engines."""
+    """Whether the machine is at fault, and not the engines."""
     return NO_GPU in {fit.problem for fit in fits}
 
 

@@ -1,4 +1,4 @@
-"""Built engines on disk: what ``engine.json`` says, and whether an engine fits a bundle, a library and a GPU.
+"""Built engines on disk: their record ``engine.json``, and whether an engine fits a bundle, a library and a GPU.
 
 Every engine lies in a folder of its own below the bundle's ``engines/``: the library's own file, called the plan, and
 ``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name, so that an
@@ -32,7 +32,7 @@ REFIT = "refit.onnx"
 #: Changes when the same key would make another plan, because this package makes networks in another way.
 RECIPE = 1
 
-#: What keeps every engine from running on a machine for which it may be the right one.
+#: Why no engine runs on a machine, although it may be the right one for it.
 NO_GPU = "there is no NVIDIA GPU"
 
 #: GPUs of any model from Ampere (sm80) on.
@@ -48,7 +48,7 @@ class Profile(Strict, frozen=True):
 
 
 class Library(Strict, frozen=True):
-    """What builds and runs an engine."""
+    """The library that builds and runs an engine."""
 
     name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"]
     version: str
@@ -64,9 +64,9 @@ class EngineKey(Strict, frozen=True):
         graph: name of the graph.
         precision: one of the bundle's. A graph that is one file in several goes by the first of them.
         files: SHA-256 of the graph's file and of every file of weights that it reads.
-        library: what built it, and the only thing to run it.
+        library: the library that built it, and the only one that runs it.
         targets: compute capabilities that it runs on, such as ``sm89``, or :data:`AMPERE_PLUS`.
-        gpu: name of the GPU that it was tuned on and for; None where it was built for targets by name.
+        gpu: name of the GPU that it was tuned on and for; None if it was built for targets by name.
         profiles: by input.
         stripped: whether the plan lacks its weights, which are read from the bundle when it is loaded.
         recipe: :data:`RECIPE`.
@@ -93,12 +93,12 @@ class EngineRecord(Strict, frozen=True):
     """The whole ``engine.json``.
 
     Attributes:
-        key: what the plan depends on.
+        key: all that the plan depends on.
         sha256: the key's digest.
         plan: name of the file to load.
         files: size and digest of every other file in the folder.
         seconds: how long the build took.
-        layers: number of the network's layers, before the library joins them; None where it does not say.
+        layers: number of the network's layers, before the library joins them; None if it does not say.
     """
 
     format: Literal["fgclip-rt-engine"]
@@ -124,7 +124,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Engine:
-    """A folder that holds an engine, and what its record says."""
+    """A folder that holds an engine, and its record."""
 
     path: Path
     record: EngineRecord
@@ -211,7 +211,7 @@ def read_engine(folder: Path) -> Engine:
 
 
 def folder_name(key: EngineKey) -> str:
-    """What the folder of an engine is called: what it is for a reader, and its digest for certainty."""
+    """Name of an engine's folder: a description for readers, and the key's digest for certainty."""
     sizes = "-".join(str(size) for size in dict.fromkeys(_fixed_sizes(key)))
     parts = [key.graph, key.precision, sizes, key.library.name]
     return "-".join(part for part in parts if part) + _suffix(key)

@@ -7,31 +7,21 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
-import onnx_ir as ir
 import pytest
 from filelock import FileLock
-from PIL import Image
 
 import fgclip_rt
-from fgclip_rt import export
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
-from fgclip_rt.export import CalibrationInputs
 from fgclip_rt.model import Model
-from helpers import (
-    GOLDEN_NAMES,
-    GOLDENS,
-    MODULES,
-    SQUARE_CHECKPOINTS,
-    Completed,
-    Golden,
-    Trace,
-    hasten,
-    picture,
-    run_program,
-)
+from helpers import GOLDEN_NAMES, GOLDENS, Completed, Golden
+
+if TYPE_CHECKING:
+    from exporting import Trace
 
 # The time of an example means nothing here, and a run must not depend on chance.
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
@@ -45,6 +35,9 @@ if PARALLEL:
     # onnxruntime's threads spin while they wait, so more threads than cores would slow each other down.
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
+
+#: A folder of bundles that ``bundles.py`` made in another environment, so that they need not be made here.
+HANDED_OVER = os.environ.get("FGCLIP_RT_TEST_BUNDLES")
 
 #: Type of the fixture :func:`once`.
 Once = Callable[[str, Callable[[Path], None]], Path]
@@ -78,38 +71,43 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def bundle_path(once: Once) -> Path:
-    """The golden checkpoint, exported."""
-    return once("fgclip2", _exporter("fgclip2")) / "bundle"
+def made(once: Once) -> Callable[[str], Path]:
+    """Gives the folder that the maker of some name in ``bundles.py`` has filled."""
 
+    def fill(name: str, folder: Path) -> None:
+        # Where bundles are handed over, there may be no torch.
+        from bundles import MAKERS
 
-@pytest.fixture(scope="session")
-def masked_bundle_path(once: Once) -> Path:
-    """The golden checkpoint whose tokenizer makes an attention mask, exported."""
-    return once("fgclip2-masked", _exporter("fgclip2-masked")) / "bundle"
-
-
-@pytest.fixture(scope="session")
-def square_path(once: Once) -> Callable[[str], Path]:
-    """Exports a golden checkpoint that takes square images, by its name, in three precisions."""
+        MAKERS[name](folder)
 
     def path(name: str) -> Path:
-        return once(name, lambda folder: _export_square(name, folder)) / name
+        return once(name, partial(fill, name)) if HANDED_OVER is None else Path(HANDED_OVER, name).resolve()
 
     return path
 
 
 @pytest.fixture(scope="session")
-def pocket_export(once: Once) -> tuple[Path, Completed]:
-    """The folder and the result of the one export that runs the installed program, as users do."""
-    precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
+def bundle_path(made: Callable[[str], Path]) -> Path:
+    """The golden checkpoint, exported."""
+    return made("fgclip2") / "bundle"
 
-    def fill(folder: Path) -> None:
-        (folder / "made").mkdir()
-        result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder / "made")
-        (folder / "result.json").write_text(json.dumps({**vars(result), "args": []}))
 
-    folder = once("pocket", fill)
+@pytest.fixture(scope="session")
+def masked_bundle_path(made: Callable[[str], Path]) -> Path:
+    """The golden checkpoint whose tokenizer makes an attention mask, exported."""
+    return made("fgclip2-masked") / "bundle"
+
+
+@pytest.fixture(scope="session")
+def square_path(made: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Gives a golden checkpoint that takes square images, exported in three precisions, by its name."""
+    return lambda name: made(name) / name
+
+
+@pytest.fixture(scope="session")
+def pocket_export(made: Callable[[str], Path]) -> tuple[Path, Completed]:
+    """The one export that is made just as a user makes it, and the folder that it is made in."""
+    folder = made("pocket")
     return folder / "made", Completed(**json.loads((folder / "result.json").read_text()))
 
 
@@ -138,28 +136,6 @@ def hundred(pocket: Model, once: Once) -> Evaluation:
     return evaluation
 
 
-def _export_square(name: str, folder: Path) -> None:
-    checkpoint, files = SQUARE_CHECKPOINTS[name]
-    pictures = [Image.fromarray(picture(40 + 3 * seed, 90 - seed, seed)) for seed in range(16)]
-    texts = [
-        f"{count} {thing}" for count in ("a photo of one", "two", "nine") for thing in ("cat", "DOG!", "blue", "猫")
-    ]
-    inputs = CalibrationInputs(pictures, [*texts, "", "a", "naïve café", "end of it"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgclip_rt.export.bundle.probe.IMAGE_SIZES", ((150, 200), (20, 1500), (1, 1)))
-        source = export.checkpoint_source(checkpoint, files=files)
-        export.export(source, folder / name, ("fp32", "fp16", "int8"), inputs=inputs)
-
-
-def _exporter(name: str) -> Callable[[Path], None]:
-    source = export.checkpoint_source(str(GOLDENS / name / "checkpoint"))
-
-    def fill(folder: Path) -> None:
-        export.export(source, folder / "bundle")
-
-    return fill
-
-
 @pytest.fixture(scope="session")
 def model(bundle_path: Path) -> Model:
     return fgclip_rt.load(bundle_path, device="cpu")
@@ -182,13 +158,9 @@ def golden_model(golden: Golden, request: pytest.FixtureRequest) -> Model:
     return request.getfixturevalue("model" if golden.name == "fgclip2" else "masked_model")
 
 
-@pytest.fixture(scope="session")
-def masked_graphs(masked_bundle_path: Path) -> dict[str, ir.Model]:
-    """The graphs of the masked checkpoint, by name; not to be changed."""
-    return {name: ir.load(masked_bundle_path / f"{name}.onnx") for name in MODULES.values()}
-
-
 @pytest.fixture
 def quick(masked_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trace:
     """Quick exports of the masked golden checkpoint, and of others of its sizes."""
+    from exporting import hasten
+
     return hasten(monkeypatch, masked_bundle_path)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fgclip_rt
+from exporting import SQUARE_CHECKPOINTS
 from fgclip_rt.benchmarks import advice, advise, bench
 from fgclip_rt.benchmarks.bench import PEERS
 from fgclip_rt.benchmarks.contest import Contest
@@ -36,7 +37,7 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BenchmarkError, ImageError, MissingDependencyError
 from fgclip_rt.export.families.fgclip2.config import Config
 from fgclip_rt.model import Model
-from helpers import GOLDENS, SQUARE_CHECKPOINTS, assert_one_sentence, picture, run_command
+from helpers import GOLDENS, assert_one_sentence, picture, run_command
 
 QUICK = {"rounds": 2, "seconds": 0.0}
 PAGE = Path(__file__).parents[2] / "benchmarks"

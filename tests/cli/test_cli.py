@@ -20,19 +20,9 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
+from exporting import Trace, hasten
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
-from helpers import (
-    LOWERING,
-    Completed,
-    Json,
-    Trace,
-    add_int8,
-    edit_manifest,
-    hasten,
-    picture,
-    run_command,
-    run_program,
-)
+from helpers import LOWERING, Completed, Json, add_int8, edit_manifest, picture, run_command, run_program
 
 PHOTO = "1_chelsea_451x300.png"
 

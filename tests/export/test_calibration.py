@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from exporting import constant, float_value, hand_made
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError
@@ -24,7 +25,7 @@ from fgclip_rt.export.precision.observation import ObservingBackend
 from fgclip_rt.export.precision.sensitivity import Sensitivity
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from helpers import WALK_TYPES, Progress, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture
+from helpers import WALK_TYPES, Progress, assert_one_sentence, assert_parity, picture
 
 FloatArray = NDArray[np.float32]
 

@@ -16,6 +16,7 @@ from fake_gpu import LIBRARY, FakeCuda, FakePlan, make_engine
 from PIL import Image
 
 import fgclip_rt
+from exporting import SQUARE_CHECKPOINTS
 from fgclip_rt import parity
 from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
@@ -34,15 +35,7 @@ from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe
 from fgclip_rt.scores import l2_normalize
-from helpers import (
-    GOLDENS,
-    SQUARE_CHECKPOINTS,
-    SQUARE_NAMES,
-    assert_one_sentence,
-    assert_parity,
-    picture,
-    run_command,
-)
+from helpers import GOLDENS, SQUARE_NAMES, assert_one_sentence, assert_parity, picture, run_command
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 FIRST = [0, 1, 2]

@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 import fgclip_rt
+from exporting import Trace, small_random, tamper, unused_source
 from fgclip_rt import export, parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, OutputError, ParityError
@@ -31,20 +32,7 @@ from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
-from helpers import (
-    GOLDENS,
-    Golden,
-    Progress,
-    Trace,
-    assert_one_sentence,
-    assert_parity,
-    contents,
-    picture,
-    raise_at,
-    small_random,
-    tamper,
-    unused_source,
-)
+from helpers import GOLDENS, Golden, Progress, assert_one_sentence, assert_parity, contents, picture, raise_at
 
 GRAPHS = ("vision", "dense", "text", "region")
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from exporting import SENSITIVE, constant, float_value, hand_made, linear_model, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.export.bundle.weights import WeightFiles
 from fgclip_rt.export.graphs.attention import (
@@ -34,8 +35,8 @@ from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import array, find_layers
 from fgclip_rt.export.precision.lower import input_scale, lower, quantised_weight
 from fgclip_rt.export.precision.precisions import PRECISIONS
-from fgclip_rt.export.precision.smoothing import find_places, smooth
-from helpers import SENSITIVE, constant, float_value, graph_inputs, hand_made, linear_model, run
+from fgclip_rt.export.precision.smoothing import find_sites, smooth
+from helpers import graph_inputs
 
 FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 FLOAT8 = ir.DataType.FLOAT8E4M3FN
@@ -561,7 +562,7 @@ def test_the_names_of_what_hides_keys_outlast_every_step(
 ) -> None:
     """Rescaling and rounding, writing, reading, and writing again as when a precision is dropped."""
     model = masked_graphs[graph]
-    places = find_places(model, ())
+    places = find_sites(model, ())
     widths = {place.name: array(place.readers[0].weight).shape[0] for place in places}
     factors = {name: np.full(width, 2, np.float32) for name, width in widths.items()}
     changed = lowered(smooth(model, (), factors), precision) if precision != "fp32" else model

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
+from exporting import hasten, unused_source
 from fgclip_rt import export
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
@@ -29,17 +30,7 @@ from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
-from helpers import (
-    GOLDENS,
-    WALK_TYPES,
-    Golden,
-    assert_one_sentence,
-    contents,
-    graph_inputs,
-    hasten,
-    raise_at,
-    unused_source,
-)
+from helpers import FP32_LIMITS, GOLDENS, WALK_TYPES, Golden, assert_one_sentence, contents, graph_inputs, raise_at
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
@@ -506,3 +497,7 @@ def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path: Path, kind: 
         export.export(export.checkpoint_source(MASKED), tmp_path / "bundle", ["int8"], inputs=inputs)
     assert_one_sentence(info.value, str(images[7]))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_the_tests_without_torch_hold_fp32_to_the_limits_of_the_export() -> None:
+    assert PRECISIONS["fp32"].limits == FP32_LIMITS

@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from exporting import SENSITIVE, constant, float_value, hand_made, linear_model, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import SMOOTHED, Layer, array, find_layers
 from fgclip_rt.export.precision.lower import lower
 from fgclip_rt.export.precision.smoothing import ScalingSite, choose_factors, find_sites, smooth
-from helpers import SENSITIVE, assert_parity, constant, float_value, graph_inputs, hand_made, linear_model, run
+from helpers import assert_parity, graph_inputs
 
 INT8 = ir.DataType.INT8
 

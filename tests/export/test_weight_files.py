@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir import tensor_adapters
 from safetensors import safe_open
 
+from exporting import SENSITIVE
 from fgclip_rt import parity
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import MANIFEST, Bundle
@@ -24,7 +25,7 @@ from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.lower import lower
 from fgclip_rt.export.precision.precisions import PRECISIONS
 from fgclip_rt.manifest import Limits, Lowering, Parity
-from helpers import SENSITIVE, graph_inputs
+from helpers import graph_inputs
 
 GRAPHS = ("vision", "dense", "text", "region")
 LIMITS = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)

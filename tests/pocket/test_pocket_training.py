@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporting import hasten
 from fgclip_rt import export
 from fgclip_rt.pocket.captions import LANGUAGES, as_worded, box_caption, long_caption, state
 from fgclip_rt.pocket.scenes import make_scene
 from fgclip_rt.text import Tokenizer
-from helpers import hasten
 from tools.pocket import losses, train
 from tools.pocket.tokenizer import SPECIAL_TOKENS, train_tokenizer
 

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fgclip_rt
 from fgclip_rt import parity
-from fgclip_rt.export import PRECISIONS
+from fgclip_rt.bundle import MANIFEST, Bundle
 from fgclip_rt.manifest import Limits
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
-from helpers import WALK_TYPES, Progress, picture
+from helpers import FP32_LIMITS, GOLDEN_NAMES, SQUARE_NAMES, WALK_TYPES, Progress, picture
 
-FP32 = PRECISIONS["fp32"].limits
+FP32 = FP32_LIMITS
 REPORTED = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
 Array = np.ndarray[Any, Any]
 
@@ -299,6 +300,18 @@ def test_what_a_model_has_and_its_probe_lacks_fails(pocket: Model, held_out: Pro
     images = tuple(dataclasses.replace(image, **{part: None}) for image in held_out.images[:1])
     rows = parity.check_held_out(pocket, dataclasses.replace(held_out, images=images), FP32)
     assert {row.graph for row in rows if not row.passed} == {graph}
+
+
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, *SQUARE_NAMES, "pocket"])
+def test_every_family_passes_in_all_its_precisions(name: str, made: Callable[[str], Path]) -> None:
+    [manifest] = made(name).rglob(MANIFEST)
+    path = manifest.parent
+    bundle = Bundle.open(path)
+    probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
+    for precision, limits in bundle.manifest.parity.limits.items():
+        rows = parity.check(fgclip_rt.load(path, device="cpu", precision=precision), probe, limits)
+        assert len(rows) == parity.count_rows(probe)
+        assert [row for row in rows if not row.passed] == []
 
 
 def test_a_probe_keeps_the_texts_of_each_walk_type(held_out: Probe, tmp_path: Path) -> None:

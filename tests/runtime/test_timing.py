@@ -13,7 +13,7 @@ import pytest
 
 from fgclip_rt import turns
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
-from fgclip_rt.cli.doctor import verdict
+from fgclip_rt.cli.commands.doctor import verdict
 from fgclip_rt.errors import BundleError, FgclipError
 from fgclip_rt.timing import ROUNDS, Timing, time_precisions
 from helpers import Json, assert_one_sentence, edit_manifest, run_command
