@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgclip_rt.arrays import Array
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
@@ -22,7 +23,7 @@ from fgclip_rt.preparation import preparation
 
 from .events import between_events
 from .inputs import make_inputs, noise_images, walk_type
-from .task import Array, Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
+from .task import Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
 
 Function: TypeAlias = Callable[..., Tensor]
 
