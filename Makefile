@@ -2,18 +2,20 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
+OLDEST := .venv-oldest
 
-.PHONY: help install demo test test-slow bench bench-report lint clean
+.PHONY: help install demo test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
 	@echo "make test          lint, check types, and run the tests"
 	@echo "make test-slow     run the tests that take minutes or gigabytes"
+	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
-	@echo "make clean         remove $(VENV) and what the demo made"
+	@echo "make clean         remove $(VENV), $(OLDEST) and what the demo made"
 
 install: $(VENV)/installed
 
@@ -52,6 +54,20 @@ test: install lint
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# The runtime's tests with the oldest versions that it allows and no torch, on bundles that the usual environment makes.
+test-oldest: install $(OLDEST)/installed
+	rm -rf $(OLDEST)/bundles
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bundles.py $(OLDEST)/bundles
+	@cat $(OLDEST)/constraints.txt
+	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/test_imports.py
+
+# Its wheels are those of the oldest Python too.
+$(OLDEST)/installed: pyproject.toml tests/oldest/constraints.py
+	python3.11 -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest/constraints.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . filelock hypothesis pytest
+	touch $@
+
 # Exports models of real size with random weights and measures them beside what a user would pick instead.
 bench: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.suite benchmarks
@@ -66,4 +82,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DEMO) build *.egg-info

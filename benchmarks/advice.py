@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 from PIL import Image
 
 from fgclip_rt.errors import ImageError
 from fgclip_rt.graphs import ImageInputs
-from fgclip_rt.manifest import ImageSpec, SquareSpec, Strict
+from fgclip_rt.manifest import Strict
 from fgclip_rt.model import Model
-from fgclip_rt.preparation import Patches, target_grid
 from fgclip_rt.progress import BeginStage, silent
+from fgclip_rt.turns import take_turns, timed
+
+from .inputs import noise_patches
 
 #: Batches that are tried, as far as they hold no more patches than the second number.
 _BATCHES, _MOST_PATCHES = (1, 2, 4, 8, 16, 32), 8192
@@ -98,7 +100,7 @@ def advise(
         except Exception:  # Pillow's decoders raise nearly anything on damaged files
             unreadable.append(str(file))
         else:
-            bucket, shape = _grid(model, width, height, max_num_patches)
+            bucket, shape = model.preparation.grid(width, height, max_num_patches)
             grids[bucket].append(shape)
         done()
     if not grids:
@@ -116,16 +118,6 @@ def advise(
     )
 
 
-def _grid(model: Model, width: int, height: int, max_num_patches: int | None) -> tuple[int, tuple[int, int]]:
-    """The bucket of an image, and its grid of patches."""
-    spec: ImageSpec = model.manifest.image
-    if isinstance(spec, SquareSpec):
-        side = spec.image_size // spec.patch_size
-        return spec.max_num_patches, (side, side)
-    bucket = max_num_patches or model.preparation.bucket(width, height)
-    return bucket, target_grid(height, width, spec.patch_size, bucket)
-
-
 def _advise_bucket(
     model: Model,
     bucket: int,
@@ -135,20 +127,14 @@ def _advise_bucket(
     done: Callable[[], None],
 ) -> BucketAdvice:
     sizes = [size for size in _BATCHES if size == 1 or (size * bucket <= _MOST_PATCHES and size <= len(grids))]
-    turns: dict[int, list[float]] = {size: [] for size in sizes}
-    start = perf_counter()
-    for turn in range(rounds + 1):
-        for size in sizes:
-            batch = [_noise(model, bucket, grid) for grid in grids[:size]]
-            begin = perf_counter()
-            model.graphs.vision(ImageInputs.of(batch)).result()
-            if turn:  # the first warms up
-                turns[size].append(size / (perf_counter() - begin))
-        if turn:
-            done()
-        if turn and perf_counter() - start > seconds:
-            break
-    rates = {size: median(values) for size, values in turns.items()}
+
+    def turn(size: int) -> float:
+        batch = [noise_patches(model.manifest.image, grid, bucket) for grid in grids[:size]]
+        return timed(lambda: model.graphs.vision(ImageInputs.of(batch)).result())
+
+    turns = {size: partial(turn, size) for size in sizes}
+    measured = take_turns(turns, rounds, warm_up=1, seconds=seconds, progress=done)
+    rates = {size: median(size / taken for taken in values) for size, values in measured.items()}
     lengths = np.array([rows * columns for rows, columns in grids])
     return BucketAdvice(
         bucket=bucket,
@@ -179,10 +165,3 @@ def _overall(buckets: Sequence[BucketAdvice], size: int | None) -> float:
         tried = [known for known in advice.rates if size is None or known <= size]
         seconds += advice.images / advice.rates[advice.batch_size if size is None else max(tried)]
     return sum(advice.images for advice in buckets) / seconds
-
-
-def _noise(model: Model, bucket: int, grid: tuple[int, int]) -> Patches:
-    spec = model.manifest.image
-    width = spec.patch_size**2 * spec.channels
-    pixels = np.random.default_rng(bucket).integers(0, 256, (grid[0] * grid[1], width), np.uint8)
-    return Patches(pixels, grid, (grid[0] * spec.patch_size, grid[1] * spec.patch_size), bucket)

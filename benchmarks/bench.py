@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import msgspec
 
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.errors import ArgumentError, BenchmarkError, MissingDependencyError, check_positive
-from fgclip_rt.machine import available_memory, cpu_flags, cpu_name, usable_cores, vector_extensions
-from fgclip_rt.packages import EXPORT_PACKAGES, missing_packages
+from fgclip_rt.choice import ENGINE_BACKENDS
+from fgclip_rt.errors import ArgumentError, BenchmarkError, DeviceError, check_positive
+from fgclip_rt.machine import nvidia_gpus, this_machine, usable_cores, vector_extensions, versions
+from fgclip_rt.packages import EXPORT_PACKAGES, require
 from fgclip_rt.progress import BeginStage, silent
 
+from .contest import Contest
 from .operations import OperationCounter
+from .products import operations as product_operations
 from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
-from .task import Case, CheckpointName, Contender
-from .turns import Contest
+from .task import Case, CheckpointName, Contender, Device
 
-#: What a user would pick instead, in the order of the tables.
-PEERS = ("pytorch", "pytorch compiled", "transformers", "onnxruntime", "openvino")
+#: What a user would pick instead, in the order of the tables, and on which devices.
+_PEERS: dict[str, tuple[Device, ...]] = {
+    "pytorch": ("cpu", "cuda"),
+    "pytorch compiled": ("cpu",),
+    "pytorch autocast": ("cuda",),
+    "pytorch autocast compiled": ("cuda",),
+    "transformers": ("cpu",),
+    "onnxruntime": ("cpu",),
+    "openvino": ("cpu",),
+}
+PEERS = tuple(_PEERS)
+
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 #: Those that run an export of the reference.
 _PLAIN = ("onnxruntime", "openvino")
 
-_PACKAGES = ("onnxruntime", "numpy", "pillow", "torch", "transformers", "openvino")
+#: Packages whose versions the figures depend on.
+_PACKAGES: dict[Device, tuple[str, ...]] = {
+    "cpu": ("onnxruntime", "numpy", "pillow", "torch", "transformers", "openvino"),
+    "cuda": ("onnxruntime", "numpy", "pillow", "torch", "tensorrt", "tensorrt-rtx", "cuda-bindings"),
+}
+
+#: Images or texts in a run on a GPU, which few do not fill.
+_GPU_BATCHES = (1, 8, 32)
+
 _PRODUCTS = "products"
 
 
@@ -38,6 +58,7 @@ def bench(
     bundle: Path,
     cases: Sequence[Case] | None = None,
     *,
+    device: Device = "cpu",
     precisions: Sequence[str] | None = None,
     peers: Sequence[str] = (),
     checkpoint: CheckpointName | None = None,
@@ -46,13 +67,17 @@ def bench(
     seconds: float = 60.0,
     begin: BeginStage = silent,
 ) -> Result:
-    """Measure a bundle on this machine's CPU.
+    """Measure a bundle on this machine.
+
+    On a CPU the runtime computes. On a GPU each precision is run by onnxruntime's provider and by the engines of each
+    library; the model alone is timed with its inputs and outputs on the GPU.
 
     Args:
         bundle: its folder.
         cases: what to compute; None takes :func:`usual_cases`.
-        precisions: of the bundle; None takes all, and one that onnxruntime cannot run says so in its row.
-        peers: of :data:`PEERS`, run beside it with the same weights.
+        device: what computes.
+        precisions: of the bundle; None takes all, and one that cannot be run says so in its row.
+        peers: of :func:`available_peers`, run beside it with the same weights.
         checkpoint: where the peers find the weights of a bundle whose weights are not random.
         threads: of each contender; None takes one for each core that we may use.
         rounds: turns of each contender on each case.
@@ -60,23 +85,21 @@ def bench(
         begin: is told how far it is.
 
     Raises:
-        FgclipError: the bundle cannot be opened, an argument cannot be used, or a package is missing.
+        FgclipError: the bundle cannot be opened, an argument cannot be used, or a package or the GPU is missing.
         BenchmarkError: nothing could run a case, or the disk for temporary files is full.
     """
+    check_device(device)
     opened = Bundle.open(bundle)
     for precision in precisions or ():
         opened.check_precision(precision)
-    _check_peers(peers)
+    _check_peers(peers, device)
     check_positive("rounds", rounds)
     check_positive("threads", threads, most=1024)
-    cases = usual_cases(opened) if cases is None else cases
+    cases = usual_cases(opened, device) if cases is None else cases
     count = usable_cores() if threads is None else threads
-    ours = [
-        Contender(f"fgclip-rt {precision}", "fgclip-rt", str(bundle), count, precision=precision)
-        for precision in precisions or opened.manifest.precisions
-    ]
-    products = Contender(_PRODUCTS, "products", str(bundle), count)
-    others = [Contender(peer, peer, str(bundle), count, checkpoint=checkpoint) for peer in peers]
+    ours = _ours(bundle, precisions or opened.manifest.precisions, device, count)
+    products = Contender(_PRODUCTS, "products" if device == "cpu" else "products on a GPU", str(bundle), count, device)
+    others = [Contender(peer, peer, str(bundle), count, device, checkpoint=checkpoint) for peer in peers]
     operations = OperationCounter(opened)
     done = begin("measure", len(cases) * rounds)
     tables: list[Table] = []
@@ -91,22 +114,36 @@ def bench(
             with Contest([*contenders, products], rounds, seconds) as contest:
                 for case in group:
                     *rows, limit = contest.measure(case, done)
-                    tables.append(_table(case, count, rows, limit, operations))
+                    tables.append(_table(case, products, rows, limit, operations))
     return Result(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         command=" ".join(["fgclip-rt", *sys.argv[1:]]),
-        machine=describe_machine(),
-        versions=versions(),
+        machine=describe_machine(device),
+        versions=versions(*_PACKAGES[device]),
         bundle=describe_bundle(opened),
         tables=tuple(tables),
     )
 
 
-def usual_cases(bundle: Bundle) -> list[Case]:
-    """One image of every bucket, one text of every length, and dense features and regions where there are some."""
+def available_peers(device: Device) -> tuple[str, ...]:
+    """Those of :data:`PEERS` that run on a device."""
+    return tuple(peer for peer, devices in _PEERS.items() if device in devices)
+
+
+def usual_cases(bundle: Bundle, device: Device = "cpu") -> list[Case]:
+    """Images of every bucket and texts of every length.
+
+    On a CPU they come one at a time, with dense features and regions if the model has some. On a GPU they come in
+    batches too, and images end to end besides.
+    """
     buckets = bundle.manifest.image.buckets
     lengths = sorted({spec.length for spec in bundle.manifest.text.walk_types.values()})
+    if device == "cuda":
+        return [
+            *(Case("vision", *size, whole) for whole in (False, True) for size in product(buckets, _GPU_BATCHES)),
+            *(Case("text", *size) for size in product(lengths, _GPU_BATCHES)),
+        ]
     cases = [Case("vision", bucket) for bucket in buckets] + [Case("text", length) for length in lengths]
     if "dense" in bundle.manifest.graphs:
         cases.append(Case("dense", buckets[-1]))
@@ -115,27 +152,17 @@ def usual_cases(bundle: Bundle) -> list[Case]:
     return cases
 
 
-def describe_machine() -> dict[str, str]:
+def describe_machine(device: Device) -> dict[str, str]:
     """What the figures depend on."""
-    memory = available_memory()
+    machine = this_machine()
     return {
-        "cpu": cpu_name() or platform.processor() or platform.machine(),
-        "flags": vector_extensions(cpu_flags()),
-        "cores": str(usable_cores()),
-        "memory available": "unknown" if memory is None else f"{memory / 1e9:.0f} GB",
-        "system": platform.platform(),
+        **({} if device == "cpu" else {"gpu": "; ".join(nvidia_gpus())}),
+        "cpu": machine.cpu,
+        "flags": vector_extensions(machine.flags),
+        "cores": str(machine.cores),
+        "memory available": "unknown" if machine.memory is None else f"{machine.memory / 1e9:.0f} GB",
+        "system": machine.system,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of what may have been run."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def describe_bundle(bundle: Bundle) -> BundleInfo:
@@ -149,15 +176,56 @@ def describe_bundle(bundle: Bundle) -> BundleInfo:
     )
 
 
-def _check_peers(peers: Sequence[str]) -> None:
+def _ours(bundle: Path, precisions: Sequence[str], device: Device, threads: int) -> list[Contender]:
+    """Every way to run the bundle: in each precision the runtime, or onnxruntime's provider and then engines."""
+    if device == "cpu":
+        return [
+            Contender(f"fgclip-rt {precision}", "fgclip-rt", str(bundle), threads, precision=precision)
+            for precision in precisions
+        ]
+    return [
+        *(
+            Contender(f"fgclip-rt {precision}", "onnxruntime provider", str(bundle), threads, device, precision)
+            for precision in precisions
+        ),
+        *(
+            Contender(f"fgclip-rt {precision} {library}", "engines", str(bundle), threads, device, precision, library)
+            for precision, library in product(precisions, ENGINE_BACKENDS)
+        ),
+    ]
+
+
+def check_device(device: str) -> Device:
+    """Make sure that a bundle can be measured on a device.
+
+    Raises:
+        ArgumentError: the device is unknown.
+        DeviceError: there is no such device here.
+        MissingDependencyError: a package that the device is measured with is not installed.
+    """
+    if device not in DEVICES:
+        raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+    if device == "cpu":
+        return "cpu"
+    if not nvidia_gpus():
+        raise DeviceError(
+            "device 'cuda' needs an NVIDIA GPU, and no driver of one answers here; check it with nvidia-smi, or use "
+            "device 'cpu'."
+        )
+    require("bench", ["torch"], "device 'cuda' is measured with {}, which is not installed")
+    return "cuda"
+
+
+def _check_peers(peers: Sequence[str], device: Device) -> None:
+    known = available_peers(device)
     for peer in peers:
         if peer not in PEERS:
-            raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(PEERS)}.")
+            raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(known)}.")
+        if peer not in known:
+            raise ArgumentError(f"peer {peer!r} is not measured on device {device!r}; choose from {', '.join(known)}.")
     needed = [*EXPORT_PACKAGES, *(package for package in ("transformers", "openvino") if package in peers)]
-    if peers and (missing := missing_packages(needed)):
-        raise MissingDependencyError(
-            f"peers need packages that are not installed ({', '.join(missing)}); run pip install 'fgclip-rt[bench]'."
-        )
+    if peers:
+        require("bench", needed, "peers need packages that are not installed ({})")
 
 
 def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:
@@ -196,9 +264,18 @@ def _plain_export(
             yield None, f"the plain export into {tempfile.gettempdir()} failed ({''.join(last)})"
 
 
-def _table(case: Case, threads: int, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:
+def _table(case: Case, products: Contender, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:
     if all(row.problem for row in rows):
         raise BenchmarkError(f"nothing could compute {case}: {rows[0].problem}.")
+    if limit.problem:
+        raise BenchmarkError(f"products of matrices cannot be measured on device {products.device!r}: {limit.problem}.")
     # Regions have no layers, and their one small product tells nothing of the machine.
     count = 0 if case.graph == "region" else operations.count(case)
-    return Table(case=case, threads=threads, rows=tuple(rows), products=limit.seconds, operations=count)
+    return Table(
+        case=case,
+        threads=products.threads,
+        rows=tuple(rows),
+        products=limit.seconds,
+        operations=count,
+        product_operations=product_operations(products.device),
+    )

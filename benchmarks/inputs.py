@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.graphs import ImageInputs, Inputs, RegionInputs, TextInputs
-from fgclip_rt.manifest import SquareSpec
+from fgclip_rt.manifest import ImageSpec
+from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
 
 from .task import Case, UnableError
+
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Long enough for every walk type. What it says does not change the time.
 _TEXT = "a cat on a window sill looks at the rain while somebody reads a book about birds in the room behind it " * 20
@@ -21,6 +26,25 @@ def grid(length: int) -> tuple[int, int]:
     """Rows and columns of ``length`` patches, as near to a square as they come."""
     rows = next(rows for rows in range(math.isqrt(length), 0, -1) if length % rows == 0)
     return rows, length // rows
+
+
+def noise_patches(spec: ImageSpec, shape: tuple[int, int], bucket: int) -> Patches:
+    """An image of noise with a grid of ``shape``, as if it had been prepared for ``bucket``."""
+    rows, columns = shape
+    pixels = _noise(spec, 1, rows * columns)[0]
+    return Patches(pixels, shape, (rows * spec.patch_size, columns * spec.patch_size), bucket)
+
+
+def noise_images(spec: ImageSpec, case: Case) -> list[Image.Image]:
+    """RGB images of noise, which are prepared to the length of ``case``, as many as its batch has.
+
+    Raises:
+        UnableError: the model takes no images of this length.
+    """
+    _check_length(spec, case)
+    rows, columns = grid(case.length)
+    shape = (case.batch, rows * spec.patch_size, columns * spec.patch_size, spec.channels)
+    return [Image.fromarray(pixels) for pixels in np.random.default_rng(case.length).integers(0, 256, shape, np.uint8)]
 
 
 def make_inputs(bundle: Bundle, case: Case) -> Inputs:
@@ -44,13 +68,21 @@ def make_inputs(bundle: Bundle, case: Case) -> Inputs:
             box_images=np.zeros(case.batch, np.int32),
         )
     image = bundle.manifest.image
-    if case.length > image.max_num_patches or (isinstance(image, SquareSpec) and case.length != image.max_num_patches):
-        raise UnableError(f"the model takes no images of {case.length:,} patches")
-    pixels = image.patch_size**2 * image.channels
+    _check_length(image, case)
     return ImageInputs(
-        patches=random.integers(0, 256, (case.batch, case.length, pixels), np.uint8),
-        spatial_shapes=np.array([shape] * case.batch, np.int32),
+        patches=_noise(image, case.batch, case.length), spatial_shapes=np.array([shape] * case.batch, np.int32)
     )
+
+
+def _check_length(spec: ImageSpec, case: Case) -> None:
+    if case.length not in spec.lengths:
+        raise UnableError(f"the model takes no images of {case.length:,} patches")
+
+
+def _noise(spec: ImageSpec, count: int, length: int) -> Pixels:
+    """Pixels uint8 [B, N, P·P·3] of ``count`` images of ``length`` patches."""
+    shape = (count, length, spec.patch_size**2 * spec.channels)
+    return np.random.default_rng(length).integers(0, 256, shape, np.uint8)
 
 
 def walk_type(bundle: Bundle, length: int) -> str:

@@ -14,7 +14,6 @@ import onnxruntime as ort
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.graphs import feed
-from fgclip_rt.manifest import SquareSpec
 
 from .inputs import make_inputs
 from .task import Case, Graph
@@ -43,8 +42,9 @@ class OperationCounter:
         Raises:
             BenchmarkError: the disk is too full for onnxruntime's list.
         """
-        image = self._bundle.manifest.image
-        if case.graph == "text" or isinstance(image, SquareSpec) or case.length in _LENGTHS:
+        # Where the model takes no other length, the one is counted itself.
+        free = case.graph != "text" and all(length in self._bundle.manifest.image.lengths for length in _LENGTHS)
+        if not free or case.length in _LENGTHS:
             return case.batch * self._of(case.graph, [case.length])[0]
         # Lagrange's polynomial through the three.
         total = 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fgclip_rt.bundle import Bundle
@@ -17,9 +18,11 @@ from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.reference.roi_align import region_features
 from fgclip_rt.graphs import ImageInputs, RegionInputs, TextInputs
+from fgclip_rt.preparation import preparation
 
-from .inputs import make_inputs, walk_type
-from .task import Case, CheckpointName, Contender, Run, UnableError
+from .events import between_events
+from .inputs import make_inputs, noise_images, walk_type
+from .task import Array, Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
 
 Function: TypeAlias = Callable[..., Tensor]
 
@@ -44,18 +47,13 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
     return families.random(spec.family, spec.config)
 
 
-def siglip2_parts(reference: ReferenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What transformers' ``Siglip2Config`` and ``Siglip2Model`` take of a reference that has SigLIP 2's towers."""
-    module: Any = reference.module
-    config = {f"{part}_config": dict(vars(getattr(module.config, f"{part}_config"))) for part in ("vision", "text")}
-    return config, module.state_dict()
-
-
 class Tower:
     """The reference's own computation of a case: a function of tensors, and the tensors."""
 
-    def __init__(self, bundle: Bundle, reference: ReferenceModel) -> None:
-        self.bundle, self.reference = bundle, reference
+    def __init__(self, bundle: Bundle, reference: ReferenceModel, device: Device = "cpu") -> None:
+        self.bundle, self.reference, self.device = bundle, reference, device
+        reference.module.to(device)
+        self._preparation = preparation(bundle.manifest.image)
 
     def function(self, case: Case) -> Function:
         """What computes features, not normalised, from :meth:`inputs`."""
@@ -75,36 +73,59 @@ class Tower:
         """What the function takes, made of the inputs that all contenders have."""
         inputs = make_inputs(self.bundle, case)
         if isinstance(inputs, TextInputs):
-            return torch.from_numpy(inputs.input_ids), torch.from_numpy(inputs.attention_mask)
+            return self._moved(inputs.input_ids), self._moved(inputs.attention_mask)
         if isinstance(inputs, RegionInputs):
             height, width = inputs.spatial_shapes[0].tolist()
-            dense = torch.from_numpy(inputs.dense_features).view(height, width, -1)
-            return dense, torch.from_numpy(inputs.boxes), torch.from_numpy(inputs.image_sizes[0])
+            dense = self._moved(inputs.dense_features).view(height, width, -1)
+            return dense, self._moved(inputs.boxes), self._moved(inputs.image_sizes[0])
         assert isinstance(inputs, ImageInputs)
-        tensors = (torch.from_numpy(inputs.patches), torch.from_numpy(inputs.spatial_shapes))
+        return self._image_inputs(inputs)
+
+    def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
+        """What the function takes, made of images in memory."""
+        return self._image_inputs(ImageInputs.of([self._preparation(image, length) for image in images]))
+
+    def _image_inputs(self, inputs: ImageInputs) -> tuple[Tensor, ...]:
+        tensors = self.reference.image_inputs(self._moved(inputs.patches), self._moved(inputs.spatial_shapes))
         # Copies, because autograd's kernels refuse what inference mode made.
-        return tuple(tensor.clone() for tensor in self.reference.image_inputs(*tensors))
+        return tuple(tensor.clone() for tensor in tensors)
+
+    def _moved(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 class PyTorch:
-    """The reference, eager."""
+    """The reference, eager.
+
+    Attributes:
+        autocast: whether PyTorch may compute in float16 what it thinks fit for it.
+    """
+
+    autocast = False
 
     def __init__(self, contender: Contender) -> None:
         torch.set_num_threads(contender.threads)
         bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
+        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint), contender.device)
 
     def prepare(self, case: Case) -> Run:
-        call, inputs = self.compiled(self._tower.function(case)), self._tower.inputs(case)
+        tower, call = self._tower, self.compiled(self._tower.function(case))
 
         @torch.inference_mode()
-        def run() -> Any:
-            return call(*inputs).numpy()
+        def run(inputs: Sequence[Tensor]) -> Tensor:
+            with torch.autocast(tower.device, torch.float16, enabled=self.autocast):
+                return call(*inputs)
 
-        return run
+        if case.end_to_end:
+            images = noise_images(tower.bundle.manifest.image, case)
+            return lambda: _on_host(run(tower.prepared(images, case.length)))
+        inputs = tower.inputs(case)
+        if tower.device == "cpu":
+            return lambda: _on_host(run(inputs))
+        return Clocked(lambda: _on_host(run(inputs)), between_events(lambda: run(inputs)))
 
     def compiled(self, call: Function) -> Function:
-        """What is called in the place of ``call``."""
+        """What is called instead of ``call``."""
         return call
 
 
@@ -121,6 +142,23 @@ class Compiled(PyTorch):
         return torch.compile(call, dynamic=False)
 
 
+class Autocast(PyTorch):
+    """The reference, eager, in float16 by autocast."""
+
+    autocast = True
+
+
+class AutocastCompiled(Compiled):
+    """The same by ``torch.compile``."""
+
+    autocast = True
+
+
+def _on_host(features: Tensor) -> Array:
+    array: Array = features.float().cpu().numpy()
+    return array
+
+
 class Transformers:
     """transformers' SigLIP 2 towers: vision, and short text."""
 
@@ -129,10 +167,11 @@ class Transformers:
 
         torch.set_num_threads(contender.threads)
         bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        if bundle.manifest.model.family not in ("fgclip2", "siglip2"):
-            raise UnableError("transformers has no tower of this family that takes its weights as they are")
         self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint))
-        config, weights = siglip2_parts(self._tower.reference)
+        towers = self._tower.reference.siglip2_towers()
+        if towers is None:
+            raise UnableError("transformers has no tower of this family that takes its weights as they are")
+        config, weights = towers
         self._model = transformers.Siglip2Model(transformers.Siglip2Config(**config))
         missing = self._model.load_state_dict(weights, strict=False, assign=True).missing_keys
         if missing:
@@ -140,6 +179,8 @@ class Transformers:
         self._model.eval()
 
     def prepare(self, case: Case) -> Run:
+        if case.end_to_end:
+            raise UnableError("it takes images that are prepared")
         first, *others = self._tower.inputs(case)
         call: Callable[[], Any]
         if case.graph == "vision":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -15,6 +16,7 @@ from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
+from fgclip_rt.turns import take_turns, timed
 
 from .results import Pipeline
 
@@ -61,36 +63,22 @@ def measure_pipeline(
         for first in range(0, len(bucket), size)
     ]
 
-    def alone() -> float:
-        start = perf_counter()
+    def alone() -> None:
         for batch in batches:
             model.graphs.vision(ImageInputs.of(batch)).result()
-        return perf_counter() - start
 
-    def whole() -> float:
-        start = perf_counter()
+    def copy() -> None:
+        for batch in batches:
+            side_by_side(batch)
+
+    def whole() -> None:
         model.embed_images(files, max_num_patches)
-        return perf_counter() - start
 
-    # Both warm up.
-    alone()
-    whole()
-    turns = []
-    for _ in range(rounds):
-        turns.append((alone(), whole()))
-        progress()
-    stages["copy"] = _copy(batches)
-    models, wholes = zip(*turns, strict=True)
-    stages["model"] = min(models)
-    return Pipeline(images=len(files), stages=dict(stages), alone=models, whole=wholes)
-
-
-def _copy(batches: Sequence[Sequence[Patches]]) -> float:
-    """Seconds that it takes to put patches side by side."""
-    start = perf_counter()
-    for batch in batches:
-        side_by_side(batch)
-    return perf_counter() - start
+    turns = {"alone": partial(timed, alone), "whole": partial(timed, whole)}
+    measured = take_turns(turns, rounds, warm_up=1, progress=progress)
+    stages["copy"] = timed(copy)
+    stages["model"] = min(measured["alone"])
+    return Pipeline(len(files), dict(stages), tuple(measured["alone"]), tuple(measured["whole"]))
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.manifest import SquareSpec
 
 from .task import Array, Case, CheckpointName, Contender, Run, UnableError
 
@@ -37,52 +35,20 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
     import torch
     from torch import Tensor, nn
 
-    from fgclip_rt.export.families.siglip2.reference import resize_positions
-    from fgclip_rt.export.reference.blocks import key_mask
-
     from .inputs import grid
     from .peers import Tower, load_reference
 
     opened = Bundle.open(bundle, check_hashes=False)
     tower = Tower(opened, load_reference(opened, checkpoint))
-    module: Any = tower.reference.module
     function = tower.function(case)
 
     class Text(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module = module
+            self.module = tower.reference.module
 
         def forward(self, input_ids: Tensor) -> Tensor:
             return function(input_ids, None)
-
-    class Square(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return function(pixel_values)
-
-    class OneGrid(nn.Module):
-        """The reference step by step, with the table of positions resized before the trace."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-            embeddings = module.vision_model.embeddings
-            table = embeddings.position_embedding.weight.view(embeddings.grid, embeddings.grid, -1).permute(2, 0, 1)
-            positions = resize_positions(table[None], *grid(case.length))[0].flatten(1).T
-            self.register_buffer("positions", positions.detach().contiguous())
-
-        def forward(self, pixel_values: Tensor, mask: Tensor) -> Tensor:
-            vision = self.module.vision_model
-            hidden = vision.embeddings.patch_embedding(pixel_values) + self.positions
-            bias = key_mask(mask, torch.float32)
-            hidden = vision.post_layernorm(vision.encoder(hidden, bias))
-            if case.graph == "vision":
-                return vision.head(hidden, bias)
-            return self.module.dense_feature_head.attend(hidden, hidden, bias)
 
     if case.graph == "region":
         raise UnableError("regions have no tower")
@@ -93,10 +59,9 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
         if opened.manifest.text.attention_mask:
             raise UnableError("the plain export of texts is written for models without a mask")
         wrapped, names, example = Text(), _TEXT, example[:1]
-    elif isinstance(opened.manifest.image, SquareSpec):
-        wrapped, names = Square(), _IMAGE[:1]
     else:
-        wrapped, names, example = OneGrid(), _IMAGE, example[:2]
+        wrapped, example = tower.reference.one_grid(case.graph, grid(case.length)), example[: len(_IMAGE)]
+        names = _IMAGE[: len(example)]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.onnx.export(
         wrapped.eval(),
@@ -115,7 +80,13 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
 
 
 def _inputs(contender: Contender, case: Case) -> dict[str, Array]:
-    """What the export was written with, of which a case takes as many as its batch has."""
+    """What the export was written with, of which a case takes as many as its batch has.
+
+    Raises:
+        UnableError: the case begins before what was exported does.
+    """
+    if case.end_to_end:
+        raise UnableError("it takes images that are prepared")
     assert contender.plain is not None
     with np.load(Path(contender.plain).with_suffix(".npz")) as arrays:
         return {name: array[: case.batch] for name, array in arrays.items()}

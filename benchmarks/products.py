@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from .task import Case, Contender, Run
+from .task import Array, Case, Clocked, Contender, Device, Run
 
 #: Rows, inner size and columns of the product, the shape of an MLP's first layer.
 ROWS, INNER, COLUMNS = 1024, 768, 3072
 
 #: Multiplications and additions of one run.
 OPERATIONS = 2 * ROWS * INNER * COLUMNS
+
+#: Each side of the product on a GPU, which a smaller one would not fill.
+_SIDE = 8192
+
+
+def operations(device: Device) -> int:
+    """Multiplications and additions of the product that is measured on a device."""
+    return OPERATIONS if device == "cpu" else 2 * _SIDE**3
 
 
 class Products:
@@ -23,3 +31,21 @@ class Products:
 
     def prepare(self, case: Case) -> Run:  # noqa: ARG002 (it is the same beside each)
         return lambda: self._a @ self._b
+
+
+class GpuProducts:
+    """A float16 product of random numbers by PyTorch on a GPU."""
+
+    def __init__(self, contender: Contender) -> None:
+        import torch
+
+        self._a, self._b = (torch.randn(_SIDE, _SIDE, device=contender.device, dtype=torch.float16) for _ in range(2))
+
+    def prepare(self, case: Case) -> Run:  # noqa: ARG002 (it is the same beside each)
+        from .events import between_events
+
+        def compute() -> Array:
+            row: Array = (self._a @ self._b)[0].float().cpu().numpy()
+            return row
+
+        return Clocked(compute, between_events(lambda: self._a @ self._b))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fgclip_rt.doctor import NOT_FASTER
+from fgclip_rt.timing import NOT_FASTER
 
 from .results import Ratio, Row, Table, ratio
 
 #: The smallest cosine of a vector of a peer with ours, from which it counts as the same.
 _EQUAL = 0.99999
+
+#: The same for a peer that computes in float16.
+_EQUAL_IN_HALF = 0.9995
 
 _OURS = "fgclip-rt "
 
@@ -94,9 +97,10 @@ def unequal(tables: Sequence[Table]) -> Iterator[tuple[Table, Row]]:
     What lower precisions of the bundle may lose is not asked here but when it is exported.
     """
     for table in tables:
-        if table.rows[0].contender != f"{_OURS}fp32":
+        if table.row(f"{_OURS}fp32") is not table.rows[0]:
             continue
         for row in table.rows:
             peer = row.seconds and not row.contender.startswith(_OURS)
-            if peer and (row.cosine is None or row.cosine < _EQUAL):
+            least = _EQUAL_IN_HALF if "autocast" in row.contender else _EQUAL
+            if peer and (row.cosine is None or row.cosine < least):
                 yield table, row

@@ -53,8 +53,10 @@ class Table(Strict, frozen=True):
         case: what was computed.
         threads: of each contender.
         rows: the first is what the others are compared with.
-        products: seconds of :class:`fgclip_rt.benchmarks.products.Products` in the same turns.
+        products: seconds of a matrix product in the same turns, of which
+            :mod:`fgclip_rt.benchmarks.products` has one for each device.
         operations: of the case's own matrix products.
+        product_operations: of that matrix product.
     """
 
     case: Case
@@ -62,6 +64,7 @@ class Table(Strict, frozen=True):
     rows: tuple[Row, ...]
     products: tuple[float, ...]
     operations: int
+    product_operations: int = OPERATIONS
 
     def row(self, contender: str) -> Row | None:
         """The row of a contender that ran."""
@@ -70,11 +73,11 @@ class Table(Strict, frozen=True):
     @property
     def rate(self) -> float:
         """Operations a second of this machine's matrix products, in the same turns."""
-        return OPERATIONS / median(self.products)
+        return self.product_operations / median(self.products)
 
     def share(self, row: Row) -> Ratio:
         """The share of that rate that a contender reaches, its other work included."""
-        at_rate = tuple(seconds * self.operations / OPERATIONS for seconds in self.products)
+        at_rate = tuple(seconds * self.operations / self.product_operations for seconds in self.products)
         return ratio(Row("at that rate", at_rate), row)
 
 

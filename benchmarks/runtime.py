@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.manifest import SquareSpec
-from fgclip_rt.model import open_model
+from fgclip_rt.model import Model, open_model
 
-from .inputs import make_inputs
+from .inputs import make_inputs, noise_images
 from .task import Case, Contender, Graph, Run, UnableError
 
 
@@ -22,6 +21,8 @@ class Runtime:
     def prepare(self, case: Case) -> Run:
         if not self._model.graphs.has(case.graph):
             raise UnableError(f"the model has no {case.graph} graph")
+        if case.end_to_end:
+            return end_to_end(self._model, case)
         run = self._run(case)
         # The graph is loaded by the smallest run there is, so that its memory counts as that of the session.
         self._run(Case(case.graph, self._shortest(case.graph)))()
@@ -35,4 +36,14 @@ class Runtime:
         manifest = self._bundle.manifest
         if graph == "text":
             return min(spec.length for spec in manifest.text.walk_types.values())
-        return manifest.image.max_num_patches if isinstance(manifest.image, SquareSpec) else 4
+        return manifest.image.lengths[0]
+
+
+def end_to_end(model: Model, case: Case) -> Run:
+    """From images in memory to vectors there, as a user calls it.
+
+    Raises:
+        UnableError: the model takes no images of this length.
+    """
+    images = noise_images(model.manifest.image, case)
+    return lambda: model.embed_images(images, case.length, case.batch)

@@ -14,6 +14,24 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Run: TypeAlias = Callable[[], Array]
 
 Graph: TypeAlias = Literal["vision", "dense", "text", "region"]
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+
+class Clocked:
+    """A run with a clock of its own, since the host's would count what the device does besides."""
+
+    def __init__(self, run: Run, seconds: Callable[[int], float]) -> None:
+        """Join them.
+
+        Args:
+            run: computes once, and brings the result to the host.
+            seconds: computes so many times, and returns the mean seconds of a run.
+        """
+        self._run = run
+        self.seconds = seconds
+
+    def __call__(self) -> Array:
+        return self._run()
 
 
 class Case(Strict, frozen=True):
@@ -23,16 +41,18 @@ class Case(Strict, frozen=True):
         graph: what computes them.
         length: patches of each image, or tokens of each text.
         batch: number of images or texts; for ``region``, of boxes in one image.
+        end_to_end: whether it begins with images in memory and ends with vectors there; for ``vision``.
     """
 
     graph: Graph
     length: int
     batch: int = 1
+    end_to_end: bool = False
 
     def __str__(self) -> str:
         unit = "tokens" if self.graph == "text" else "patches"
         many = f", {self.batch} boxes" if self.graph == "region" else f", batch {self.batch}" if self.batch > 1 else ""
-        return f"{self.graph}, {self.length:,} {unit}{many}"
+        return f"{self.graph}, {self.length:,} {unit}{many}{', end to end' if self.end_to_end else ''}"
 
 
 class CheckpointName(Strict, frozen=True):
@@ -57,7 +77,9 @@ class Contender(Strict, frozen=True):
         kind: a key of :data:`fgclip_rt.benchmarks.worker.RUNNERS`.
         bundle: its folder, whose weights all contenders have.
         threads: CPU threads.
+        device: what computes.
         precision: of the bundle, for those that run it.
+        library: whose engines run it, for those that run engines.
         checkpoint: where PyTorch finds the bundle's weights; None makes the random ones again.
         plain: an ONNX file for those that run one.
         problem: why it cannot run, where that is known before.
@@ -67,7 +89,9 @@ class Contender(Strict, frozen=True):
     kind: str
     bundle: str
     threads: int
+    device: Device = "cpu"
     precision: str = "fp32"
+    library: str | None = None
     checkpoint: CheckpointName | None = None
     plain: str | None = None
     problem: str = ""
@@ -107,7 +131,7 @@ class Prepared(Strict, frozen=True, tag=True):
     Attributes:
         seconds: that the first run took.
         vector: the first that came out, by which contenders are compared.
-        loaded: resident bytes before the first run; zero where the system does not say.
+        loaded: resident bytes before the first run; zero if the system does not say, or if a GPU computes.
     """
 
     seconds: float
@@ -120,7 +144,7 @@ class Ran(Strict, frozen=True, tag=True):
 
     Attributes:
         seconds: that a run took, the mean of all.
-        peak: largest number of resident bytes since the case was prepared; zero where the system does not say.
+        peak: largest number of resident bytes since the case was prepared; zero like ``loaded``.
     """
 
     seconds: float

@@ -1,17 +1,19 @@
-"""A process that is one contender: it reads requests from standard input and answers each, one JSON object a line."""
+"""A process that is one contender: it answers each request once."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
+from functools import partial
 from time import perf_counter
 
 import msgspec
 import numpy as np
 
+from fgclip_rt.children import serve
 from fgclip_rt.errors import FgclipError
+from fgclip_rt.turns import timed
 
 from .memory import peak_memory, reset_peak_memory, resident_memory
 from .task import (
@@ -19,6 +21,7 @@ from .task import (
     Answer,
     Array,
     Case,
+    Clocked,
     Contender,
     Prepare,
     Prepared,
@@ -33,9 +36,14 @@ from .task import (
 #: Module and class of each kind of contender.
 RUNNERS = {
     "fgclip-rt": ("runtime", "Runtime"),
+    "onnxruntime provider": ("gpu", "Provider"),
+    "engines": ("gpu", "Engines"),
     "products": ("products", "Products"),
+    "products on a GPU": ("products", "GpuProducts"),
     "pytorch": ("peers", "PyTorch"),
     "pytorch compiled": ("peers", "Compiled"),
+    "pytorch autocast": ("peers", "Autocast"),
+    "pytorch autocast compiled": ("peers", "AutocastCompiled"),
     "transformers": ("peers", "Transformers"),
     "onnxruntime": ("plain", "OnnxRuntime"),
     "openvino": ("plain", "OpenVino"),
@@ -71,7 +79,7 @@ class Process:
             self._runner = getattr(importlib.import_module(f".{module}", __package__), name)(self._contender)
         assert self._runner is not None
         self._run = self._runner.prepare(case)
-        loaded = resident_memory()
+        loaded = resident_memory() if self._contender.device == "cpu" else 0
         reset_peak_memory()
         start = perf_counter()
         result = self._run()
@@ -81,13 +89,10 @@ class Process:
 
     def _again(self, request: Again) -> Ran:
         assert self._run is not None
-        for _ in range(request.runs if request.warm_up else 0):
-            self._run()
-        start = perf_counter()
-        for _ in range(request.runs):
-            self._run()
-        seconds = (perf_counter() - start) / request.runs
-        return Ran(seconds, peak_memory())
+        clock = self._run.seconds if isinstance(self._run, Clocked) else partial(timed, self._run)
+        if request.warm_up:
+            clock(request.runs)
+        return Ran(clock(request.runs), peak_memory() if self._contender.device == "cpu" else 0)
 
 
 def _first_vector(result: Array) -> list[float]:
@@ -97,15 +102,10 @@ def _first_vector(result: Array) -> list[float]:
 
 
 def main(contender: str) -> None:
-    """Answer until the input ends."""
-    # Libraries write to standard output, so what is left of it for them is standard error.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Answer until there are no more requests."""
     warnings.simplefilter("ignore")
     process = Process(msgspec.json.decode(contender, type=Contender))
-    for line in sys.stdin:
-        answers.write(msgspec.json.encode(process.answer(msgspec.json.decode(line, type=Request))) + b"\n")
-        answers.flush()
+    serve(Request, lambda request, answer: answer(process.answer(request)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from fgclip_rt.errors import EngineError
 from .libraries import TensorRtLibrary
 from .logger import make_logger, ran_out_of_memory, reason
 from .network import parser_input
+from .progress import Progress
 from .task import Task
 
 
@@ -87,40 +88,6 @@ def _monitor(trt: Any, report: Callable[[int], None]) -> Any:
     return Monitor()
 
 
-class Progress:
-    """How much of a build is done, in percent, from the phases within phases that the library tells of."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
-        self._phases: dict[str, tuple[str | None, int, int]] = {}
-        self._reported = 0
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins, as a part of the present step of ``parent``."""
-        self._phases[name] = (parent, max(1, steps), 0)
-
-    def step(self, name: str, index: int) -> None:
-        """Step ``index`` of a phase, counted from zero, is done."""
-        if name not in self._phases:
-            return
-        parent, steps, _ = self._phases[name]
-        self._phases[name] = (parent, steps, index + 1)
-        share = 0.0
-        at: str | None = name
-        while at is not None and at in self._phases:
-            at, steps, done = self._phases[at]
-            share = min(1.0, (done + share) / steps)
-        # A phase whose parent has ended, or that begins anew, would set it back.
-        percent = int(100 * share)
-        if at is None and percent > self._reported:
-            self._reported = percent
-            self._report(percent)
-
-    def finish(self, name: str) -> None:
-        """A phase ends."""
-        self._phases.pop(name, None)
-
-
 def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile]) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
@@ -132,7 +99,7 @@ def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile]) -> Any
 
 
 class TimingCache:
-    """Timings of kernels in a file, where the library has any use for them."""
+    """A file with timings of kernels, for a library that can use them; without a path it does nothing."""
 
     def __init__(self, config: Any, path: str | None) -> None:
         self._path = None if path is None else Path(path)
@@ -143,7 +110,7 @@ class TimingCache:
         config.set_timing_cache(self._cache, ignore_mismatch=False)
 
     def save(self) -> None:
-        """Write the file anew, with what others have added to it since."""
+        """Write the file anew, together with the timings that others have added to it since."""
         if self._path is None:
             return
         self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=True)

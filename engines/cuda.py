@@ -1,4 +1,4 @@
-"""What of CUDA the engines need, by cuda-bindings: the GPU, memory, streams, events and graphs."""
+"""The part of CUDA that engines need, over cuda-bindings: the GPU, memory, streams, events and graphs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fgclip_rt.arrays import ByteArray
 from fgclip_rt.engine_files import Gpu
 from fgclip_rt.errors import DeviceError, MissingDependencyError
 from fgclip_rt.machine import nvidia_gpus
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class OutOfMemoryError(Exception):
@@ -22,7 +21,7 @@ class OutOfMemoryError(Exception):
 
 
 def find_gpu() -> Gpu | None:
-    """The GPU that CUDA takes first, by CUDA_VISIBLE_DEVICES where that is set; None where there is none.
+    """The GPU that CUDA takes first, by CUDA_VISIBLE_DEVICES if that is set; None if there is none.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -46,7 +45,7 @@ def find_gpu() -> Gpu | None:
 
 
 class Cuda:
-    """CUDA's runtime, whose calls work or raise. Handles are what cuda-bindings gives, addresses are numbers."""
+    """CUDA's runtime, whose calls work or raise. Handles are those of cuda-bindings, addresses are numbers."""
 
     def __init__(self) -> None:
         """Take the first GPU.
@@ -103,7 +102,7 @@ class Cuda:
         self._call("cudaEventRecord", event, stream)
 
     def hold(self, stream: Any, event: Any) -> None:
-        """Have what ``stream`` is given from now on wait for ``event``."""
+        """Have all work that ``stream`` is given from now on wait for ``event``."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def wait(self, event: Any) -> None:
@@ -111,7 +110,7 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
-        """What ``enqueue`` gives to ``stream``, as a graph to launch; None where it cannot be captured."""
+        """The work that ``enqueue`` gives to ``stream``, as a graph to launch; None if it cannot be captured."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -169,7 +168,7 @@ class PinnedMemory(DeviceMemory):
     """Page-locked memory of the host, given back with the object."""
 
     @property
-    def bytes(self) -> Bytes:
+    def bytes(self) -> ByteArray:
         """All of it, uint8 [size]; not to be kept longer than the object."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
 

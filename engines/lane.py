@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fgclip_rt.backends import Array
+from fgclip_rt.arrays import Array
 from fgclip_rt.errors import DeviceError
 
 from .cuda import Cuda, DeviceMemory, OutOfMemoryError, PinnedMemory
@@ -28,7 +28,7 @@ _KEPT_SHAPES = 32
 
 @dataclass(frozen=True)
 class Tensors:
-    """What goes in and out of an engine.
+    """The inputs and outputs of an engine.
 
     Attributes:
         dtypes: by name, of inputs and outputs.
@@ -45,7 +45,7 @@ class Tensors:
 
 
 class Pending:
-    """Outputs on their way; whoever needs them first, or their memory, waits for them."""
+    """Outputs on their way. Whoever first needs the outputs, or the memory they occupy, waits."""
 
     def __init__(self, collect: Callable[[], list[Array]]) -> None:
         self._collect: Callable[[], list[Array]] | None = collect
@@ -100,11 +100,11 @@ class Lane:
         self._slots = [_Slot(cuda, tensors, self._streams, capture) for _ in range(2)]
         self._turn = 0
 
-    def submit(self, inputs: Mapping[str, Array], shapes: Mapping[str, Shape], outputs: Sequence[str]) -> Pending:
+    def begin(self, inputs: Mapping[str, Array], shapes: Mapping[str, Shape], outputs: Sequence[str]) -> Pending:
         """Begin to run.
 
         Args:
-            inputs: by name; each fills the first rows of its shape, and what is left of it is zero.
+            inputs: by name; each fills the first rows of its shape, and the rest of it is zero.
             shapes: of the engine's inputs.
             outputs: which to bring back.
 
@@ -129,7 +129,7 @@ class Lane:
         execution = self._plan.execution(shapes)
         slot.make_room(execution, shapes)
         if self._activations is None or self._activations.size < execution.memory:
-            # Both slots run in it, one after another, and what is bound to it goes with it.
+            # Both slots run in it, one after another, and executions that are bound to it go with it.
             for each in self._slots:
                 each.drain()
                 each.forget()
@@ -177,7 +177,7 @@ class Lane:
 
 
 class _Streams:
-    """What is copied in, run, and copied out, each in an order of its own."""
+    """Three queues of work: copies in, runs, and copies out."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.copy_in, self.run, self.copy_out = (cuda.stream() for _ in range(3))
@@ -243,7 +243,7 @@ class _Slot:
         return captured
 
     def forget(self) -> None:
-        """Drop the executions, because what they are bound to goes."""
+        """Drop the executions, because the memory that they are bound to goes."""
         self._executions.clear()
 
     def clear(self) -> None:
@@ -253,7 +253,7 @@ class _Slot:
         self._pinned.clear()
 
     def make_room(self, execution: Execution, shapes: Mapping[str, Shape]) -> None:
-        """Take memory for inputs and outputs where there is not enough yet.
+        """Take memory for those inputs and outputs that have not enough yet.
 
         Raises:
             OutOfMemoryError: there is not that much left.
@@ -273,7 +273,7 @@ class _Slot:
         shapes: Mapping[str, Shape],
         outputs: Sequence[str],
     ) -> Pending:
-        """Give all that a run needs to the streams; what is returned brings the outputs back."""
+        """Give a run and its copies to the streams; the result brings the outputs back."""
         cuda, streams = self._cuda, self._streams
         for name, shape in shapes.items():
             view = self._view(name, shape)

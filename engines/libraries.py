@@ -1,4 +1,4 @@
-"""TensorRT, TensorRT-RTX and onnxruntime behind one face: what of them differs is written here.
+"""TensorRT, TensorRT-RTX and onnxruntime behind one face. Their differences are written here.
 
 TensorRT tunes a plan on the GPU that is there. TensorRT-RTX compiles ahead of time for GPUs that it knows by name, on
 machines that have none, and finishes the work when the plan is loaded.
@@ -23,12 +23,12 @@ CURRENT = "current"
 
 
 class EngineLibrary(ABC):
-    """What builds engines.
+    """A library that builds engines.
 
     Attributes:
-        name: by which users call it.
+        name: the name that users call it by.
         version: of the library.
-        plan_name: what the file of an engine is called.
+        plan_name: name of the file of an engine.
     """
 
     name: ClassVar[str]
@@ -46,20 +46,20 @@ class EngineLibrary(ABC):
     @property
     @abstractmethod
     def targets(self) -> tuple[str, ...]:
-        """What plans can be built for, besides :data:`CURRENT`."""
+        """The targets of plans, besides :data:`CURRENT`."""
 
     @property
     @abstractmethod
     def default_targets(self) -> tuple[str, ...]:
-        """What plans are built for where nothing was asked for."""
+        """The targets of plans if none is asked for."""
 
     @property
     def timing_cache(self) -> str | None:
-        """Name of the file in which timings of kernels are kept between builds; None where there is no use for it."""
+        """Name of the file that keeps timings of kernels between builds; None if the library has no use for it."""
         return None
 
     def check_targets(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """What to build for, in the order of :attr:`targets`.
+        """The targets to build for, in the order of :attr:`targets`.
 
         Raises:
             ArgumentError: a target is unknown, or does not go with the others.
@@ -121,7 +121,7 @@ class TensorRtLibrary(EngineLibrary):
 
     @abstractmethod
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:
-        """Tell a builder's configuration what to build for."""
+        """Set the targets in a builder's configuration."""
 
     @abstractmethod
     def create_context(self, engine: Any) -> Any:
@@ -223,7 +223,7 @@ def resolve(targets: Sequence[str], find_gpu: Callable[[], Gpu | None]) -> tuple
 
     Args:
         targets: as they were asked for.
-        find_gpu: gives the GPU of this machine; it is not called where the targets need none.
+        find_gpu: gives the GPU of this machine; it is not called if the targets need none.
 
     Raises:
         EngineError: the target is this machine's GPU and there is none.

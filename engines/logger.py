@@ -1,4 +1,4 @@
-"""What TensorRT says while it works."""
+"""The messages of TensorRT while it works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_ERRORS = 20
 
 
 def make_logger(trt: Any, errors: list[str]) -> Any:
-    """A logger that adds to ``errors`` what goes wrong from now on, and drops what the library warns of.
+    """A logger that adds errors to ``errors`` from now on, and drops warnings.
 
     Only one list is added to at a time: that of the latest call.
     """

@@ -1,4 +1,4 @@
-"""Bundle to engines: build what is not there yet, each in a folder that appears whole or not at all."""
+"""Bundle to engines: build those that are missing, each in a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from fgclip_rt.engine_files import (
     folder_name,
     read_engine,
 )
-from fgclip_rt.errors import ArgumentError, EngineError, OutputError, check_positive
+from fgclip_rt.errors import ArgumentError, EngineError, check_positive
+from fgclip_rt.outputs import cannot_write
 from fgclip_rt.progress import BeginStage, silent
 
 from .cuda import find_gpu
@@ -65,12 +66,12 @@ def build(
         bundle: an opened bundle.
         backend: ``tensorrt``, ``tensorrt-rtx`` or ``onnxruntime-tensorrt``.
         precisions: of the bundle's.
-        targets: what to build for, as the library names it; none takes the library's default.
+        targets: targets to build for, by the library's names; none takes the library's default.
         graphs: names of graphs; None takes all.
         shapes: which shapes; None takes all that the bundle's preparation makes.
         strip_weights: leave the weights out of the engines, which then read them from the bundle when they are loaded.
         jobs: engines to build at the same time, each in a process of its own.
-        rebuild: build also what is there.
+        rebuild: build the engines that are there too.
         begin: is told how far the build is.
 
     Returns:
@@ -109,7 +110,7 @@ def build(
 
 @dataclass(frozen=True)
 class _Target:
-    """What of a key is the same for all engines of a build."""
+    """The part of a key that all engines of a build share."""
 
     library: Library
     targets: tuple[str, ...]
@@ -131,7 +132,7 @@ class _Wanted:
 
 
 def _key(bundle: Bundle, spec: EngineSpec, target: _Target) -> EngineKey:
-    # Those who run engines need no onnx, and come by here.
+    # Imported here because running engines does not need onnx.
     from .network import weight_files
 
     files, weights = bundle.manifest.files, weight_files(bundle.file(spec.file))
@@ -171,7 +172,7 @@ class _Folder:
     def build(
         self, wanted: Sequence[_Wanted], targets: Sequence[str], jobs: int, begin: BeginStage
     ) -> dict[str, Engine]:
-        """Build engines, by the names of their folders, in the place of those that are there."""
+        """Build engines, instead of any that are there, and return them by the names of their folders."""
         partial = self._path / f".partial-{uuid.uuid4().hex}"
         keys = {entry.name: entry.key for entry in wanted}
         built: dict[str, Engine] = {}
@@ -184,21 +185,19 @@ class _Folder:
             tasks = [self._task(entry, targets, partial / entry.name) for entry in wanted]
             for task in tasks:
                 Path(task.plan).parent.mkdir(parents=True)
-            build_all(self._library.name, tasks, jobs, finished, begin(f"build {_counted(len(tasks))}", 100))
+            progress = begin(f"build {_counted(len(tasks))}", 100 * len(tasks))
+            build_all(self._library.name, tasks, jobs, finished, progress)
         except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(
-                f"{self._path} cannot be written ({reason}); check the disk's space and the folder's permissions; "
-                f"{_kept(built)}."
-            ) from None
+            remedy = "check the disk's space and the folder's permissions"
+            raise cannot_write(self._path, error, remedy, _kept(built)) from None
         except EngineError as error:
-            raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.") from None
+            raise EngineError(f"{str(error).rstrip('.')}; {_kept(built)}.", code=error.code) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept(built)) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             with contextlib.suppress(OSError):
-                self._path.rmdir()  # empty where nothing was finished
+                self._path.rmdir()  # it is empty if nothing was finished
         return built
 
     def _task(self, wanted: _Wanted, targets: Sequence[str], folder: Path) -> Task:

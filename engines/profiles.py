@@ -1,4 +1,4 @@
-"""Which engines to build of a bundle, and the shapes that each of them takes."""
+"""The engines to build of a bundle, and the shapes that each of them takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from fgclip_rt.engine_files import Profile
 from fgclip_rt.errors import ArgumentError
-from fgclip_rt.manifest import Manifest, TensorSpec
+from fgclip_rt.manifest import Axis, Manifest, TensorSpec
 
 #: Smallest, most usual and largest value of an axis.
 Range: TypeAlias = tuple[int, int, int]
@@ -16,10 +16,6 @@ Range: TypeAlias = tuple[int, int, int]
 #: Images or texts in a run, and boxes or masks.
 DEFAULT_BATCH: Range = (1, 8, 32)
 DEFAULT_BOXES: Range = (1, 16, 256)
-
-#: The axes of the graphs by their names in the manifest. An engine has one size of the first two and a range of the
-#: others.
-_PATCHES, _TOKENS, _BATCH, _BOXES, _MASKS = "patches", "tokens", "batch", "boxes", "masks"
 
 _LARGEST_RANGE = 2**16
 
@@ -81,14 +77,14 @@ def plan(
         _check_known("graph", graph, manifest.graphs)
     for precision in precisions:
         _check_known("precision", precision, manifest.precisions)
+    # Of these axes an engine has one size, and of the others a range.
     fixed = {
-        _PATCHES: _buckets(manifest, shapes.buckets),
-        _TOKENS: _text_lengths(manifest, shapes.text_lengths),
+        Axis.PATCHES: _buckets(manifest, shapes.buckets),
+        Axis.TOKENS: _text_lengths(manifest, shapes.text_lengths),
     }
     ranges = {
-        _BATCH: _range("batch", shapes.batch),
-        _BOXES: _range("boxes", shapes.boxes),
-        _MASKS: _range("masks", shapes.masks),
+        axis: _range(axis, values)
+        for axis, values in ((Axis.BATCH, shapes.batch), (Axis.BOXES, shapes.boxes), (Axis.MASKS, shapes.masks))
     }
     specs: dict[tuple[str, tuple[tuple[str, int], ...]], EngineSpec] = {}
     for graph in graphs or manifest.graphs:
@@ -164,10 +160,10 @@ def _text_lengths(manifest: Manifest, asked: Sequence[int] | None) -> Sequence[i
     return sorted(set(asked))
 
 
-def _range(name: str, values: Range) -> Range:
+def _range(axis: str, values: Range) -> Range:
     if len(values) != 3 or not 1 <= values[0] <= values[1] <= values[2] <= _LARGEST_RANGE:
         raise ArgumentError(
-            f"--{name} is {_listed(values)}; give the smallest, the most usual and the largest number, ascending, "
+            f"--{axis} is {_listed(values)}; give the smallest, the most usual and the largest number, ascending, "
             f"from 1 to {_LARGEST_RANGE}."
         )
     return values

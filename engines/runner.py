@@ -1,8 +1,7 @@
-"""The graphs of a bundle in TensorRT engines, and what no engine takes in another backend."""
+"""The graphs of a bundle in TensorRT engines; inputs that no engine takes go to another backend."""
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from fgclip_rt.backends import Array, Backend, Result
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
-from fgclip_rt.errors import DeviceError
-from fgclip_rt.manifest import GraphFile, TensorSpec
+from fgclip_rt.manifest import Axis, GraphFile, TensorSpec
 
 from .cuda import Cuda
 from .execution import Plan, Shape, TensorRtPlan
@@ -22,13 +21,13 @@ from .lane import Lane, Pending, Tensors
 from .libraries import LIBRARIES, TensorRtLibrary
 from .profiles import Range
 
-#: Axes that an engine has in one size. What lies past an image's grid is not looked at, so patches may be fewer;
-#: padding tokens are, so tokens may not.
-_LENGTHS = ("patches", "tokens")
-_EXACT = ("tokens",)
+#: Axes that an engine has in one size. Patches may be fewer, for the graph ignores those past an image's grid; tokens
+#: may not, for it reads padding too.
+_LENGTHS = (Axis.PATCHES, Axis.TOKENS)
+_EXACT = (Axis.TOKENS,)
 
 #: Axes along which a run may be split: boxes do not know of each other, nor do masks, images or texts.
-_SPLIT = ("boxes", "masks", "batch")
+_SPLIT = (Axis.BOXES, Axis.MASKS, Axis.BATCH)
 
 
 class EngineBackend:
@@ -46,7 +45,7 @@ class EngineBackend:
         bundle: Bundle,
         precision: str,
         engines: Sequence[Engine],
-        fallback: Backend | str,
+        fallback: Backend,
         load: Callable[[Engine], Plan] | None = None,
         cuda: Cuda | None = None,
     ) -> None:
@@ -56,7 +55,7 @@ class EngineBackend:
             bundle: an opened bundle.
             precision: one of the manifest's.
             engines: of this precision and one library.
-            fallback: runs what no engine takes; or why nothing does.
+            fallback: runs inputs that no engine takes, or refuses them.
             load: makes a plan ready; None does so by the library that built it.
             cuda: the GPU; None takes the first.
 
@@ -93,28 +92,18 @@ class EngineBackend:
         """
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
-            return self._elsewhere(graph, inputs).submit(graph, inputs, outputs)
-        return candidate.submit(self._lane(candidate), inputs, outputs)
+            return self._fallback.submit(graph, inputs, outputs)
+        return candidate.run_in_parts(self._lane(candidate), inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:
         """Images or texts of ``length`` patches or tokens in a run: the number that the engine was tuned for."""
         candidate = next((each for each in self._candidates if each.name == graph and each.takes_length(length)), None)
         if candidate is not None:
-            return candidate.ranges["batch"][1]
-        return 1 if isinstance(self._fallback, str) else self._fallback.batch_size(graph, length)
+            return candidate.ranges[Axis.BATCH][1]
+        return self._fallback.batch_size(graph, length)
 
     def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
         return next((each for each in self._candidates if each.name == graph and each.takes(shapes)), None)
-
-    def _elsewhere(self, graph: str, inputs: Mapping[str, Array]) -> Backend:
-        if isinstance(self._fallback, str):
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-            command = ["fgclip-rt", "build", str(self._bundle.path), "--backend", self._library.name, "--graph", graph]
-            raise DeviceError(
-                f"no engine takes the {graph} graph with {shapes}, and {self._fallback}; build one with "
-                f"'{shlex.join(command)}', or use device 'cpu'."
-            )
-        return self._fallback
 
     def _lane(self, candidate: _Candidate) -> Lane:
         name = candidate.engine.path.name
@@ -135,7 +124,7 @@ def _loader(library: str) -> Callable[[Engine], Plan]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine, and what it takes.
+    """An engine, and the inputs that it takes.
 
     Attributes:
         engine: its folder and record.
@@ -157,8 +146,8 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands among the engines of its graph: what takes less comes first, or as much in larger batches."""
-        return self.length or 0, -self.ranges["batch"][2]
+        """Its place among the engines of its graph: smaller lengths first, and of the same length larger batches."""
+        return self.length or 0, -self.ranges[Axis.BATCH][2]
 
     @property
     def length(self) -> int | None:
@@ -167,7 +156,7 @@ class _Candidate:
 
     @property
     def tensors(self) -> Tensors:
-        """What goes in and out."""
+        """Its inputs and outputs."""
         specs = (*self.graph.inputs, *self.graph.outputs)
         return Tensors({spec.name: np.dtype(spec.dtype) for spec in specs}, [spec.name for spec in self.graph.outputs])
 
@@ -180,8 +169,8 @@ class _Candidate:
         sizes = self._sizes(shapes)
         return all(axis == self._split or _fits(axis, sizes[axis], most) for axis, (_, _, most) in self.ranges.items())
 
-    def submit(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """Give the inputs to the engine, in parts where they are more than it takes."""
+    def run_in_parts(self, lane: Lane, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """Give the inputs to the engine, in parts if they are more than it takes."""
         sizes = self._sizes({name: array.shape for name, array in inputs.items()})
         most = self.ranges[self._split][2]
         specs = {spec.name: spec for spec in self.graph.outputs}
@@ -198,7 +187,7 @@ class _Candidate:
                 for spec in self.graph.inputs
             }
             shapes = {spec.name: _shape(spec, taken) for spec in self.graph.inputs}
-            parts.append((lane.submit(part, shapes, outputs), [_shape(specs[name], actual) for name in outputs]))
+            parts.append((lane.begin(part, shapes, outputs), [_shape(specs[name], actual) for name in outputs]))
         return _Parts(parts)
 
     @property
@@ -213,7 +202,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Outputs that come in parts, each with the shapes of what of it was asked for."""
+    """Outputs that come in parts, each with the shapes to cut it to."""
 
     parts: Sequence[tuple[Pending, Sequence[Shape]]]
 

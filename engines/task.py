@@ -1,4 +1,4 @@
-"""What to build, who builds it, and how a process that does says how it went."""
+"""Tasks for builders, and the answers of the processes that build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Task(Strict, frozen=True):
         fixed: size by the name of the axis.
         profiles: by input.
         targets: as the library calls them.
-        strip: whether to leave the weights out, and to write beside the plan what they are found by again.
+        strip: whether to leave the weights out, and to write beside the plan a graph that finds them again.
         plan: path to write.
         timing_cache: path of a cache to begin with and to add to; None for none.
     """
@@ -40,11 +40,11 @@ class Builder(Protocol):
         """Write the plan of ``task``.
 
         Args:
-            task: what to build.
+            task: the engine to build.
             report: is told how much is done, in percent, whenever that is more.
 
         Returns:
-            The number of the network's layers; None where the library does not say.
+            The number of the network's layers; None if the library does not say.
 
         Raises:
             EngineError: the library cannot build it; the message holds its reason.
@@ -62,7 +62,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """The plan is written.
 
     Attributes:
-        layers: of its network; None where the library does not say.
+        layers: of its network; None if the library does not say.
         seconds: that it took.
     """
 

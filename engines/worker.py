@@ -1,17 +1,16 @@
 """A process that builds plans: the libraries build one at a time in each, print as they like, and may crash.
 
-It reads tasks from standard input and answers on standard output, one JSON object a line: any number of
-:class:`Share`, and then :class:`Done`, :class:`Failed` or :class:`Unwritable`. It ends with its input.
+It is given a :class:`Task` and answers with any number of :class:`Share`, and then :class:`Done`, :class:`Failed` or
+:class:`Unwritable`; then comes the next task.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable
 from time import perf_counter
 
-import msgspec
-
+from fgclip_rt.children import serve
 from fgclip_rt.errors import FgclipError
 
 from .builder import TensorRtBuilder
@@ -32,21 +31,15 @@ def make_builder(name: str) -> Builder:
 
 
 def main(library: str) -> None:
-    """Build until the input ends."""
-    # The libraries write to standard output, so what is left of it for them is standard error.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(value: Answer) -> None:
-        answers.write(msgspec.json.encode(value).decode() + "\n")
-        answers.flush()
-
+    """Build until there is no more to build."""
     builder = None
-    for line in sys.stdin:
+
+    def build(task: Task, answer: Callable[[Answer], None]) -> None:
+        nonlocal builder
         try:
             start = perf_counter()
             builder = builder or make_builder(library)
-            layers = builder.build(msgspec.json.decode(line, type=Task), lambda percent: answer(Share(percent)))
+            layers = builder.build(task, lambda percent: answer(Share(percent)))
         except FgclipError as error:
             answer(Failed(str(error)))
         except OSError as error:
@@ -55,6 +48,8 @@ def main(library: str) -> None:
             answer(Failed("memory ran out while the engine was built; build with a smaller --batch or fewer --jobs."))
         else:
             answer(Done(layers, perf_counter() - start))
+
+    serve(Task, build)
 
 
 if __name__ == "__main__":

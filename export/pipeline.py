@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
-import onnxruntime as ort
+from PIL import Image
 
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import CheckpointError, ParityError
+from fgclip_rt.machine import versions
 from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
-from fgclip_rt.pocket.calibration import calibration_inputs
 from fgclip_rt.probe import Probe
-from fgclip_rt.progress import BeginStage, silent
+from fgclip_rt.progress import BeginStage, silent, tracked
 
 from . import request
 from .bundle import probe
@@ -42,17 +40,17 @@ _PROBE = "probe.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from.
+    """A model that can be exported.
 
     Attributes:
-        name: what to call it.
-        load: reads it and says what the manifest is to say of it.
-        calibration: makes inputs to calibrate on, for a model whose world is known; None for all others.
+        name: its name in messages and for the default output.
+        load: reads it, and describes it for the manifest.
+        calibration: makes images, and texts by walk type, to calibrate on; None if the user has to give them.
     """
 
     name: str
     load: Callable[[], tuple[ReferenceModel, ModelInfo]]
-    calibration: Callable[[], CalibrationInputs] | None = None
+    calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
 
 
 def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Source:
@@ -61,7 +59,7 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
     Args:
         model: which one.
         revision: branch, tag or commit on the Hub.
-        files: what goes with a file of weights.
+        files: the files that go with a file of weights.
 
     Raises:
         CheckpointError: it cannot be found.
@@ -80,7 +78,8 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
         )
         return reference, info
 
-    return Source(checkpoint.name, load, _pocket_scenes if checkpoint.origin == "shipped" else None)
+    spec = find_model(model)
+    return Source(checkpoint.name, load, None if spec is None else spec.calibration)
 
 
 def random_source(model: str, seed: int = 0) -> Source:
@@ -104,7 +103,6 @@ def export(
     precisions: Sequence[str] = (FP32,),
     *,
     inputs: CalibrationInputs | None = None,
-    method: str = "percentile",
     floor: float | None = None,
     overwrite: bool = False,
     begin: BeginStage = silent,
@@ -120,28 +118,27 @@ def export(
         precisions: which precisions to write, keys of :data:`fgclip_rt.export.precision.precisions.PRECISIONS`.
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
-        method: how ranges of activations are found, one of :data:`fgclip_rt.export.request.METHODS`.
-        floor: the smallest cosine to accept in lower precisions, where it is above the precision's own.
+        floor: the smallest cosine to accept in lower precisions, if it is above the precision's own.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
     Raises:
-        ArgumentError: an argument cannot be used or would be of no use, or there is nothing to calibrate on.
+        ArgumentError: an argument cannot be used, has no effect, or calibration inputs are missing.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image to calibrate on cannot be read.
         ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
         OutputError: ``output`` exists or cannot be written.
     """
-    request.check(precisions, floor, method, measured=inputs is not None)
+    request.check(precisions, floor, measured=inputs is not None)
     asked = [precision for name, precision in PRECISIONS.items() if name in precisions]
     inputs = _calibration_inputs(precisions, inputs, source)
     with new_folder(output, overwrite) as folder:
-        # The reference goes when this returns; it has said all that is needed of it.
+        # The reference's memory is free once this returns.
         written = _write(source, inputs, folder, begin)
         gc.collect()
         _prove(written.assembly, begin)
         lower = [precision for precision in asked if precision.name != FP32]
-        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, method, begin)
+        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, begin)
         kept = [precision.name for precision in asked if precision.name in written.assembly.manifest.precisions]
         if not kept:
             raise _refusal(refused, "no bundle was written", ())
@@ -156,12 +153,12 @@ def _calibration_inputs(
 ) -> CalibrationInputs | None:
     request.check_calibrated(precisions, measured=inputs is not None or source.calibration is not None)
     if inputs is None and source.calibration is not None and not set(precisions).isdisjoint(request.QUANTISED):
-        return source.calibration()
+        return CalibrationInputs(*source.calibration())
     return inputs
 
 
 def _limits(precision: Precision, floor: float | None) -> Limits:
-    own = parity.LIMITS[precision.name]
+    own = precision.limits
     return msgspec.structs.replace(own, min_cosine=max(own.min_cosine, floor or 0.0))
 
 
@@ -172,15 +169,20 @@ def _refusal(refused: Sequence[ParityError], outcome: str, kept: Sequence[str]) 
         f"{reasons}; {outcome}; do without, or calibrate on inputs nearer to what the model will meet.",
         measured,
         kept,
+        code="precision_refused",
     )
 
 
-def _pocket_scenes() -> CalibrationInputs:
-    return CalibrationInputs(*calibration_inputs())
-
-
-def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = None) -> Probe:
+def verify_against(
+    bundle: Bundle, checkpoint: str, files: LocalFiles | None = None, begin: BeginStage = silent
+) -> Probe:
     """The probe of ``bundle`` computed anew from a checkpoint: by its reference, its tokenizer and its preparation.
+
+    Args:
+        bundle: an opened bundle.
+        checkpoint: as for :func:`checkpoint_source`.
+        files: the files that go with a file of weights.
+        begin: is told how far the reference is.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is of another size.
@@ -191,12 +193,12 @@ def verify_against(bundle: Bundle, checkpoint: str, files: LocalFiles | None = N
             f"{checkpoint} has vectors of {model.embedding_size} and {bundle.path} of "
             f"{bundle.manifest.embedding_size}; give the checkpoint that the bundle was exported from."
         )
-    return probe.record(model)
+    return probe.record(model, begin)
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What is left when the reference has done its work.
+    """The result of tracing, from which the reference can be dropped.
 
     Attributes:
         assembly: a bundle with tokenizer and probe.
@@ -218,19 +220,14 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
     done()
     data = None
     if inputs is not None:
-        done = begin("read calibration", calibration.count_steps(inputs))
-        data = calibration.read(inputs, list(model.text_spec.walk_types), done)
+        data = calibration.read(inputs, list(model.text_spec.walk_types), begin)
 
     sources = model.graphs()
-    done = begin("trace graphs", len(sources))
-    graphs = {}
-    for name, graph in sources.items():
-        graphs[name] = trace(graph)
-        done()
+    graphs = {name: trace(sources[name]) for name in tracked(begin, "trace graphs", list(sources))}
 
     text = model.text_spec
     (folder / text.tokenizer).write_text(model.tokenizer_json, encoding="utf-8")
-    probe.record(model, begin("run reference", probe.count_steps(model))).save(folder / _PROBE)
+    probe.record(model, begin).save(folder / _PROBE)
     manifest = Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -247,7 +244,7 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
     )
     assembly = Assembly(folder, manifest)
     done = begin("write weights", 1)
-    assembly.write(FP32, graphs, parity.LIMITS[FP32])
+    assembly.write(FP32, graphs, PRECISIONS[FP32].limits)
     done()
     return _Written(assembly, graphs, {name: tuple(graph.sensitive) for name, graph in sources.items()}, data)
 
@@ -255,8 +252,8 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
 def _prove(assembly: Assembly, begin: BeginStage) -> None:
     """Hold the float32 graphs to the reference, loaded as a user would load them."""
     recorded = Probe.load(assembly.folder / _PROBE)
-    done = begin("check fp32 parity", parity.count_rows(recorded))
-    rows = parity.check(open_model(assembly.bundle(), device="cpu"), recorded, parity.LIMITS[FP32], done)
+    model = open_model(assembly.write_manifest(), device="cpu")
+    rows = parity.check(model, recorded, PRECISIONS[FP32].limits, begin, "check fp32 parity")
     failed = [row for row in rows if not row.passed]
     if failed:
         raise ParityError(
@@ -267,15 +264,14 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
     assembly.set_measured(FP32, rows)
 
 
-def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, begin: BeginStage) -> list[ParityError]:
-    """Add lower precisions; return why those are missing that are."""
+def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginStage) -> list[ParityError]:
+    """Add lower precisions, and return the errors of those that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None
     if data is not None:
-        done = begin("run held-out inputs", data.held_out_steps)
-        held_out = data.held_out(open_model(written.assembly.bundle(), device="cpu"), done)
-    inputs = Inputs(recorded, data, held_out, method)
+        held_out = data.held_out(open_model(written.assembly.write_manifest(), device="cpu"), begin)
+    inputs = Inputs(recorded, data, held_out)
     planner = Planner(written.assembly, written.graphs, written.sensitive, inputs, begin)
     refused = []
     for precision, limit in limits.items():
@@ -287,10 +283,5 @@ def _lower(written: _Written, limits: Mapping[Precision, Limits], method: str, b
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: version(name) for name in ("torch", "onnxscript", "numpy", "pillow", "tokenizers")}
-    return {
-        "fgclip_rt": fgclip_rt.__version__,
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        **versions,
-    }
+    packages = ("onnxruntime", "torch", "onnxscript", "numpy", "pillow", "tokenizers")
+    return {"fgclip_rt": fgclip_rt.__version__, **versions(*packages)}

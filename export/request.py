@@ -15,9 +15,6 @@ from .checkpoints.registry import ModelSpec, find_model, unknown_model
 NAMES = ("fp32", "fp16", "bf16", "int8", "fp8")
 QUANTISED = ("int8", "fp8")
 
-#: How a range is found: the magnitude that nearly all values keep, or the one that loses least information.
-METHODS = ("percentile", "entropy")
-
 #: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
 LEAST = 16
 
@@ -26,13 +23,12 @@ LEAST = 16
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 0.5, "fp8": 0.5}
 
 
-def check(precisions: Sequence[str], floor: float | None, method: str, *, measured: bool) -> None:
+def check(precisions: Sequence[str], floor: float | None, *, measured: bool) -> None:
     """Make sure that an export can be asked for this.
 
     Args:
         precisions: which to write.
         floor: the smallest cosine to accept in lower precisions.
-        method: how ranges of activations are found.
         measured: whether there are inputs to calibrate on.
 
     Raises:
@@ -46,8 +42,6 @@ def check(precisions: Sequence[str], floor: float | None, method: str, *, measur
             raise ArgumentError(f"precision {name!r} cannot be exported; choose from {names}.")
     if floor is not None and not 0 < floor < 1:
         raise ArgumentError(f"the floor is {floor}; pass the smallest cosine to accept, between 0 and 1.")
-    if method not in METHODS:
-        raise ArgumentError(f"calibration method {method!r} is unknown; choose from {', '.join(METHODS)}.")
     if set(precisions) == {"fp32"} and (measured or floor is not None):
         raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
 

@@ -3,23 +3,69 @@
 >>> import fgclip_rt
 >>> model = fgclip_rt.load("bundle")
 >>> model.embed_images(["a.jpg"]) @ model.embed_texts(["a cat"]).T
+
+The names of ``__all__`` are the public interface, with the public attributes of their classes and the codes of
+:data:`fgclip_rt.errors.CODES`. Everything else may change from one version to the next.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import FgclipError
+from .errors import (
+    ArgumentError,
+    BenchmarkError,
+    BoxError,
+    BundleError,
+    CheckpointError,
+    DeviceError,
+    EngineError,
+    FgclipError,
+    ImageError,
+    MaskError,
+    MissingDependencyError,
+    OutputError,
+    ParityError,
+    TextError,
+)
 
 if TYPE_CHECKING:
+    from .bundle import Bundle
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
 
 __version__ = "0.1.0"
 
-__all__ = ["FgclipError", "Model", "RandomWeightsWarning", "__version__", "load", "load_image"]
+__all__ = [
+    "ArgumentError",
+    "BenchmarkError",
+    "BoxError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "DeviceError",
+    "EngineError",
+    "FgclipError",
+    "ImageError",
+    "MaskError",
+    "MissingDependencyError",
+    "Model",
+    "OutputError",
+    "ParityError",
+    "RandomWeightsWarning",
+    "TextError",
+    "__version__",
+    "load",
+    "load_image",
+]
 
 #: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
-_HOMES = {"Model": ".model", "RandomWeightsWarning": ".model", "load": ".model", "load_image": ".images"}
+_HOMES = {
+    "Bundle": ".bundle",
+    "Model": ".model",
+    "RandomWeightsWarning": ".model",
+    "load": ".model",
+    "load_image": ".images",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one that needs its results."""
+"""Work that threads do ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .machine import usable_cores
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: More threads than this decode faster than any model takes images, and hold more of them in memory.
+#: More threads would decode faster than any model takes images, and would hold more images in memory.
 _MOST_THREADS = 8
 
 
 def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """``function`` of each item, in order, computed by threads while the caller does something else.
+    """Yield ``function`` of each item, in order, computed by threads while the caller works.
 
-    Items are taken in the caller's thread, and no more of them than the threads can begin; a result that is an error is
-    raised in its place. What is left undone when the caller stops is dropped.
+    Items are taken in the caller's thread, no more than the threads can begin and one beyond. An error of ``function``
+    is raised when its result is due. If the caller stops early, calls that have not begun are cancelled.
     """
     threads = _threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="fgclip-rt") as pool:
@@ -40,5 +40,5 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
 
 @cache
 def _threads() -> int:
-    """How many; asked once, for the answer is in many small files and a service embeds images one by one."""
+    """Number of threads. Cached, because finding it reads many small files and a service embeds images one by one."""
     return min(_MOST_THREADS, usable_cores())

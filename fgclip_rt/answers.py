@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import msgspec
 from numpy.typing import ArrayLike
 
+from .arrays import FloatArray
 from .bundle import Bundle
-from .doctor import Check, Timing
+from .doctor import Check
 from .engine_files import Engine, EngineKey, EngineRecord, find_engines
-from .heatmap import FloatArray, largest_at
+from .heatmap import largest_at
 from .images import ImageSource
 from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
+from .timing import Timing
 from .vectors import Row
 
 Numbers: TypeAlias = list[list[float]]

@@ -1,8 +1,8 @@
-"""Items to batches: bookkeeping alone, with no model in sight.
+"""Items to batches, without a model.
 
-Items of one key may run together. A rule decides when a batch is closed, so that a call, a server and a job over a
-million files can share the bookkeeping and differ in when they run what they have. An item that failed before it could
-join a batch travels with its index.
+Items of one key may run together, and a rule decides when a batch is closed. A call, a server and a job over a million
+files share this code and differ only in their rule. An item that failed before it could join a batch is passed on with
+its index.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Item(Generic[_T]):
-    """One thing to run.
+    """One input to run.
 
     Attributes:
-        index: its place in the input.
-        key: items of other keys do not run with it; a bucket of patches, or a length of texts.
-        cost: its share of the work: patches or tokens.
-        value: the thing.
+        index: its position in the call.
+        key: only items of one key run together; a bucket of patches or a walk type, for example.
+        cost: its number of patches or tokens.
+        value: the input itself.
     """
 
     index: int
@@ -38,8 +38,8 @@ class Failure:
     """An item that cannot run.
 
     Attributes:
-        index: its place in the input.
-        error: why.
+        index: its position in the call.
+        error: the reason.
     """
 
     index: int
@@ -48,41 +48,41 @@ class Failure:
 
 @dataclass
 class Batch(Generic[_T]):
-    """Items of one key, in the order in which they came."""
+    """Items of one key, in the order of arrival."""
 
     key: Hashable
     items: list[Item[_T]] = field(default_factory=list)
     cost: int = 0
 
     def add(self, item: Item[_T]) -> None:
-        """Take one more."""
+        """Append an item."""
         self.items.append(item)
         self.cost += item.cost
 
     @property
     def values(self) -> list[_T]:
-        """The things themselves."""
+        """The values of the items."""
         return [item.value for item in self.items]
 
 
-#: Whether a batch is to run as it is.
+#: Whether a batch is closed, that is, to be run as it is.
 Rule: TypeAlias = Callable[[Batch[Any]], bool]
 
 
 def full(size: Callable[[Any], int]) -> Rule:
-    """Closes a batch when it has as many items as ``size`` says for its key."""
+    """A rule that closes a batch at ``size(key)`` items."""
     return lambda batch: len(batch.items) >= size(batch.key)
 
 
 def budget(most: int) -> Rule:
-    """Closes a batch when its items cost ``most`` or more together."""
+    """A rule that closes a batch when the costs of its items reach ``most`` together."""
     return lambda batch: batch.cost >= most
 
 
 def batches(items: Iterable[Item[_T] | Failure], closed: Rule) -> Iterator[Batch[_T] | Failure]:
-    """Batches as the rule closes them, then those that are left, in the order of their first items.
+    """Yield batches as the rule closes them, then the unfinished ones in the order of their first items.
 
-    Items are taken one by one, and no more of them than the next batch needs. A failure is passed on at once.
+    Items are taken one by one, no more than the next batch needs. A failure is passed on at once.
     """
     waiting: dict[Hashable, Batch[_T]] = {}
     for item in items:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import FloatArray
 from .errors import BoxError
 
 #: Samples are counted in float32, which is exact up to here and far beyond any image.
 _FARTHEST = 1_000_000
 
 
-def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> FloatArray:
     """Boxes as float32 [R, 4], xyxy in pixels of the original image.
 
     A box may reach over the image's border, as the reference allows, but must have some of the image inside.
@@ -42,9 +41,12 @@ def check_boxes(boxes: ArrayLike, image_size: tuple[int, int]) -> np.ndarray[Any
         if max(map(abs, (x1, y1, x2, y2))) > _FARTHEST:
             raise BoxError(f"{name} reaches over {_FARTHEST:,} pixels; give x1,y1,x2,y2 in pixels of the image.")
         if x1 > x2 or y1 > y2:
-            raise BoxError(f"{name} is reversed; give the upper left corner first: x1,y1,x2,y2.")
+            raise BoxError(f"{name} is reversed; give the upper left corner first: x1,y1,x2,y2.", code="box_reversed")
         if x1 == x2 or y1 == y2:
-            raise BoxError(f"{name} is empty; give it a width and a height.")
+            raise BoxError(f"{name} is empty; give it a width and a height.", code="box_empty")
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            raise BoxError(f"{name} lies outside its image of {width}×{height} pixels; give coordinates in its pixels.")
+            raise BoxError(
+                f"{name} lies outside its image of {width}×{height} pixels; give coordinates in its pixels.",
+                code="box_outside",
+            )
     return array

@@ -24,8 +24,8 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what it says of itself.
-        manifest_sha256: digest of the manifest's file, by which a replaced bundle is noticed.
+        manifest: its contents, decoded.
+        manifest_sha256: digest of the manifest's file; a replaced bundle has another.
     """
 
     path: Path
@@ -47,16 +47,21 @@ class Bundle:
         """
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
-            raise BundleError(f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.")
+            raise BundleError(
+                f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
+            )
         path = folder / MANIFEST
         try:
             text = path.read_bytes()
         except FileNotFoundError:
             raise BundleError(
-                f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'."
+                f"{folder} has no {MANIFEST}, so it is no bundle; make one with 'fgclip-rt export'.",
+                code="bundle_missing",
             ) from None
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+            raise BundleError(
+                f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+            ) from None
         bundle = cls(folder, decode_manifest(text, str(path)), hashlib.sha256(text).hexdigest())
         bundle._check_files(check_hashes)
         return bundle
@@ -69,7 +74,9 @@ class Bundle:
         """
         available = self.manifest.precisions
         if name not in available:
-            raise ArgumentError(f"this bundle has no precision {name!r}; choose from {', '.join(available)}.")
+            raise ArgumentError(
+                f"this bundle has no precision {name!r}; choose from {', '.join(available)}.", code="precision_missing"
+            )
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
@@ -84,7 +91,9 @@ class Bundle:
         try:
             return self.file(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{self.file(name)} cannot be read ({error}); export the bundle again.") from None
+            raise BundleError(
+                f"{self.file(name)} cannot be read ({error}); export the bundle again.", code="bundle_unreadable"
+            ) from None
 
     def check_unchanged(self) -> None:
         """Make sure that this is still the bundle that was opened: graphs are read when they are first needed.
@@ -97,7 +106,9 @@ class Bundle:
         except OSError:
             unchanged = False
         if not unchanged:
-            raise BundleError(f"{self.path} was replaced or removed since it was opened; load it again.")
+            raise BundleError(
+                f"{self.path} was replaced or removed since it was opened; load it again.", code="bundle_replaced"
+            )
 
     @property
     def size(self) -> int:
@@ -114,19 +125,27 @@ class Bundle:
                 )
         for name in list_files(self.path):
             if name not in listed:
-                raise BundleError(f"{self.path} holds {name}, which its manifest does not list; remove that file.")
+                raise BundleError(
+                    f"{self.path} holds {name}, which its manifest does not list; remove that file.",
+                    code="bundle_extra_file",
+                )
         for name, expected in listed.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
                 altered = size != expected.size or (check_hashes and sha256(path) != expected.sha256)
             except FileNotFoundError:
-                raise BundleError(f"{self.path} lacks {name}; copy the bundle again, or export it again.") from None
+                raise BundleError(
+                    f"{self.path} lacks {name}; copy the bundle again, or export it again.", code="bundle_incomplete"
+                ) from None
             except OSError as error:
-                raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+                raise BundleError(
+                    f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+                ) from None
             if altered:
                 raise BundleError(
-                    f"{path} is not the file that was exported; copy the bundle again, or export it again."
+                    f"{path} is not the file that was exported; copy the bundle again, or export it again.",
+                    code="bundle_altered",
                 )
 
 
@@ -150,7 +169,8 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
             f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
-            "upgrade fgclip-rt, or export the bundle with this version."
+            "upgrade fgclip-rt, or export the bundle with this version.",
+            code="bundle_newer",
         )
     try:
         manifest = msgspec.convert(document, Manifest)

@@ -1,4 +1,7 @@
-"""Which backend runs a bundle: its engines where they fit, onnxruntime otherwise."""
+"""The choice of a backend for a bundle: its engines if they fit, onnxruntime otherwise.
+
+Functions import :mod:`fgclip_rt.engines` only when a bundle has engines, because most bundles have none.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import onnxruntime as ort
 
 from .backends import Backend
 from .backends.onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
+from .backends.refuse import Refuse
 from .bundle import Bundle
 from .engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
 from .errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
 from .machine import nvidia_gpus
+from .manifest import Axis
 from .packages import CUDA_REMEDY
 
 #: Libraries whose engines we run.
@@ -24,27 +29,32 @@ BACKENDS = ("onnxruntime", *ENGINE_BACKENDS)
 
 @dataclass(frozen=True)
 class Fit:
-    """An engine, and why it cannot be run here; nothing where it can."""
+    """An engine, and whether it can be run here.
+
+    Attributes:
+        engine: its folder and record.
+        problem: why it cannot, as part of a sentence; None if it can.
+    """
 
     engine: Engine
-    problem: str
+    problem: str | None
 
 
 def choose_backend(
     bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, backend: str | None = None
 ) -> Backend:
-    """What runs ``bundle``.
+    """The backend that runs ``bundle``.
 
     Args:
         bundle: an opened bundle.
         precision: one of the manifest's.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: threads of one operator on the CPU; None takes one for each core that we may use.
-        backend: one of :data:`BACKENDS`; None takes engines where they fit, and says which and why.
+        backend: one of :data:`BACKENDS`; None takes engines if they fit, and says which and why.
 
     Raises:
         ArgumentError: an argument is unknown, or they do not go together.
-        DeviceError: what was asked for is not there.
+        DeviceError: the device or backend that was asked for is not there.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
     if device not in DEVICES:
@@ -53,27 +63,40 @@ def choose_backend(
         raise ArgumentError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
     if device == "cpu" and backend in ENGINE_BACKENDS:
         raise ArgumentError(f"{backend} runs on NVIDIA GPUs only; use device 'cuda', or another backend.")
-    # Where there is no GPU, nothing that is said of engines is of use to those who did not ask for them.
+    # Without a GPU, do not mention engines unless the caller asked for them.
     unasked = device == "auto" and backend is None
     if device == "cpu" or backend == "onnxruntime" or (unasked and not (has_engines(bundle) and _has_gpu())):
         return OnnxRuntimeBackend(bundle, precision, device, threads)
 
     libraries = ENGINE_BACKENDS if backend is None else (backend,)
     fits = [fit for fit in fit_engines(bundle, precision) if fit.engine.key.library.name in libraries]
-    fitting = _of_one_library([fit.engine for fit in fits if not fit.problem])
-    if backend is not None:
-        if not fitting:
-            raise _none_fits(bundle, precision, backend, fits)
-        return _engine_backend(bundle, precision, fitting, f"backend {backend!r} was asked for alone")
+    fitting = _of_one_library([fit.engine for fit in fits if fit.problem is None])
+    if backend is not None and not fitting:
+        raise _none_fits(bundle, precision, backend, fits)
     if not fitting:
         why = _why_not(bundle, fits)
         try:
             return OnnxRuntimeBackend(bundle, precision, device, threads, why)
         except DeviceError as error:
-            raise DeviceError(f"{str(error).rstrip('.')}{why and f' ({why})'}.") from None
-    if CUDA_PROVIDER in ort.get_available_providers():
-        return _engine_backend(bundle, precision, fitting, OnnxRuntimeBackend(bundle, precision, "cuda", threads))
-    return _engine_backend(bundle, precision, fitting, f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')")
+            if why is None:
+                raise
+            raise DeviceError(f"{str(error).rstrip('.')} ({why}).", code=error.code) from None
+    from fgclip_rt.engines.runner import EngineBackend
+
+    return EngineBackend(bundle, precision, fitting, _behind_engines(bundle, precision, fitting[0], threads, backend))
+
+
+def _behind_engines(
+    bundle: Bundle, precision: str, engine: Engine, threads: int | None, backend: str | None
+) -> Backend:
+    """The backend for inputs that no engine takes, when the engines are of the library of ``engine``."""
+    if backend is not None:
+        reason = f"backend {backend!r} was asked for alone"
+    elif CUDA_PROVIDER not in ort.get_available_providers():
+        reason = f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')"
+    else:
+        return OnnxRuntimeBackend(bundle, precision, "cuda", threads)
+    return Refuse(bundle.path, precision, engine.key.library.name, reason)
 
 
 def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
@@ -94,15 +117,17 @@ def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
     return [Fit(engine, _problem(engine.key, bundle, installed, gpu, unknown)) for engine in engines]
 
 
-def _problem(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None, unknown: str) -> str:
+def _problem(
+    key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None, unknown: str | None
+) -> str | None:
     if key.library.name not in ENGINE_BACKENDS:
         return "it is for services that use onnxruntime themselves"
     problem = misfit(key, bundle, installed, gpu)
-    return unknown if unknown and problem == NO_GPU else problem
+    return unknown if unknown is not None and problem == NO_GPU else problem
 
 
 def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
-    """The command that builds an engine like that of ``key``, for ``gpu`` where there is one."""
+    """The command that builds an engine like that of ``key``, for ``gpu`` if there is one."""
     graph = bundle.manifest.graphs.get(key.graph, {}).get(key.precision)
     options = ["--backend", key.library.name, "--graph", key.graph, "--precision", key.precision]
     if key.stripped:
@@ -112,8 +137,8 @@ def rebuild_command(bundle: Bundle, key: EngineKey, gpu: Gpu | None) -> str:
     if graph is not None and set(key.profiles) == {spec.name for spec in graph.inputs}:
         for axis, (smallest, usual, largest) in axes(key.profiles, graph.inputs).items():
             option, value = {
-                "patches": ("--buckets", str(largest)),
-                "tokens": ("--text-lengths", str(largest)),
+                Axis.PATCHES: ("--buckets", str(largest)),
+                Axis.TOKENS: ("--text-lengths", str(largest)),
             }.get(axis, (f"--{axis}", f"{smallest},{usual},{largest}"))
             options += [option, value]
     return shlex.join(["fgclip-rt", "build", str(bundle.path), *options])
@@ -126,30 +151,30 @@ def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
 
 
 def _installed(libraries: Iterable[str]) -> dict[str, str]:
-    """Versions of those ``libraries`` that are here."""
+    """Versions of those ``libraries`` that are installed."""
     from fgclip_rt.engines.libraries import LIBRARIES
 
     versions = {}
     for name in set(libraries) & set(ENGINE_BACKENDS):
-        # Reported as not installed, where an engine needs it.
+        # An engine that needs it is told that it is not installed.
         with contextlib.suppress(MissingDependencyError, EngineError):
             versions[name] = LIBRARIES[name]().version
     return versions
 
 
-def _gpu() -> tuple[Gpu | None, str]:
-    """The GPU, and why it cannot be said whether there is one."""
+def _gpu() -> tuple[Gpu | None, str | None]:
+    """The GPU, and why nobody can tell whether there is one; twice None if there is none."""
     from fgclip_rt.engines.cuda import find_gpu
 
     try:
-        return find_gpu(), ""
+        return find_gpu(), None
     except (MissingDependencyError, DeviceError) as error:
         return None, str(error).rstrip(".")
 
 
 def _has_gpu() -> bool:
     gpu, unknown = _gpu()
-    return gpu is not None or (bool(unknown) and bool(nvidia_gpus()))
+    return gpu is not None or (unknown is not None and bool(nvidia_gpus()))
 
 
 def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
@@ -161,26 +186,29 @@ def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
     return [engine for engine in engines if engine.key.library.name == most]
 
 
-def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str:
-    """Why no engine is used, in words; nothing where there is none to use."""
-    return f"{_problems(fits)}; see 'fgclip-rt doctor {bundle.path}'" if fits else ""
+def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str | None:
+    """Why no engine fits, as part of a sentence; None if the bundle has none."""
+    return f"{_problems(fits)}; see 'fgclip-rt doctor {bundle.path}'" if fits else None
 
 
 def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]) -> EngineError | DeviceError:
     if not fits:
         command = ["fgclip-rt", "build", str(bundle.path), "--backend", backend, "--precision", precision]
-        return EngineError(f"{bundle.path} has no {backend} engine in {precision}; run '{shlex.join(command)}'.")
+        return EngineError(
+            f"{bundle.path} has no {backend} engine in {precision}; run '{shlex.join(command)}'.", code="engine_missing"
+        )
     if _lacks_gpu(fits):
         return DeviceError(
             f"backend {backend!r} runs on NVIDIA GPUs, and {NO_GPU} here; use device 'cpu', or check the driver with "
-            "nvidia-smi."
+            "nvidia-smi.",
+            code="device_missing",
         )
     command_again = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
-    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.")
+    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.", code="engine_stale")
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:
-    """Whether the machine is what is the matter, and not the engines."""
+    """Whether the machine is at fault, and not the engines."""
     return NO_GPU in {fit.problem for fit in fits}
 
 
@@ -194,9 +222,3 @@ def _problems(fits: Sequence[Fit]) -> str:
     return (
         f"none of {len(fits)} engines fits, {fits[0].engine.path.name} because {reasons[0]}, others for other reasons"
     )
-
-
-def _engine_backend(bundle: Bundle, precision: str, engines: Sequence[Engine], fallback: Backend | str) -> Backend:
-    from fgclip_rt.engines.runner import EngineBackend
-
-    return EngineBackend(bundle, precision, engines, fallback)

@@ -1,4 +1,4 @@
-"""One image whose tower runs once, for its boxes, its masks and its maps."""
+"""An image whose tower runs once for all of its boxes, masks and maps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import FloatArray
 from .boxes import check_boxes
-from .graphs import FloatArray, Graphs, ImageInputs, MaskInputs, RegionInputs
+from .graphs import Graphs, ImageInputs, MaskInputs, RegionInputs
 from .masks import mask_weights
 from .preparation import Patches
 from .scores import l2_normalize, similarity_maps
@@ -18,7 +19,7 @@ from .scores import l2_normalize, similarity_maps
 class DenseImage:
     """The dense features of one image; :meth:`fgclip_rt.Model.dense` makes it. Safe to use from several threads.
 
-    The tower runs when its features are first needed, so that bad boxes and masks are refused before.
+    The tower runs when its features are first needed, so that bad boxes and masks are refused before it runs.
 
     Attributes:
         patches: the prepared image.
@@ -27,12 +28,12 @@ class DenseImage:
     def __init__(
         self, graphs: Graphs, patches: Patches, embed_texts: Callable[[Iterable[str], str], FloatArray]
     ) -> None:
-        """Join a prepared image and what runs its model.
+        """Join a prepared image and the graphs of its model.
 
         Args:
-            graphs: of a model that has dense features.
-            patches: the image.
-            embed_texts: texts of a walk type to vectors of length one, float32 [m, D].
+            graphs: the graphs of a model that has dense features.
+            patches: the prepared image.
+            embed_texts: turns texts of a walk type into vectors of length one, float32 [m, D].
         """
         self.patches = patches
         self._graphs = graphs
@@ -59,7 +60,7 @@ class DenseImage:
         Returns:
             float32 [h, w, D].
         """
-        features = self._computed()[0].reshape(*self.grid, -1)
+        features = self._run_tower()[0].reshape(*self.grid, -1)
         return l2_normalize(features) if normalize else features.copy()
 
     def regions(self, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
@@ -79,15 +80,15 @@ class DenseImage:
         self._graphs.check_has("region")
         checked = check_boxes(boxes, self.image_size)
         if not len(checked):
-            return self._nothing()
-        inputs = RegionInputs.of(self._computed(), self.patches, checked)
+            return self._no_vectors()
+        inputs = RegionInputs.of(self._run_tower(), self.patches, checked)
         return self._graphs.region(inputs, normalize=normalize).result()
 
     def masks(self, masks: ArrayLike, normalize: bool = True) -> FloatArray:
-        """One vector per mask, comparable with texts of walk type ``box``: the mean of the features that it weighs.
+        """One vector per mask, comparable with texts of walk type ``box``: the mean of the features, weighted by it.
 
-        A mask of the image's size gives each patch the share of it that the mask covers; one of the size of the grid
-        of patches is taken as it is.
+        A mask of the image's size weights each patch by the share that the mask covers. A mask of the grid's size is
+        used unchanged.
 
         Args:
             masks: [m, H, W], bool or numbers from 0 to 1, of the image's size; or [m, h, w], of its grid's.
@@ -103,8 +104,8 @@ class DenseImage:
         self._graphs.check_has("mask")
         weights = mask_weights(masks, self.image_size, self.grid)
         if not len(weights):
-            return self._nothing()
-        return self._graphs.mask(MaskInputs.of(self._computed(), weights), normalize=normalize).result()
+            return self._no_vectors()
+        return self._graphs.mask(MaskInputs.of(self._run_tower(), weights), normalize=normalize).result()
 
     def map(self, texts: str | Iterable[str], walk_type: str = "box") -> FloatArray:
         """The cosine of each text with each patch.
@@ -119,12 +120,12 @@ class DenseImage:
         embeds = self._embed_texts([texts] if isinstance(texts, str) else texts, walk_type)
         return similarity_maps(self.features(), embeds)
 
-    def _computed(self) -> FloatArray:
-        """The reference's dense features, float32 [1, N, D]."""
+    def _run_tower(self) -> FloatArray:
+        """The reference's dense features, float32 [1, N, D]; the first call runs the tower."""
         with self._lock:
             if self._dense is None:
                 self._dense = self._graphs.dense(ImageInputs.of([self.patches])).result()
             return self._dense
 
-    def _nothing(self) -> FloatArray:
+    def _no_vectors(self) -> FloatArray:
         return np.zeros((0, self._graphs.dim), np.float32)

@@ -1,4 +1,4 @@
-"""Built engines on disk: what ``engine.json`` says, and whether an engine fits a bundle, a library and a GPU.
+"""Built engines on disk: their record ``engine.json``, and whether an engine fits a bundle, a library and a GPU.
 
 Every engine lies in a folder of its own below the bundle's ``engines/``: the library's own file, called the plan, and
 ``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name, so that an
@@ -32,7 +32,7 @@ REFIT = "refit.onnx"
 #: Changes when the same key would make another plan, because this package makes networks in another way.
 RECIPE = 1
 
-#: What keeps every engine from running on a machine for which it may be the right one.
+#: Why no engine runs on a machine, although it may be the right one for it.
 NO_GPU = "there is no NVIDIA GPU"
 
 #: GPUs of any model from Ampere (sm80) on.
@@ -48,7 +48,7 @@ class Profile(Strict, frozen=True):
 
 
 class Library(Strict, frozen=True):
-    """What builds and runs an engine."""
+    """The library that builds and runs an engine."""
 
     name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"]
     version: str
@@ -64,9 +64,9 @@ class EngineKey(Strict, frozen=True):
         graph: name of the graph.
         precision: one of the bundle's. A graph that is one file in several goes by the first of them.
         files: SHA-256 of the graph's file and of every file of weights that it reads.
-        library: what built it, and the only thing to run it.
+        library: the library that built it, and the only one that runs it.
         targets: compute capabilities that it runs on, such as ``sm89``, or :data:`AMPERE_PLUS`.
-        gpu: name of the GPU that it was tuned on and for; None where it was built for targets by name.
+        gpu: name of the GPU that it was tuned on and for; None if it was built for targets by name.
         profiles: by input.
         stripped: whether the plan lacks its weights, which are read from the bundle when it is loaded.
         recipe: :data:`RECIPE`.
@@ -93,12 +93,12 @@ class EngineRecord(Strict, frozen=True):
     """The whole ``engine.json``.
 
     Attributes:
-        key: what the plan depends on.
+        key: all that the plan depends on.
         sha256: the key's digest.
         plan: name of the file to load.
         files: size and digest of every other file in the folder.
         seconds: how long the build took.
-        layers: number of the network's layers, before the library joins them; None where it does not say.
+        layers: number of the network's layers, before the library joins them; None if it does not say.
     """
 
     format: Literal["fgclip-rt-engine"]
@@ -124,7 +124,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Engine:
-    """A folder that holds an engine, and what its record says."""
+    """A folder that holds an engine, and its record."""
 
     path: Path
     record: EngineRecord
@@ -149,9 +149,11 @@ class Engine:
             try:
                 intact = sha256(path) == info.sha256
             except OSError as error:
-                raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.") from None
+                raise EngineError(
+                    f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+                ) from None
             if not intact:
-                raise EngineError(f"{path} is not the file that was built; {_AGAIN}.")
+                raise EngineError(f"{path} is not the file that was built; {_AGAIN}.", code="engine_damaged")
 
 
 _AGAIN = "build it again with 'fgclip-rt build', or remove its folder"
@@ -185,25 +187,31 @@ def read_engine(folder: Path) -> Engine:
     try:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.") from None
+        raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(f"{path} is not as specified ({error}); {_AGAIN}.") from None
+        raise EngineError(f"{path} is not as specified ({error}); {_AGAIN}.", code="engine_damaged") from None
     if record.sha256 != record.key.digest or not folder.name.endswith(_suffix(record.key)):
-        raise EngineError(f"{path} was altered or moved, for its key has another digest; {_AGAIN}.")
+        raise EngineError(
+            f"{path} was altered or moved, for its key has another digest; {_AGAIN}.", code="engine_damaged"
+        )
     if record.plan not in record.files:
-        raise EngineError(f"{path} names {record.plan} but does not list it under files; {_AGAIN}.")
+        raise EngineError(
+            f"{path} names {record.plan} but does not list it under files; {_AGAIN}.", code="engine_damaged"
+        )
     for name, info in record.files.items():
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
-            raise EngineError(f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}.") from None
+            raise EngineError(
+                f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+            ) from None
         if size != info.size:
-            raise EngineError(f"{folder / name} is not the file that was built; {_AGAIN}.")
+            raise EngineError(f"{folder / name} is not the file that was built; {_AGAIN}.", code="engine_damaged")
     return Engine(folder, record)
 
 
 def folder_name(key: EngineKey) -> str:
-    """What the folder of an engine is called: what it is for a reader, and its digest for certainty."""
+    """Name of an engine's folder: a description for readers, and the key's digest for certainty."""
     sizes = "-".join(str(size) for size in dict.fromkeys(_fixed_sizes(key)))
     parts = [key.graph, key.precision, sizes, key.library.name]
     return "-".join(part for part in parts if part) + _suffix(key)
@@ -230,14 +238,14 @@ def axes(profiles: Mapping[str, Profile], inputs: Sequence[TensorSpec]) -> dict[
     return ranges
 
 
-def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str:
-    """Which part of a key differs from what is here, in words; empty where the engine fits.
+def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str | None:
+    """Why an engine does not fit what is here, as part of a sentence; None if it fits.
 
     Args:
-        key: of the engine.
-        bundle: the bundle that is to be run.
+        key: the engine's.
+        bundle: the bundle to run.
         installed: version by name of every library that is there.
-        gpu: the GPU; None where there is none.
+        gpu: the GPU; None if there is none.
     """
     if key.recipe != RECIPE:
         return f"it was built in the way of another fgclip-rt (recipe {key.recipe}, here {RECIPE})"
@@ -256,7 +264,7 @@ def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gp
         return f"it was built for {', '.join(key.targets)}, and this GPU is {gpu}"
     if key.gpu not in (None, gpu.name):
         return f"it was tuned on {key.gpu}, and this GPU is {gpu}"
-    return ""
+    return None
 
 
 def _is_ampere_plus(gpu: Gpu) -> bool:

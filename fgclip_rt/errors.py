@@ -1,56 +1,164 @@
 """Every error that fgclip-rt raises on purpose.
 
-Each message is one sentence that names the thing at fault and the remedy. The command line prints it and exits
-with status 1; a library user can catch :class:`FgclipError` or one of its kinds.
+::
+
+    FgclipError
+    ├── ArgumentError (ValueError)             an argument cannot be used
+    ├── ImageError (ValueError)                an image cannot be read or prepared
+    ├── BoxError (ValueError)                  a box is no part of its image
+    ├── MaskError (ValueError)                 a mask is no mask of its image
+    ├── TextError (ValueError)                 a text cannot be tokenised
+    ├── BundleError                            a bundle is missing, altered or of another version
+    ├── DeviceError                            a device is missing, fails or lacks memory
+    ├── EngineError                            an engine is missing, damaged, stale or refused
+    ├── CheckpointError                        a checkpoint cannot be found or exported
+    ├── ParityError                            a graph does not give the reference's numbers
+    ├── BenchmarkError                         a benchmark cannot be run or read
+    ├── OutputError                            a file or folder cannot be written
+    └── MissingDependencyError (ImportError)   a package of an extra is not installed
+
+Each message is one sentence that names the fault and the remedy, for people. Each error has a ``code``, for programs:
+one of :data:`CODES`, which tells apart all that a caller would act on differently. The command line prints the message
+and exits with status 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .manifest import ParityRow
 
+#: Every code, and what it means.
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "argument_invalid": "An argument has a value that cannot be used.",
+        "precision_missing": "The bundle has no graphs in this precision.",
+        "graph_missing": "The model lacks this graph, so it cannot answer this question.",
+        "walk_type_missing": "The model has no such kind of text.",
+        "image_unreadable": "The image's file cannot be opened.",
+        "image_unsupported": "The image is of a format, type or range that is not read.",
+        "image_damaged": "The image's file is empty or damaged.",
+        "image_too_large": "The image has more pixels than the limit allows.",
+        "box_invalid": "A box is not four finite numbers in pixels.",
+        "box_reversed": "A box's second corner lies left of or above its first.",
+        "box_empty": "A box has no width or no height.",
+        "box_outside": "A box has no part of its image inside.",
+        "mask_invalid": "A mask holds other values than 0 to 1.",
+        "mask_misshaped": "A mask has neither the image's size nor its grid's.",
+        "mask_empty": "A mask is zero everywhere.",
+        "text_invalid": "A text is no valid Unicode string.",
+        "bundle_missing": "There is no bundle at this path.",
+        "bundle_unreadable": "A file of the bundle cannot be opened.",
+        "bundle_incomplete": "A file of the bundle is missing.",
+        "bundle_altered": "A file of the bundle is not the one that was exported.",
+        "bundle_extra_file": "The bundle's folder holds a file that its manifest does not list.",
+        "bundle_newer": "The bundle has a newer format than this version reads.",
+        "bundle_older": "The bundle has a format that this version no longer reads.",
+        "bundle_invalid": "The bundle's manifest, tokenizer or probe is not as specified.",
+        "bundle_replaced": "The bundle was replaced or removed after it was opened.",
+        "device_missing": "The device, or the library that drives it, is not on this machine.",
+        "device_failed": "The device is there and failed.",
+        "precision_unsupported": "The device has no kernels for this precision.",
+        "out_of_memory": "The memory of the device or the machine ran out.",
+        "engine_failed": "An engine could not be built, loaded or run.",
+        "engine_missing": "The bundle has no such engine.",
+        "engine_damaged": "A file of the engine is missing or altered.",
+        "engine_stale": "The engine was built for another bundle, library or GPU.",
+        "checkpoint_missing": "There is no checkpoint of this name or at this path.",
+        "checkpoint_incomplete": "A file of the checkpoint is missing.",
+        "checkpoint_damaged": "A file of the checkpoint cannot be read.",
+        "checkpoint_invalid": "The checkpoint's files contradict each other or the model.",
+        "checkpoint_unsafe": "The file of weights holds more than tensors, and loading it could run code.",
+        "checkpoint_unsupported": "The checkpoint's model cannot be exported.",
+        "download_failed": "A file could not be downloaded.",
+        "parity_failed": "A graph does not give the reference's numbers.",
+        "precision_refused": "A lower precision would change vectors more than its limits allow.",
+        "benchmark_failed": "A benchmark could not be run, or its results cannot be read.",
+        "output_exists": "The output exists and was not to be replaced.",
+        "output_unwritable": "The output cannot be written.",
+        "disk_full": "The disk is full.",
+        "dependency_missing": "A package that an extra installs is not installed.",
+    }
+)
+
 
 class FgclipError(Exception):
-    """Base of all errors below."""
+    """Base of all errors below.
+
+    Attributes:
+        code: one of :data:`CODES`; each class has its own for errors that give none.
+    """
+
+    code: str
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        """Make an error with a message of one sentence.
+
+        Args:
+            message: the fault and the remedy.
+            code: one of :data:`CODES`; None for that of the class.
+        """
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        assert self.code in CODES, self.code
 
 
 class ArgumentError(FgclipError, ValueError):
     """An argument has a value that cannot be used: a walk type, a patch count, a precision."""
 
+    code = "argument_invalid"
+
 
 class ImageError(FgclipError, ValueError):
     """An image cannot be read or prepared."""
+
+    code = "image_unreadable"
 
 
 class BoxError(FgclipError, ValueError):
     """A box is empty, reversed, not finite or outside its image."""
 
+    code = "box_invalid"
+
 
 class MaskError(FgclipError, ValueError):
     """A mask is not of its image's size, holds other numbers than 0 to 1, or is empty."""
+
+    code = "mask_invalid"
 
 
 class TextError(FgclipError, ValueError):
     """A text cannot be tokenised."""
 
+    code = "text_invalid"
+
 
 class BundleError(FgclipError):
-    """A bundle is incomplete, altered or from a newer version."""
+    """A bundle is missing, incomplete, altered or of another version."""
+
+    code = "bundle_invalid"
 
 
 class DeviceError(FgclipError):
-    """A device was asked for and this machine does not have it, or its memory ran out."""
+    """A device was asked for and this machine does not have it, or it failed, or its memory ran out."""
+
+    code = "device_failed"
 
 
 class EngineError(FgclipError):
-    """An engine cannot be built or run, or is damaged or stale."""
+    """An engine cannot be built or run, or is missing, damaged or stale."""
+
+    code = "engine_failed"
 
 
 class CheckpointError(FgclipError):
-    """A checkpoint cannot be found, or is not what its configuration says."""
+    """A checkpoint cannot be found or exported, or is not what its configuration says."""
+
+    code = "checkpoint_invalid"
 
 
 class ParityError(FgclipError):
@@ -61,10 +169,31 @@ class ParityError(FgclipError):
         kept: the precisions that were written all the same.
     """
 
-    def __init__(self, message: str, measured: Mapping[str, Sequence[ParityRow]], kept: Sequence[str] = ()) -> None:
-        super().__init__(message)
+    code = "parity_failed"
+
+    def __init__(
+        self,
+        message: str,
+        measured: Mapping[str, Sequence[ParityRow]],
+        kept: Sequence[str] = (),
+        *,
+        code: str | None = None,
+    ) -> None:
+        """Make an error from the comparisons that failed.
+
+        Args:
+            message: the fault and the remedy.
+            measured: by precision that failed, every comparison that was made.
+            kept: the precisions that were written all the same.
+            code: one of :data:`CODES`; None for ``parity_failed``.
+        """
+        super().__init__(message, code=code)
         self.measured = {precision: tuple(rows) for precision, rows in measured.items()}
         self.kept = tuple(kept)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all arguments: an exception's own way knows of the message only."""
+        return type(self), (str(self), self.measured, self.kept), self.__dict__
 
     @property
     def rows(self) -> tuple[ParityRow, ...]:
@@ -75,13 +204,25 @@ class ParityError(FgclipError):
 class BenchmarkError(FgclipError):
     """A benchmark cannot be run, or a file holds none of its results."""
 
+    code = "benchmark_failed"
+
 
 class OutputError(FgclipError):
     """An output path exists already or cannot be written."""
 
+    code = "output_unwritable"
+
 
 class MissingDependencyError(FgclipError, ImportError):
     """A package of one of the extras is not installed."""
+
+    code = "dependency_missing"
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of another library's error, without its full stop, as part of a sentence of ours."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return first.split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def check_positive(name: str, value: int | None, most: int = 2**31 - 1) -> None:

@@ -1,44 +1,41 @@
-"""The graphs of a bundle, called by what they compute. No other module knows the names of their tensors.
+"""Typed calls of a bundle's graphs, and the names of their tensors.
 
-The inputs of a graph are a dataclass whose fields bear the tensors' names; a bundle's graph takes those of them that
-its manifest lists.
+The inputs of a graph are a dataclass whose fields bear the tensors' names. A bundle's graph takes the fields that its
+manifest lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from .backends import Array, Backend, Result
+from .arrays import Array, ByteArray, FloatArray, IntArray
+from .backends import Backend, Result
 from .bundle import Bundle
 from .errors import ArgumentError, BundleError
 from .manifest import GraphFile
 from .preparation import Patches, side_by_side
 from .text import Tokens
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int32]]
-ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
-
 Graph: TypeAlias = Literal["vision", "dense", "text", "region", "mask"]
 
-#: Inputs.
+#: Names of inputs.
 PATCHES, SPATIAL_SHAPES = "patches", "spatial_shapes"
 INPUT_IDS, WALK_TYPE, ATTENTION_MASK = "input_ids", "walk_type", "attention_mask"
 IMAGE_SIZES, BOXES, BOX_IMAGES = "image_sizes", "boxes", "box_images"
 MASKS, MASK_IMAGES = "masks", "mask_images"
 
-#: Outputs: features are the reference's, embeds are of length one. Dense features are an input of two graphs too.
+#: Names of outputs. Features are the reference's own; embeds have length one. Two graphs also take dense features.
 IMAGE_FEATURES, IMAGE_EMBEDS = "image_features", "image_embeds"
 DENSE_FEATURES = "dense_features"
 TEXT_FEATURES, TEXT_EMBEDS = "text_features", "text_embeds"
 REGION_FEATURES, REGION_EMBEDS = "region_features", "region_embeds"
 MASK_FEATURES, MASK_EMBEDS = "mask_features", "mask_embeds"
 
-#: The output of each graph of length one, and the reference's own. Dense features come as the reference makes them.
+#: For each graph, its output of length one and the reference's own. Dense features come only as the reference's own.
 _OUTPUTS: dict[Graph, tuple[str, str]] = {
     "vision": (IMAGE_EMBEDS, IMAGE_FEATURES),
     "dense": (DENSE_FEATURES, DENSE_FEATURES),
@@ -89,7 +86,7 @@ class TextInputs:
 
     @classmethod
     def of(cls, tokens: Tokens, walk_type: int) -> TextInputs:
-        """The inputs of texts that are all of the walk type with this index."""
+        """The inputs of texts that share the walk type of this index."""
         return cls(tokens.input_ids, np.full(len(tokens.input_ids), walk_type, np.int32), tokens.attention_mask)
 
 
@@ -147,18 +144,18 @@ Inputs: TypeAlias = ImageInputs | TextInputs | RegionInputs | MaskInputs
 
 
 def feed(inputs: Inputs, graph: GraphFile) -> dict[str, Array]:
-    """The arrays that ``graph`` takes of ``inputs``, by the names of its tensors."""
+    """The arrays that ``graph`` takes from ``inputs``, by the names of its tensors."""
     return {spec.name: getattr(inputs, spec.name) for spec in graph.inputs}
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a graph that may still run."""
+    """One output of a graph that may still be running."""
 
     pending: Result
 
     def result(self) -> FloatArray:
-        """The output, waited for if it is not here yet.
+        """The output; waits until it is ready.
 
         Raises:
             DeviceError: the device failed.
@@ -170,7 +167,7 @@ class Output:
 class Graphs:
     """The graphs of one bundle in one precision, each a method. Safe to use from several threads.
 
-    A call returns at once if the backend works by itself; :meth:`Output.result` waits for the outcome. Every call
+    A call returns at once if the backend is asynchronous; :meth:`Output.result` waits for the outcome. Every call
     raises ArgumentError if the model has no such graph, and DeviceError if memory runs out or the precision cannot run
     on the device.
 
@@ -179,7 +176,7 @@ class Graphs:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Join a bundle and what runs its graphs.
+        """Join a bundle and the backend that runs its graphs.
 
         Raises:
             BundleError: the bundle's graphs have another interface than this version's.
@@ -193,23 +190,24 @@ class Graphs:
             for spec in graph.inputs:
                 if spec.name == WALK_TYPE and len(spec.shape) != 1:
                     raise BundleError(
-                        f"{bundle.path} was exported by an earlier fgclip-rt, whose texts in one run had one kind for "
-                        "all; export it again."
+                        f"{bundle.path} was exported by an earlier fgclip-rt, whose text graph takes only one walk "
+                        "type a run; export it again.",
+                        code="bundle_older",
                     )
 
     def has(self, graph: str) -> bool:
-        """Whether the model has a graph: ``vision`` and ``text`` always; ``dense``, ``region`` and ``mask`` not all."""
+        """Whether the model has a graph. Only ``vision`` and ``text`` are in every model."""
         return graph in self._files
 
     def check_has(self, graph: str) -> None:
         """Refuse a graph that the model lacks.
 
         Raises:
-            ArgumentError: it lacks the graph; the message says what that means.
+            ArgumentError: the model lacks the graph; the message names the missing features.
         """
         if not self.has(graph):
             without = _WITHOUT.get(graph, f"no {graph} graph")
-            raise ArgumentError(f"{self._name} has {without}; use a model that has them.")
+            raise ArgumentError(f"{self._name} has {without}; use a model that has them.", code="graph_missing")
 
     def vision(self, images: ImageInputs, *, normalize: bool = True) -> Output:
         """Vectors of images, float32 [B, D]: of length one, or the reference's own features."""
@@ -232,7 +230,7 @@ class Graphs:
         return self.run("mask", masks, normalize=normalize)
 
     def run(self, graph: Graph, inputs: Inputs, *, normalize: bool = True) -> Output:
-        """Run a graph that is known by its name only; ``inputs`` must be those that its method takes."""
+        """Run a graph by its name, with the inputs that its method takes."""
         self.check_has(graph)
         embeds, features = _OUTPUTS[graph]
         output = embeds if normalize else features

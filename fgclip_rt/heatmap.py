@@ -1,4 +1,4 @@
-"""The picture of dense features: where in an image each text is found."""
+"""Heat maps of dense features: a picture of each text's cosines over an image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .arrays import ByteArray, FloatArray
 from .errors import ArgumentError
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-
-# Five colours of viridis (matplotlib, CC0), which the FG-CLIP 2 README uses; those between are interpolated.
+# Five colours of viridis (matplotlib, CC0), which the FG-CLIP 2 README uses; the colours between them are interpolated.
 _COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 _TILE, _LEAST_TILE, _GAP, _LABEL, _COLUMNS = 420, 48, 12, 30, 3
 _LONGEST_LABEL = 200  # characters; more fit on no tile
@@ -40,8 +39,8 @@ class Picture:
     """A finished picture.
 
     Attributes:
-        image: the tiles: the photo, then a map per text.
-        unlabelled: texts that no font on this machine can write; their tiles carry their numbers.
+        image: tiles, the photo first and then a map per text.
+        unlabelled: texts that no font on this machine can write; their tiles show their numbers instead.
     """
 
     image: Image.Image
@@ -49,7 +48,7 @@ class Picture:
 
 
 def largest_at(values: FloatArray, size: tuple[int, int]) -> tuple[float, float]:
-    """Where a map [h, w] is largest: x, y of that patch's centre, in pixels of an image of ``size`` (width, height)."""
+    """Centre (x, y) of the patch where a map [h, w] is largest, in pixels of an image of ``size`` (width, height)."""
     rows, columns = values.shape
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     return (float(column) + 0.5) / columns * size[0], (float(row) + 0.5) / rows * size[1]
@@ -62,7 +61,7 @@ def draw(photo: Image.Image, maps: FloatArray, texts: Sequence[str], font: Path 
         photo: the image, RGB.
         maps: float32 [m, h, w].
         texts: m labels.
-        font: a font file to write them with; by default one that has their characters is looked for.
+        font: font file for the labels; None looks for one that has their characters.
 
     Raises:
         ArgumentError: ``font`` cannot be read.
@@ -74,7 +73,7 @@ def draw(photo: Image.Image, maps: FloatArray, texts: Sequence[str], font: Path 
     for number, (full_text, values) in enumerate(zip(texts, maps, strict=True), 1):
         text = full_text[:_LONGEST_LABEL]
         colours = Image.fromarray(_colour(values)).resize(size, Image.Resampling.NEAREST)
-        if _writer(fonts, text) is None:
+        if _font_for(fonts, text) is None:
             unlabelled.append(full_text)
             text = f"text {number}"
         tiles.append((colours, text))
@@ -86,8 +85,8 @@ def draw(photo: Image.Image, maps: FloatArray, texts: Sequence[str], font: Path 
     pen = ImageDraw.Draw(canvas)
     for index, (tile, label) in enumerate(tiles):
         left, top = _GAP + index % columns * cell[0], _GAP + index // columns * cell[1]
-        writer = _writer(fonts, label) or fonts[0]
-        pen.text((left, top + _LABEL // 2), _shorten(label, writer, size[0]), _INK, font=writer, anchor="lm")
+        label_font = _font_for(fonts, label) or fonts[0]
+        pen.text((left, top + _LABEL // 2), _shorten(label, label_font, size[0]), _INK, font=label_font, anchor="lm")
         canvas.paste(tile, (left, top + _LABEL))
     return Picture(canvas, tuple(unlabelled))
 
@@ -98,8 +97,8 @@ def _tile_size(photo: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def _colour(values: FloatArray) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Colours uint8 [h, w, 3]; a map that is everywhere equal takes the lowest colour."""
+def _colour(values: FloatArray) -> ByteArray:
+    """Colours uint8 [h, w, 3]; a constant map takes the lowest colour."""
     spread = float(values.max() - values.min())
     position = (values - values.min()) / (spread if spread > 0 else 1.0)
     stops = np.linspace(0, 1, len(_COLOURS))
@@ -117,24 +116,24 @@ def _fonts(font: Path | None) -> list[Any]:
             raise ArgumentError(
                 f"--font {font} is not a font file that can be read; give a .ttf, .otf or .ttc."
             ) from None
-    found: list[Any] = [ImageFont.load_default(size)]
+    fonts: list[Any] = [ImageFont.load_default(size)]
     for name in _CJK_FONTS:
         try:
-            found.append(ImageFont.truetype(name, size))
+            fonts.append(ImageFont.truetype(name, size))
         except OSError:
             continue
-    return found
+    return fonts
 
 
-def _writer(fonts: Sequence[Any], text: str) -> Any | None:
+def _font_for(fonts: Sequence[Any], text: str) -> Any | None:
     """The first font that has a glyph for every character of ``text``."""
     return next((font for font in fonts if _covers(font, text)), None)
 
 
 def _covers(font: Any, text: str) -> bool:
-    # A font draws what it lacks as it draws a code point that is no character.
-    lacking = bytes(font.getmask("\uffff"))
-    return all(character.isspace() or bytes(font.getmask(character)) != lacking for character in text)
+    # A font draws every character that it lacks with one glyph, that of U+FFFF, which is no character.
+    missing = bytes(font.getmask("\uffff"))
+    return all(character.isspace() or bytes(font.getmask(character)) != missing for character in text)
 
 
 def _shorten(label: str, font: Any, width: int) -> str:

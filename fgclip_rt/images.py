@@ -6,26 +6,27 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import ArgumentError, ImageError
+from .arrays import Array
+from .errors import ArgumentError, ImageError, reason
 
 #: A path, the bytes of an image file, a Pillow image, or an array uint8 [H, W, 3].
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Array"
 
 
 def load_image(source: ImageSource, name: str | None = None, *, exif_transpose: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB.
 
     Alpha is dropped and palettes, greyscale and CMYK are converted as Pillow's ``convert("RGB")`` does, which is what
-    the released code calls; 16-bit images keep their upper 8 bits, where that call would clip them to white.
+    the released code calls; 16-bit images keep their upper 8 bits, which that call would clip to white.
 
     Args:
         source: the image.
-        name: what to call it in messages; its path by default.
+        name: its name in messages; the path by default.
         exif_transpose: turn the image upright by its EXIF orientation. The released code does not.
 
     Raises:
@@ -47,11 +48,13 @@ def load_image(source: ImageSource, name: str | None = None, *, exif_transpose: 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
+        raise ImageError(
+            f"{name} is not an image that Pillow can read; convert it to PNG or JPEG.", code="image_unsupported"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
-        raise ImageError(f"{name} is damaged ({_reason(error)}); restore or remove it.") from None
+        raise ImageError(f"{name} is damaged ({reason(error)}); restore or remove it.", code="image_damaged") from None
 
 
 def as_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
@@ -71,26 +74,29 @@ def as_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSou
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     if isinstance(source, bytes):
         if not source:
-            raise ImageError(f"{name} is empty; restore or remove it.")
+            raise ImageError(f"{name} is empty; restore or remove it.", code="image_damaged")
         return Image.open(io.BytesIO(source))
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(
-            f"{name} is of type {type(source).__name__}; pass a path, bytes, a Pillow image or a uint8 array [H, W, 3]."
+            f"{name} is of type {type(source).__name__}; "
+            "pass a path, bytes, a Pillow image or a uint8 array [H, W, 3].",
+            code="image_unsupported",
         )
     # Opened here and not by Pillow, so that the file is closed when decoding fails half-way.
     with Path(source).open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0 and Path(source).is_file():
-            raise ImageError(f"{name} is empty; restore or remove it.")
+            raise ImageError(f"{name} is empty; restore or remove it.", code="image_damaged")
         image = Image.open(file)
         _check_pixels(image, name)
         image.load()
     return image
 
 
-def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+def _from_array(array: Array, name: str) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageError(
-            f"{name} is an array of {array.dtype} {list(array.shape)}; pass uint8 [H, W, 3] with values 0 to 255."
+            f"{name} is an array of {array.dtype} {list(array.shape)}; pass uint8 [H, W, 3] with values 0 to 255.",
+            code="image_unsupported",
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -102,7 +108,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageError(
             f"{name} has 32-bit values (Pillow's mode {image.mode!r}) of unknown range; scale them to 8 bits and "
-            "pass RGB."
+            "pass RGB.",
+            code="image_unsupported",
         )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # The same colours, by the way that Pillow wants for such palettes.
@@ -114,7 +121,7 @@ def _check_pixels(image: Image.Image, name: str) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels ({width}×{height}); remove it.")
+        raise ImageError(f"{name} has no pixels ({width}×{height}); remove it.", code="image_damaged")
     if limit is not None and width * height > limit:
         raise _too_large(name, f"{width}×{height} pixels, ")
 
@@ -122,10 +129,6 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 def _too_large(name: str, size: str = "") -> ImageError:
     return ImageError(
         f"{name} is too large to decode safely ({size}over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels); "
-        "raise the limit with --max-image-pixels or PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        "raise the limit with --max-image-pixels or PIL.Image.MAX_IMAGE_PIXELS if you trust it.",
+        code="image_too_large",
     )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return text.splitlines()[0]

@@ -1,10 +1,13 @@
-"""What this machine has, and how much of it this process may use."""
+"""Hardware of this machine, and the share of it that this process may use."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -16,39 +19,88 @@ _CPUS = Path("/sys/devices/system/cpu")
 #: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 
-#: Of their other vector extensions, those that change what onnxruntime's products cost.
+#: Other vector extensions that change the speed of onnxruntime's matrix products.
 _OTHER_FLAGS = ("avx2", "avx512f", "asimdhp")
+
+#: Other names by which pip may have installed a package.
+_OTHER_NAMES = {"onnxruntime": "onnxruntime-gpu"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Properties of a machine that affect the speed of a model.
+
+    Attributes:
+        system: operating system.
+        architecture: architecture of its CPU, such as ``x86_64``.
+        cpu: model name of the CPU, or its architecture.
+        flags: features of the CPU.
+        cores: number of cores that this process can keep busy.
+        memory: bytes that a process may still take; None if the system does not tell it.
+    """
+
+    system: str
+    architecture: str
+    cpu: str
+    flags: frozenset[str]
+    cores: int
+    memory: int | None
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on, as it is now."""
+    return Machine(
+        system=platform.platform(),
+        architecture=platform.machine(),
+        cpu=cpu_name() or platform.processor() or platform.machine(),
+        flags=frozenset(cpu_flags()),
+        cores=usable_cores(),
+        memory=available_memory(),
+    )
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the installed ones of ``packages``, by name."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        for name in (package, _OTHER_NAMES.get(package, package)):
+            try:
+                found[package] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            break
+    return found
 
 
 def usable_cores() -> int:
     """Cores that this process can keep busy, at least one.
 
-    Those it may run on, with the threads of one core counted once, and no more than the share of time that its
-    container has (Linux control groups of either version). Threads beyond that would only wait for each other.
+    Counts the cores that the process may run on; the threads of one core count once. The CPU quota of the container
+    (Linux control groups, version 1 or 2) is an upper limit. More threads would only wait for each other.
     """
-    if not hasattr(os, "sched_getaffinity"):  # not Linux, and nothing to ask
+    if not hasattr(os, "sched_getaffinity"):  # not Linux, so affinity and quotas are unknown
         return os.cpu_count() or 1
     cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     return max(1, min([cores, *map(int, _quotas())]))
 
 
 def cpu_name() -> str:
-    """What the CPU calls itself; empty where the system does not say."""
+    """The CPU's model name; empty if the system does not tell it."""
     return _cpuinfo(("model name", "Model")).strip()
 
 
 def cpu_flags() -> set[str]:
-    """What the CPU can do, by Linux's names, which it lists as flags on x86 and as features on ARM."""
+    """The CPU's features by Linux's names; Linux lists them as flags on x86 and as features on ARM."""
     return set(_cpuinfo(("flags", "Features")).split())
 
 
-def vector_extensions(flags: set[str]) -> str:
-    """Those of ``flags`` that matter to the speed of a model, in words."""
+def vector_extensions(flags: Collection[str]) -> str:
+    """The names in ``flags`` that affect the speed of a model, joined by commas, or a phrase if there are none."""
     return ", ".join(name for name in _OTHER_FLAGS + INT8_FLAGS if name in flags) or "none that this program looks for"
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, or None where the system does not say."""
+    """Memory in bytes that a process may still take; None if the system does not tell it."""
     try:
         lines = _MEMINFO.read_text().splitlines()
     except OSError:
@@ -57,9 +109,9 @@ def available_memory() -> int | None:
 
 
 def nvidia_gpus() -> list[str]:
-    """Names of the NVIDIA GPUs whose driver answers."""
+    """Name and memory of each NVIDIA GPU, as ``nvidia-smi`` lists them; empty if it fails."""
     try:
-        answer = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -68,11 +120,11 @@ def nvidia_gpus() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
 
 
 def _siblings(cpu: int) -> str:
-    """The threads of the core that ``cpu`` belongs to, or itself where the system does not say."""
+    """The threads of the core that ``cpu`` belongs to; ``cpu`` alone if the system does not tell them."""
     try:
         return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
@@ -80,7 +132,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quotas() -> Iterator[float]:
-    """How many CPUs' time each control group that holds this process may take, where it has a limit."""
+    """The CPU quota, in CPUs, of each control group around this process that has one."""
     try:
         entries = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
     except OSError:
@@ -92,7 +144,7 @@ def _quotas() -> Iterator[float]:
             root, limits = _CGROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
-        # A container may see its own group as the root, and not the path that it has outside.
+        # Inside a container, its own group may be the root, without the path that the group has outside.
         below = PurePosixPath(own.lstrip("/"))
         for group in (below, *below.parents):
             try:
@@ -104,7 +156,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _cpuinfo(keys: tuple[str, ...]) -> str:
-    """The first line of Linux's description of its CPUs that begins with one of ``keys``, without that."""
+    """The value of the first line of ``/proc/cpuinfo`` that begins with one of ``keys``; empty if there is none."""
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:

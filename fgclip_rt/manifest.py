@@ -1,13 +1,13 @@
-"""The manifest of a bundle: what ``manifest.json`` holds, decoded strictly.
+"""The manifest of a bundle: the content of ``manifest.json``, decoded strictly.
 
-An unknown key, a missing one or a value of the wrong type is an error that gives its place. The format is specified
+An unknown key, a missing key or a value of the wrong type is an error that names its place. The format is specified
 in the README.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -15,7 +15,7 @@ FORMAT: Literal["fgclip-rt-bundle"] = "fgclip-rt-bundle"
 #: The version that this package writes, and the newest that it reads.
 FORMAT_VERSION: Literal[1] = 1
 
-#: The precision that the reference computes in, and that every other is made from and compared with.
+#: The precision of the reference. Every other precision is made from it and compared with it.
 FP32 = "fp32"
 
 
@@ -28,13 +28,13 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelInfo(Strict, frozen=True):
-    """Which model this is.
+    """Identity of the model.
 
     Attributes:
-        name: registry name, or the checkpoint folder's.
+        name: name in the registry, or of the checkpoint folder.
         family: architecture.
         source: Hub id, model or folder name that the weights came from; None for random weights.
-        revision: Hub revision (a commit), if any.
+        revision: Hub revision (a commit); None if there is none.
         weights: ``released`` from the Hub, ``shipped`` with fgclip-rt, ``local`` from a folder, ``random`` for
             benchmarks only.
         checkpoint_sha256: digest over the checkpoint's weight files, in their order; None for random weights.
@@ -73,6 +73,11 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
     buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
     max_num_patches: Positive
 
+    @property
+    def lengths(self) -> range:
+        """The patch counts that can be asked for."""
+        return range(1, self.max_num_patches + 1)
+
     def __str__(self) -> str:
         buckets = ", ".join(map(str, self.buckets))
         return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}"
@@ -95,14 +100,19 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The one patch count there is."""
+        """The only patch count."""
         return (self.max_num_patches,)
 
     @property
     def max_num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         side: int = self.image_size // self.patch_size
         return side**2
+
+    @property
+    def lengths(self) -> range:
+        """The patch counts that can be asked for: one."""
+        return range(self.max_num_patches, self.max_num_patches + 1)
 
     def __str__(self) -> str:
         return (
@@ -111,12 +121,12 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         )
 
 
-#: How images are prepared.
+#: Preparation of images.
 ImageSpec: TypeAlias = NaflexSpec | SquareSpec
 
 
 class WalkTypeSpec(Strict, frozen=True):
-    """``index`` is the text graph's ``walk_type`` input; ``length`` the number of tokens, padding included."""
+    """``index`` is the text graph's ``walk_type`` input; ``length`` is the number of tokens, padding included."""
 
     index: Natural
     length: Positive
@@ -140,8 +150,34 @@ class TextSpec(Strict, frozen=True):
     walk_types: dict[str, WalkTypeSpec]
 
 
+class Axis:
+    """Names of the graphs' dynamic axes, as they stand in the shapes of :class:`TensorSpec`."""
+
+    BATCH: Final = "batch"
+    PATCHES: Final = "patches"
+    TOKENS: Final = "tokens"
+    BOXES: Final = "boxes"
+    MASKS: Final = "masks"
+
+
+class KeyBias:
+    """Names of the ONNX metadata that record how a graph's attention nodes hide keys.
+
+    Attributes:
+        COUNT: on the model, the number of attention nodes that hide keys; every traced graph has it.
+        QUERIES: on such a node, the name of its queries [B, Q, heads, c].
+        KEYS: on such a node, the name of its keys [B, N, heads, c].
+        BIAS: on such a node, the name of the values that are added to the scores of each key, float [B, N].
+    """
+
+    COUNT: Final = "fgclip_rt.key_biases"
+    QUERIES: Final = "fgclip_rt.queries"
+    KEYS: Final = "fgclip_rt.keys"
+    BIAS: Final = "fgclip_rt.key_bias"
+
+
 class TensorSpec(Strict, frozen=True):
-    """An input or output of a graph; a named axis is dynamic."""
+    """An input or output of a graph; a named axis is dynamic, and its name is one of :class:`Axis`."""
 
     name: str
     dtype: str
@@ -157,13 +193,13 @@ class GraphFile(Strict, frozen=True):
 
 
 class Limits(Strict, frozen=True):
-    """What parity demands.
+    """Limits of parity.
 
     Attributes:
-        max_error: largest absolute difference, as a share of the reference's largest absolute value; None where it is
+        max_error: largest absolute difference, as a share of the reference's largest absolute value; None if it is
             only reported.
         min_cosine: smallest cosine between a vector and the reference's.
-        dense_share: share of the vectors of dense maps that must keep ``min_cosine``; of all others every one must.
+        dense_share: share of the vectors of dense maps that must keep ``min_cosine``; all other vectors must.
     """
 
     max_error: float | None
@@ -175,18 +211,18 @@ class ParityRow(Strict, frozen=True):
     """One comparison with the reference.
 
     Attributes:
-        graph: which graph, or the step before it.
+        graph: the graph, or a step around it, such as ``tokens`` or ``logits``.
         case: the image, bucket or walk type.
-        count: number of vectors; for whole numbers (tokens, patches) of rows.
-        max_error: as in :class:`Limits`; for whole numbers the share that differs.
+        count: number of vectors; for whole numbers (tokens, patches), number of rows.
+        max_error: as in :class:`Limits`; for whole numbers, the share that differs.
         max_difference: the largest absolute difference itself.
         min_cosine: as in :class:`Limits`.
         mean_cosine: mean of the same cosines.
-        within: share of them that is not below the limit.
+        within: share of the cosines that reach the limit.
         logit_shift: largest absolute difference of the vectors' logits with the reference's vectors of the other kind
-            (texts for images, images for texts); None where there are none.
-        flips: how many of the vectors have another nearest vector of the other kind; None where there are none.
-        passed: whether it kept the limits.
+            (texts for images, images for texts); None if there are none.
+        flips: number of vectors whose nearest vector of the other kind changed; None if there are none.
+        passed: whether the vectors kept the limits.
     """
 
     graph: str
@@ -203,7 +239,7 @@ class ParityRow(Strict, frozen=True):
 
 
 class Parity(Strict, frozen=True):
-    """The recorded probe, and what was measured on it at export, by precision."""
+    """The recorded probe, and its measurements at export by precision."""
 
     probe: str
     limits: dict[str, Limits]
@@ -211,14 +247,14 @@ class Parity(Strict, frozen=True):
 
 
 class Calibration(Strict, frozen=True):
-    """What the ranges of whole-number layers were measured on.
+    """Data that the ranges of quantised layers were measured on.
 
     Attributes:
-        method: how a range was taken from what was seen.
+        method: choice of a range from the observed values.
         images: number of images measured.
         texts: number of texts measured.
-        held_out_images: number of images kept back, on which the outcome was judged.
-        held_out_texts: number of texts kept back.
+        held_out_images: number of images held out, on which the outcome was judged.
+        held_out_texts: number of texts held out.
         sha256: digest over the digests of the images and the texts.
     """
 
@@ -231,14 +267,14 @@ class Calibration(Strict, frozen=True):
 
 
 class Lowering(Strict, frozen=True):
-    """What was done to the fp32 graphs to make those of a lower precision.
+    """Changes to the fp32 graphs that make the graphs of a lower precision.
 
     Attributes:
         linear: type of the linear layers, such as ``float16`` or ``int8``.
         other: type of the attention's products and of the token table.
-        moved: layers that were put back to a higher type to keep the limits, and to which.
+        moved: layers that were put back to a higher type to keep the limits, with that type.
         smoothed: number of layers whose input channels were rescaled.
-        calibration: where ranges had to be measured, on what.
+        calibration: data of the measured ranges; None if no ranges were measured.
     """
 
     linear: str

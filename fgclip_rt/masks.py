@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import FloatArray
 from .errors import MaskError
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def mask_weights(masks: ArrayLike, image_size: tuple[int, int], grid: tuple[int, int]) -> FloatArray:
@@ -43,13 +40,14 @@ def mask_weights(masks: ArrayLike, image_size: tuple[int, int], grid: tuple[int,
         (height, width), (rows, columns) = image_size, grid
         raise MaskError(
             f"masks have the shape {list(array.shape)}; give [m, {height}, {width}], the image's size, or "
-            f"[m, {rows}, {columns}], its grid of patches."
+            f"[m, {rows}, {columns}], its grid of patches.",
+            code="mask_misshaped",
         )
     for index, mask in enumerate(array):
         if array.dtype != np.bool_ and not ((mask >= 0) & (mask <= 1)).all():
             raise MaskError(f"mask {index} holds numbers that are not from 0 to 1; scale it.")
         if not mask.any():
-            raise MaskError(f"mask {index} is zero everywhere; leave it out.")
+            raise MaskError(f"mask {index} is zero everywhere; leave it out.", code="mask_empty")
     if array.shape[1:] == grid:
         return np.ascontiguousarray(array, np.float32).reshape(len(array), -1)
     rows_of, columns_of = (_means(size, cells) for size, cells in zip(image_size, grid, strict=True))

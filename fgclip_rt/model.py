@@ -17,13 +17,14 @@ from PIL import Image
 
 from . import scores
 from .ahead import map_ahead
+from .arrays import FloatArray
 from .backends import Backend
 from .batching import Batch, Failure, Item, batches, full
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
 from .errors import ArgumentError, ImageError, check_positive
-from .graphs import FloatArray, Graphs, ImageInputs, Output, TextInputs
+from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
 from .preparation import Patches, preparation
@@ -34,11 +35,11 @@ _T = TypeVar("_T")
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
-#: Batches that are begun before the first of them is waited for. A backend that works by itself runs one while the next
-#: is prepared.
+#: Number of later batches that are submitted before the result of a batch is waited for. An asynchronous backend runs
+#: one batch while the next is prepared.
 _BATCHES_AHEAD = 2
 
-#: Texts whose vectors are kept: a few megabytes of them.
+#: Number of texts whose vectors are kept; 3 MB at 768 dimensions.
 _RECENT_TEXTS = 1024
 
 
@@ -61,13 +62,14 @@ def load(
 
     Args:
         bundle: folder made by ``fgclip-rt export``.
-        device: ``auto``, ``cpu`` or ``cuda``. What is asked for and missing is an error; ``auto`` says in
-            ``model.backend`` what it chose and why.
+        device: ``auto``, ``cpu`` or ``cuda``. A device that is asked for and missing is an error. With ``auto``,
+            ``model.backend`` says which device was chosen and why.
         precision: one of the bundle's; None takes its first.
-        threads: CPU threads of one operator; None takes one for each core that we may use, in a container too.
-        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the latter two run engines made by
-            ``fgclip-rt build``, and nothing else. None takes engines on a GPU that they fit, and onnxruntime for what
-            they do not take; ``model.backend`` says which and why.
+        threads: CPU threads of one operator; None takes one for each core that this process, or its container,
+            may use.
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; the last two run only engines made by
+            ``fgclip-rt build``. None takes the engines that fit the GPU, and onnxruntime for everything else;
+            ``model.backend`` says which was chosen and why.
         check_hashes: compare every file with its recorded SHA-256 (about a second per 1.5 GB).
 
     Warns:
@@ -76,7 +78,7 @@ def load(
     Raises:
         BundleError: the bundle is incomplete, altered, or from a newer version.
         ArgumentError: device, precision, threads or backend cannot be used.
-        DeviceError: the device is not there.
+        DeviceError: the device is missing.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
     model = open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads, backend)
@@ -96,7 +98,7 @@ def open_model(
     threads: int | None = None,
     backend: str | None = None,
 ) -> Model:
-    """Make the model of a bundle that is open already ready; arguments and errors are those of :func:`load`."""
+    """Make the model of an opened bundle ready; arguments and errors are those of :func:`load`."""
     if precision is None:
         precision = bundle.manifest.precisions[0]
     bundle.check_precision(precision)
@@ -105,12 +107,12 @@ def open_model(
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors of those images that could be read.
+    """Vectors of the images that could be read.
 
     Attributes:
         vectors: float32 [k, D].
-        rows: by row of ``vectors``, the image's index in the call; ascending.
-        failures: the images that could not be read, and why.
+        rows: for each row of ``vectors``, the image's index in the call; ascending.
+        failures: the images that could not be read, with their errors.
     """
 
     vectors: FloatArray
@@ -126,13 +128,13 @@ class Model:
         bundle: the opened bundle.
         precision: the precision that runs.
         backend: runs the graphs; its string says which device and why.
-        graphs: the bundle's graphs, each a call.
-        preparation: images to patches.
-        tokenizer: texts to tokens.
+        graphs: the bundle's graphs, each a method.
+        preparation: turns images into patches.
+        tokenizer: turns texts into tokens.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Join an opened bundle and a backend for it; :func:`load` chooses the latter.
+        """Join an opened bundle and a backend for it; :func:`load` chooses the backend.
 
         Raises:
             BundleError: the bundle's graphs have another interface than this version's.
@@ -206,17 +208,17 @@ class Model:
     ) -> FloatArray | Embedded:
         """One vector per image.
 
-        A list or generator is consumed as it is needed: only the images of unfinished batches are in memory. A
-        vector does not depend on which other images are in the call.
+        A list or generator is consumed as needed: only the images of unfinished batches are in memory. A vector does
+        not depend on the other images of the call.
 
         Args:
             images: paths, bytes, Pillow images or uint8 arrays [H, W, 3].
-            max_num_patches: patches that every image is resized to fill; None leaves it to the model, and those that
-                take images of one size have no other.
+            max_num_patches: number of patches that every image is resized to fill; None lets the model choose. Models
+                that take images of one size accept only that size's number.
             batch_size: images per run of the graph; None chooses by the number of patches.
             normalize: to length one; False gives the reference's own features.
-            on_error: ``raise`` stops at the first image that cannot be read; ``skip`` leaves such images out and says
-                which they are.
+            on_error: ``raise`` stops at the first image that cannot be read; ``skip`` leaves such images out and
+                lists them.
             exif_transpose: turn images upright by their EXIF orientation. The released code does not.
 
         Returns:
@@ -233,12 +235,12 @@ class Model:
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         vectors: dict[int, FloatArray] = {}
         failures: list[Failure] = []
-        for found in _ahead(_begun(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
-            if isinstance(found, Failure):
-                failures.append(found)
+        for entry in _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
+            if isinstance(entry, Failure):
+                failures.append(entry)
                 continue
-            batch, running = found
-            vectors.update((item.index, row) for item, row in zip(batch.items, running.result(), strict=True))
+            batch, output = entry
+            vectors.update((item.index, row) for item, row in zip(batch.items, output.result(), strict=True))
         rows = sorted(vectors)
         stacked = self._stack([vectors[index] for index in rows])
         if on_error == "raise":
@@ -248,10 +250,10 @@ class Model:
     def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
         """One vector per text.
 
-        The vectors of the last 1,024 texts are kept, for many services ask for the same ones again and again.
+        The vectors of the last 1,024 texts are kept, because many services send the same texts again.
 
         Args:
-            texts: English or Chinese; longer ones than the walk type's length lose their end (:meth:`truncated`).
+            texts: English or Chinese; a text that exceeds the walk type's length loses its end (:meth:`truncated`).
             walk_type: ``short`` for captions, ``box`` for the names of regions, ``long`` for long captions; not every
                 model has all of them.
             normalize: to length one; False gives the reference's own features.
@@ -269,33 +271,33 @@ class Model:
         # By text, the rows that wait for its vector.
         waiting: dict[str, list[int]] = {}
 
-        def unknown() -> Iterator[Item[str]]:
+        def uncached() -> Iterator[Item[str]]:
             for index, text in enumerate(as_texts(texts)):
                 prepared = self.tokenizer.prepare(text, index)
-                known = self._recent_texts.get((prepared, walk_type, normalize))
-                if known is not None:
-                    rows[index] = known
+                vector = self._recent_texts.get((prepared, walk_type, normalize))
+                if vector is not None:
+                    rows[index] = vector
                 elif prepared in waiting:
                     waiting[prepared].append(index)
                 else:
                     waiting[prepared] = [index]
                     yield Item(index, walk_type, kind.length, prepared)
 
-        def begun() -> Iterator[tuple[Batch[str], Output]]:
-            for batch in batches(unknown(), full(lambda _: size)):
+        def submitted() -> Iterator[tuple[Batch[str], Output]]:
+            for batch in batches(uncached(), full(lambda _: size)):
                 assert isinstance(batch, Batch)
                 inputs = TextInputs.of(self.tokenizer.encode(batch.values, walk_type), kind.index)
                 yield batch, self.graphs.text(inputs, normalize=normalize)
 
-        for batch, running in _ahead(begun()):
-            for item, vector in zip(batch.items, running.result(), strict=True):
+        for batch, output in _ahead(submitted()):
+            for item, vector in zip(batch.items, output.result(), strict=True):
                 # A copy, so that one text does not keep its whole batch alive.
                 self._recent_texts.put((item.value, walk_type, normalize), vector.copy())
                 rows.update((index, vector) for index in waiting.pop(item.value))
         return self._stack([rows[index] for index in range(len(rows))])
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
-        """Indices of the texts that are longer than the walk type's length and would lose their end."""
+        """Indices of the texts that exceed the walk type's length and would lose their end."""
         indices: list[int] = []
         start = 0
         remaining = as_texts(texts)
@@ -306,16 +308,16 @@ class Model:
         return indices
 
     def dense(self, image: ImageSource, max_num_patches: int | None = None) -> DenseImage:
-        """One image whose tower runs once, for its boxes, its masks and its maps.
+        """An image whose tower runs once for all of its boxes, masks and maps.
 
         Args:
             image: as for :meth:`embed_images`.
-            max_num_patches: patches to resize to, up to 16,384 for fine maps; None takes the image's bucket. Time
-                grows with the square of their number.
+            max_num_patches: number of patches to resize to, up to 16,384 for fine maps; None takes the image's
+                bucket. Time grows with the square of the number.
 
         Raises:
             ImageError: the image cannot be read.
-            ArgumentError: the model has no dense features, or no such number of patches.
+            ArgumentError: the model has no dense features, or does not take this number of patches.
         """
         self.graphs.check_has("dense")
         patches = self.preparation(load_image(image), max_num_patches)
@@ -344,10 +346,10 @@ class Model:
         items = self._prepared(images, max_num_patches)
         closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
-        for found in _ahead(_begun(items, closed, self.graphs.dense)):
-            assert not isinstance(found, Failure)
-            batch, running = found
-            for item, features in zip(batch.items, running.result(), strict=True):
+        for entry in _ahead(_submit(items, closed, self.graphs.dense)):
+            assert not isinstance(entry, Failure)
+            batch, output = entry
+            for item, features in zip(batch.items, output.result(), strict=True):
                 height, width = item.value.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
                 kept = features[: height * width].reshape(height, width, -1).copy()
@@ -397,7 +399,7 @@ class Model:
         return scores.logits(self._vectors(image_embeds), self._vectors(text_embeds), self.manifest.score)
 
     def probabilities(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
-        """Probabilities of the logits: by sigmoid each pair for itself, by softmax over the texts of an image.
+        """Probabilities of the logits: a sigmoid of each pair, or a softmax over the texts of each image.
 
         Returns:
             float32 [n, m].
@@ -411,9 +413,9 @@ class Model:
         exif_transpose: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Item[Patches] | Failure]:
-        """Images read and resized by threads, as they are needed, in order."""
+        """Read and resize images in threads, as needed and in order."""
 
-        def prepare(image: _Kept) -> Item[Patches] | Failure:
+        def prepare(image: _QueuedImage) -> Item[Patches] | Failure:
             try:
                 patches = self.preparation(image.read(exif_transpose), max_num_patches)
             except ImageError as error:
@@ -422,8 +424,8 @@ class Model:
                 return Failure(image.index, error)
             return Item(image.index, patches.bucket, len(patches.pixels), patches)
 
-        kept = (_Kept.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
-        return map_ahead(prepare, kept)
+        queued = (_QueuedImage.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
+        return map_ahead(prepare, queued)
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:
@@ -439,10 +441,10 @@ class Model:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """An image that can wait for a thread, or why it cannot be read.
+class _QueuedImage:
+    """An image that waits for a thread, or the error that it cannot be read.
 
-    Files are read by the thread. Pixels in memory are copied at once, for their owner may close them or write to them
+    The thread reads files. Pixels in memory are copied at once, because their owner may close or overwrite them
     meanwhile.
     """
 
@@ -451,7 +453,7 @@ class _Kept:
     name: str
 
     @classmethod
-    def of(cls, index: int, source: ImageSource, exif_transpose: bool) -> _Kept:
+    def of(cls, index: int, source: ImageSource, exif_transpose: bool) -> _QueuedImage:
         if isinstance(source, (str, os.PathLike)):
             return cls(index, source, os.fspath(source))
         name = f"image {index}"
@@ -470,20 +472,20 @@ class _Kept:
         return load_image(self.source, self.name, exif_transpose=exif_transpose)
 
 
-def _begun(
+def _submit(
     items: Iterable[Item[Patches] | Failure],
     closed: Callable[[Batch[Patches]], bool],
     run: Callable[[ImageInputs], Output],
 ) -> Iterator[tuple[Batch[Patches], Output] | Failure]:
-    """Batches of images, each with its output on the way."""
+    """Submit batches of images, and yield each with its pending output."""
     for batch in batches(items, closed):
         yield batch if isinstance(batch, Failure) else (batch, run(ImageInputs.of(batch.values)))
 
 
-def _ahead(begun: Iterator[_T]) -> Iterator[_T]:
-    """The items, each when :data:`_BATCHES_AHEAD` later ones have been begun."""
+def _ahead(submitted: Iterator[_T]) -> Iterator[_T]:
+    """Yield each item once :data:`_BATCHES_AHEAD` later ones have been submitted."""
     waiting: deque[_T] = deque()
-    for item in begun:
+    for item in submitted:
         waiting.append(item)
         if len(waiting) > _BATCHES_AHEAD:
             yield waiting.popleft()

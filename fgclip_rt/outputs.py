@@ -1,20 +1,25 @@
-"""Output files that appear whole or not at all."""
+"""Output files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError
 
 from .errors import OutputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+#: The words for a full disk of libraries that give no error number: safetensors, and NumPy after a short write.
+_DISK_FULL = re.compile(r"no space left|\d+ requested and \d+ written", re.IGNORECASE)
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
@@ -26,7 +31,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file.")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; choose another --output, or replace it with --overwrite.")
+        raise output_exists(path)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written because {folder} is not a folder; make it, or choose another.")
@@ -41,7 +46,9 @@ def check_picture_output(path: Path, overwrite: bool = False) -> None:
         OutputError: as there, or the name ends in none of them.
     """
     if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise OutputError(f"{path} has no known format; end its name in {', '.join(PICTURE_SUFFIXES)}.")
+        raise OutputError(
+            f"{path} has no known format; end its name in {', '.join(PICTURE_SUFFIXES)}.", code="argument_invalid"
+        )
     check_output(path, overwrite)
 
 
@@ -68,11 +75,6 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether writing failed for want of space; libraries in other languages say it in words."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error)
-
-
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 
@@ -94,13 +96,90 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
-    partial = path.with_name(f".{path.stem}.partial-{uuid.uuid4().hex}{path.suffix}")
+    partial = _hidden(path, "partial")
     try:
         yield partial
         partial.replace(path)
-    except OSError as error:
-        if is_disk_full(error):
-            raise OutputError(f"{path} cannot be written because the disk is full; free some space.") from None
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another --output.") from None
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path, check_replaceable: Callable[[], None]) -> Iterator[Path]:
+    """A folder beside ``path`` to write to; it takes the name of ``path`` when the block ends well.
+
+    Args:
+        path: the folder; its parents are made.
+        check_replaceable: raises an error if a folder that stands at ``path`` by then must be kept.
+
+    Raises:
+        OutputError: writing failed; nothing is left behind, and what stood at ``path`` still does.
+    """
+    partial = _hidden(path, "partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        _open_permissions(partial)
+        if path.exists():
+            check_replaceable()
+            _replace(path, partial)
+        else:
+            partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def output_exists(path: Path) -> OutputError:
+    """The error for an output that is there and was not to be replaced."""
+    return OutputError(
+        f"{path} exists already; choose another --output, or replace it with --overwrite.", code="output_exists"
+    )
+
+
+def cannot_write(
+    path: Path, error: Exception, remedy: str = "choose another --output", outcome: str | None = None
+) -> OutputError:
+    """The error for an output that could not be written.
+
+    Args:
+        path: the output.
+        error: the error that writing raised.
+        remedy: the user's way out, unless the disk is full.
+        outcome: the part of the work that stays, as the end of the sentence.
+    """
+    end = "." if outcome is None else f"; {outcome}."
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL.search(str(error)):
+        return OutputError(f"{path} cannot be written because the disk is full; free some space{end}", code="disk_full")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return OutputError(f"{path} cannot be written ({reason}); {remedy}{end}")
+
+
+def _hidden(path: Path, what: str) -> Path:
+    """A new hidden name beside ``path``, with the same suffix."""
+    return path.with_name(f".{path.stem}.{what}-{uuid.uuid4().hex}{path.suffix}")
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Rename the folder ``new`` to ``path``; the folder that was there is kept if that fails."""
+    replaced = _hidden(path, "replaced")
+    path.rename(replaced)
+    try:
+        new.rename(path)
+    except BaseException:
+        replaced.rename(path)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _open_permissions(folder: Path) -> None:
+    """Give every file the mode of a newly made one; safetensors writes for the owner only."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)

@@ -1,17 +1,19 @@
-"""Which packages the extras bring, and which of them are not installed."""
+"""The packages that extras install, and which of them are missing."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
 
+from .errors import MissingDependencyError
+
 #: The two packages install the same module, so the CPU one has to go first.
 CUDA_REMEDY = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
-#: What the ``export`` extra installs, by the names they are imported by.
+#: Packages of the extra ``export``, by the names that they are imported by.
 EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 
-#: What the backends of ``build`` need, by the names they are imported by.
+#: Packages that each backend of ``build`` needs, by the names that they are imported by.
 ENGINE_PACKAGES = {
     "tensorrt": ("tensorrt", "cuda", "onnx"),
     "tensorrt-rtx": ("tensorrt_rtx", "cuda", "onnx"),
@@ -20,8 +22,30 @@ ENGINE_PACKAGES = {
 
 
 def missing_packages(packages: Iterable[str]) -> list[str]:
-    """Those of ``packages`` that are not installed; nothing is imported."""
+    """The names among ``packages`` that are not installed. Imports nothing."""
     return [package for package in packages if not _installed(package)]
+
+
+def require(
+    extra: str,
+    packages: Iterable[str] = EXPORT_PACKAGES,
+    fault: str = "this command needs {}, which is not installed",
+    alternative: str | None = None,
+) -> None:
+    """Make sure that packages are installed, before importing them fails.
+
+    Args:
+        extra: the extra of this package that installs them.
+        packages: the names that they are imported by; by default those of the extra ``export``.
+        fault: the fault as part of a sentence; ``{}`` stands for the missing packages.
+        alternative: another remedy besides installing them.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    if missing := missing_packages(packages):
+        remedies = [f"run pip install 'fgclip-rt[{extra}]'", *([] if alternative is None else [f"or {alternative}"])]
+        raise MissingDependencyError(f"{fault.format(', '.join(missing))}; {', '.join(remedies)}.")
 
 
 def _installed(package: str) -> bool:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from .arrays import Array
 from .graphs import ImageInputs
 from .images import ImageSource
 from .manifest import Limits, ParityRow
 from .model import Model
-from .probe import Probe, ProbeImage
-
-#: What each precision must keep. A dense map has hundreds of vectors, and some lie where the model itself is undecided:
-#: one in twenty may fall below the floor where steps are coarse.
-LIMITS = {
-    "fp32": Limits(max_error=2e-5, min_cosine=0.999999, dense_share=1.0),
-    "fp16": Limits(max_error=None, min_cosine=0.9995, dense_share=1.0),
-    "bf16": Limits(max_error=None, min_cosine=0.995, dense_share=0.95),
-    "int8": Limits(max_error=None, min_cosine=0.99, dense_share=0.95),
-    "fp8": Limits(max_error=None, min_cosine=0.99, dense_share=0.95),
-}
-
-Array = np.ndarray[Any, Any]
+from .probe import Probe, ProbeImage, ProbeTexts
+from .progress import BeginStage, silent, tracked
 
 #: Graphs of parts of an image; not every model has them.
 PARTS = ("dense", "region", "mask")
 
 #: Vectors [n, D] to their logits [n, m] against the reference's vectors of the other kind.
 Logits: TypeAlias = Callable[[Array], Array]
+
+#: A part of a check: runs the model, and compares the results.
+_Step: TypeAlias = Callable[[], Sequence[ParityRow]]
 
 #: The error of what cannot be compared: a value that is not finite, or another shape. JSON has no infinity.
 _NO_NUMBER = float(np.finfo(np.float64).max)
@@ -93,115 +87,148 @@ def compare_exactly(actual: Array, expected: Array, graph: str, case: str) -> Pa
 
 
 def check(
-    model: Model, probe: Probe, limits: Limits, progress: Callable[[], None] = lambda: None
+    model: Model, probe: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check parity"
 ) -> tuple[ParityRow, ...]:
     """Run the probe through every step of ``model``: preparation, each graph, and the logits.
 
     Args:
         model: a loaded bundle.
         probe: recorded inputs and results.
-        limits: what to demand.
-        progress: called after each comparison.
+        limits: limits to demand.
+        begin: is told how many runs are compared.
+        stage: the name of the work, for ``begin``.
     """
-    return _collect(_rows(model, probe, limits), progress)
-
-
-def count_rows(probe: Probe) -> int:
-    """How many comparisons :func:`check` makes."""
-    return sum(1 + _count_graphs(image) for image in probe.images) + 2 * len(probe.walk_types) + 2
+    return _run(_steps(model, probe, limits), begin, stage)
 
 
 def check_held_out(
-    model: Model, held_out: Probe, limits: Limits, progress: Callable[[], None] = lambda: None
+    model: Model, held_out: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check held out"
 ) -> tuple[ParityRow, ...]:
     """Run the graphs of ``model`` on inputs that no choice was made on, in one comparison per bucket and walk type.
 
     Args:
         model: a loaded bundle.
-        held_out: inputs, and what the proven fp32 graphs make of them; neither patches, tokens nor logits are read.
-        limits: what to demand.
-        progress: called after each comparison.
+        held_out: inputs, and the results of the proven fp32 graphs; neither patches, tokens nor logits are read.
+        limits: limits to demand.
+        begin: is told how many runs are compared.
+        stage: the name of the work, for ``begin``.
     """
-    return _collect(_held_out_rows(model, held_out, limits), progress)
+    return _run(_held_out_steps(model, held_out, limits), begin, stage)
 
 
-def count_held_out_rows(model: Model, held_out: Probe) -> int:
-    """How many comparisons :func:`check_held_out` makes."""
-    buckets = _by_bucket(model, held_out)
-    return sum(_count_graphs(images[0]) for images in buckets.values()) + len(held_out.walk_types)
+def _run(steps: Sequence[_Step], begin: BeginStage, stage: str) -> tuple[ParityRow, ...]:
+    return tuple(row for step in tracked(begin, stage, steps) for row in step())
 
 
-def _collect(rows: Iterable[ParityRow], progress: Callable[[], None]) -> tuple[ParityRow, ...]:
-    collected = []
-    for row in rows:
-        progress()
-        collected.append(row)
-    return tuple(collected)
+class _Vectors:
+    """A model's vectors of a probe that several comparisons need; each is computed once."""
+
+    def __init__(self, model: Model, probe: Probe) -> None:
+        self._model = model
+        self._probe = probe
+        self._texts: dict[str, Array] = {}
+
+    @cached_property
+    def images(self) -> Array:
+        """Features [n, D] of all images, from one run: every grid beside every other, as a server may batch them."""
+        batch = [self._model.preparation(_pillow(image)) for image in self._probe.images]
+        return self._model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
+
+    def texts(self, walk_type: str) -> Array:
+        """Features [m, D] of the texts of ``walk_type``; none if the probe has no such texts."""
+        if walk_type not in self._probe.walk_types:
+            return self.images[:0]
+        if walk_type not in self._texts:
+            texts = self._probe.walk_types[walk_type].texts
+            self._texts[walk_type] = self._model.embed_texts(texts, walk_type, normalize=False)
+        return self._texts[walk_type]
 
 
-def _rows(model: Model, probe: Probe, limits: Limits) -> Iterator[ParityRow]:
-    for image in probe.images:
-        case = _image_case(image)
-        yield compare_exactly(model.preparation(_pillow(image)).pixels, image.patches, "preparation", case)
-        yield from _image_rows(model, probe, [image], limits, case)
-    embeds = _all_at_once(model, probe)
-    to_texts = _to_texts(model, probe, "short")
-    yield compare(embeds, _image_features(probe.images), limits, "vision", "mixed batch", to_texts)
+def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
+    """The comparisons of a whole probe, in the order of their rows."""
+    vectors = _Vectors(model, probe)
 
-    short = embeds[:0]
-    for walk_type, texts in probe.walk_types.items():
-        tokens = model.tokenizer(texts.texts, walk_type)
-        recorded = np.concatenate([texts.input_ids, texts.attention_mask], axis=1)
-        yield compare_exactly(
-            np.concatenate([tokens.input_ids, tokens.attention_mask], axis=1), recorded, "tokens", walk_type
-        )
-        vectors = model.embed_texts(texts.texts, walk_type, normalize=False)
-        yield compare(vectors, texts.features, limits, "text", walk_type, _to_images(model, probe, walk_type))
-        if walk_type == "short":
-            short = vectors
-    # Logits are their own logits: the shift is their largest difference, a flip an image with another best text.
-    logits = model.logits(embeds, short)
-    yield compare(logits, probe.logits, limits, "logits", "images × short", lambda rows: rows)
+    def preparation(image: ProbeImage) -> list[ParityRow]:
+        patches = model.preparation(_pillow(image)).pixels
+        return [compare_exactly(patches, image.patches, "preparation", _image_case(image))]
 
+    def mixed_batch() -> list[ParityRow]:
+        to_texts = _to_texts(model, probe, "short")
+        return [compare(vectors.images, _image_features(probe.images), limits, "vision", "mixed batch", to_texts)]
 
-def _held_out_rows(model: Model, probe: Probe, limits: Limits) -> Iterator[ParityRow]:
-    for bucket, images in _by_bucket(model, probe).items():
-        yield from _image_rows(model, probe, images, limits, f"held out, bucket {bucket}")
-    for walk_type, texts in probe.walk_types.items():
-        vectors = model.embed_texts(texts.texts, walk_type, normalize=False)
+    def tokens(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
+        made = model.tokenizer(texts.texts, walk_type)
+        actual, recorded = (np.concatenate([each.input_ids, each.attention_mask], axis=1) for each in (made, texts))
+        return [compare_exactly(actual, recorded, "tokens", walk_type)]
+
+    def features(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
         to_images = _to_images(model, probe, walk_type)
-        yield compare(vectors, texts.features, limits, "text", f"held out, {walk_type}", to_images)
+        return [compare(vectors.texts(walk_type), texts.features, limits, "text", walk_type, to_images)]
+
+    def logits() -> list[ParityRow]:
+        # Logits are their own logits: the shift is their largest difference, a flip an image with another best text.
+        actual = model.logits(vectors.images, vectors.texts("short"))
+        return [compare(actual, probe.logits, limits, "logits", "images × short", lambda rows: rows)]
+
+    steps: list[_Step] = []
+    for image in probe.images:
+        steps += [partial(preparation, image), *_image_steps(model, probe, [image], limits, _image_case(image))]
+    steps.append(mixed_batch)
+    for walk_type, texts in probe.walk_types.items():
+        steps += [partial(tokens, walk_type, texts), partial(features, walk_type, texts)]
+    return [*steps, logits]
 
 
-def _image_rows(
-    model: Model, probe: Probe, images: Sequence[ProbeImage], limits: Limits, case: str
-) -> Iterator[ParityRow]:
-    """One comparison per graph that sees images, over the vectors of all ``images`` of ``probe`` together.
+def _held_out_steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
+    """The comparisons of held-out inputs, in the order of their rows."""
 
-    Every image runs alone, so that the memory needed is that of one; batches are for other tests.
+    def features(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
+        actual = model.embed_texts(texts.texts, walk_type, normalize=False)
+        to_images = _to_images(model, probe, walk_type)
+        return [compare(actual, texts.features, limits, "text", f"held out, {walk_type}", to_images)]
+
+    steps: list[_Step] = []
+    for bucket, images in _by_bucket(model, probe).items():
+        steps += _image_steps(model, probe, images, limits, f"held out, bucket {bucket}")
+    return [*steps, *(partial(features, walk_type, texts) for walk_type, texts in probe.walk_types.items())]
+
+
+def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limits: Limits, case: str) -> list[_Step]:
+    """A step for the vision graph, and one for the graphs of parts, which share the dense graph's run.
+
+    Each gives one comparison per graph, over the vectors of all ``images`` of ``probe`` together. Every image runs
+    alone, so that the memory needed is that of one; batches are for other tests.
     """
-    to_captions, to_names = _to_texts(model, probe, "short"), _to_texts(model, probe, "box")
-    features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
-    yield compare(features, _image_features(images), limits, "vision", case, to_captions)
-    found = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
-    expected = [_reference(image) for image in images]
-    for graph in filter(model.graphs.has, PARTS):
-        # What a model has and its probe lacks has not been proven.
-        if any(graph not in parts for parts in (*found, *expected)):
-            yield _incomparable(graph, case, len(images), judged=to_names is not None)
-            continue
-        actual, reference = (np.concatenate([parts[graph] for parts in every]) for every in (found, expected))
-        yield compare(actual, reference, limits, graph, case, to_names)
+    graphs = [graph for graph in PARTS if model.graphs.has(graph)]
+
+    def vision() -> list[ParityRow]:
+        features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
+        to_captions = _to_texts(model, probe, "short")
+        return [compare(features, _image_features(images), limits, "vision", case, to_captions)]
+
+    def parts() -> list[ParityRow]:
+        to_names = _to_texts(model, probe, "box")
+        results = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
+        recorded = [_reference(image) for image in images]
+        rows = []
+        for graph in graphs:
+            # A graph that the probe has no vectors of has not been proven.
+            if any(graph not in vectors for vectors in (*results, *recorded)):
+                rows.append(_incomparable(graph, case, len(images), judged=to_names is not None))
+                continue
+            actual, expected = (
+                np.concatenate([vectors[graph] for vectors in of_images]) for of_images in (results, recorded)
+            )
+            rows.append(compare(actual, expected, limits, graph, case, to_names))
+        return rows
+
+    return [vision, parts] if graphs else [vision]
 
 
 def _reference(image: ProbeImage) -> dict[str, Array]:
     """The reference's vectors of parts of an image, by the graph that makes them."""
     vectors = {"dense": image.dense, "region": image.regions, "mask": image.mask_features}
-    return {graph: found for graph, found in vectors.items() if found is not None}
-
-
-def _count_graphs(image: ProbeImage) -> int:
-    return 1 + len(_reference(image))
+    return {graph: recorded for graph, recorded in vectors.items() if recorded is not None}
 
 
 def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
@@ -286,12 +313,6 @@ def _incomparable(graph: str, case: str, count: int, *, judged: bool) -> ParityR
 
 def _finite(*arrays: Array) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)
-
-
-def _all_at_once(model: Model, probe: Probe) -> Array:
-    """All images in one run of the graph: every grid beside every other, as a server may batch them."""
-    batch = [model.preparation(_pillow(image)) for image in probe.images]
-    return model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
 
 
 def _pillow(image: ProbeImage) -> Image.Image:

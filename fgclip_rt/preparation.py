@@ -8,15 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from .errors import ArgumentError
+from .arrays import ByteArray
+from .errors import ArgumentError, ImageError
 from .manifest import ImageSpec, NaflexSpec, SquareSpec
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+#: Pixels, of four bytes in Pillow. Only strips a few pixels wide and 100,000s tall come near, and a small file may
+#: hold one.
+_MOST_BETWEEN_PASSES = 2**27
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,13 @@ class Patches:
         bucket: the largest number of patches that it was allowed.
     """
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    pixels: ByteArray
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
 
 
-def side_by_side(batch: Sequence[Patches]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def side_by_side(batch: Sequence[Patches]) -> ByteArray:
     """Pixels uint8 [B, N, P·P·3] of prepared images, padded with zeros to the longest of them."""
     length = max(len(patches.pixels) for patches in batch)
     pixels = np.zeros((len(batch), length, batch[0].pixels.shape[1]), np.uint8)
@@ -53,10 +58,18 @@ class Preparation(Protocol):
 
         Raises:
             ArgumentError: the model has no such number of patches.
+            ImageError: the image is too tall to resize.
         """
 
     def bucket(self, width: int, height: int) -> int:
         """The number of patches that the model chooses for an image of ``width`` × ``height`` pixels."""
+
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket, and rows and columns of patches, that an image of ``width`` × ``height`` pixels is prepared to.
+
+        Raises:
+            ArgumentError: the model has no such number of patches.
+        """
 
 
 def preparation(spec: ImageSpec) -> Preparation:
@@ -75,20 +88,28 @@ class SquarePreparation:
 
         Raises:
             ArgumentError: ``max_num_patches`` is not the number of its patches.
+            ImageError: the image is too tall to resize.
         """
+        bucket, grid = self.grid(*image.size, max_num_patches)
         side, size = self.spec.image_size, self.spec.patch_size
-        bucket = self.bucket(*image.size)
-        if max_num_patches is not None and max_num_patches != bucket:
-            raise ArgumentError(
-                f"max_num_patches is {max_num_patches!r}, and this model takes images of {side}×{side} pixels, "
-                f"{bucket} patches, only; leave it out."
-            )
-        resized = image.resize((side, side), _FILTERS[self.spec.resample])
-        return Patches(_cut(resized, size), (side // size, side // size), (image.height, image.width), bucket)
+        resized = _resize(image, side, side, self.spec.resample)
+        return Patches(_cut(resized, size), grid, (image.height, image.width), bucket)
 
     def bucket(self, width: int, height: int) -> int:  # noqa: ARG002 (it is one for all)
         """The number of patches, which is the same for all images."""
         return self.spec.max_num_patches
+
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket and grid, which are the same for all images."""
+        bucket = self.bucket(width, height)
+        if max_num_patches is not None and max_num_patches != bucket:
+            size = self.spec.image_size
+            raise ArgumentError(
+                f"max_num_patches is {max_num_patches!r}, and this model takes images of {size}×{size} pixels, "
+                f"{bucket} patches, only; leave it out."
+            )
+        side = self.spec.image_size // self.spec.patch_size
+        return bucket, (side, side)
 
 
 class NaflexPreparation:
@@ -106,18 +127,27 @@ class NaflexPreparation:
 
         Raises:
             ArgumentError: ``max_num_patches`` is out of range.
+            ImageError: the image is too tall to resize.
         """
         width, height = image.size
-        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
-        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
+        bucket, (rows, columns) = self.grid(width, height, max_num_patches)
         size = self.spec.patch_size
-        resized = image.resize((columns * size, rows * size), _FILTERS[self.spec.resample])
+        resized = _resize(image, columns * size, rows * size, self.spec.resample)
         return Patches(_cut(resized, size), (rows, columns), (height, width), bucket)
 
     def bucket(self, width: int, height: int) -> int:
         """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""
         whole = (width // self.spec.patch_size) * (height // self.spec.patch_size)
         return next((bucket for bucket in self.spec.buckets if whole <= bucket), self.spec.buckets[-1])
+
+    def grid(self, width: int, height: int, max_num_patches: int | None = None) -> tuple[int, tuple[int, int]]:
+        """Bucket, or ``max_num_patches``, and the grid that fills it.
+
+        Raises:
+            ArgumentError: ``max_num_patches`` is out of range.
+        """
+        bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
+        return bucket, target_grid(height, width, self.spec.patch_size, bucket)
 
     def _checked(self, max_num_patches: int) -> int:
         if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):
@@ -150,7 +180,26 @@ def _cells(size: int, scale: float, patch_size: int) -> int:
     return max(1, math.ceil(size * scale / patch_size))
 
 
-def _cut(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _resize(image: Image.Image, width: int, height: int, resample: str) -> Image.Image:
+    """Resize ``image`` by two passes: horizontally, rounded to 8 bits, then vertically.
+
+    The order shows in the result, since each pass rounds. Every Pillow that the processors were released with begins
+    horizontally; 12.2 and later choose by the image's shape. A call that changes one side has one pass in all of them.
+
+    Raises:
+        ImageError: the image between the passes would fill the memory.
+    """
+    if width * image.height > _MOST_BETWEEN_PASSES:
+        raise ImageError(
+            f"an image of {image.width:,}×{image.height:,} pixels is too tall to become {width:,} wide "
+            f"({width * image.height:,} pixels on the way, over the limit of {_MOST_BETWEEN_PASSES:,}); crop it.",
+            code="image_too_large",
+        )
+    resampling = _FILTERS[resample]
+    return image.resize((width, image.height), resampling).resize((width, height), resampling)
+
+
+def _cut(image: Image.Image, size: int) -> ByteArray:
     """Patches uint8 [h·w, P·P·3] of an image whose sides are multiples of ``size``."""
     rows, columns = image.height // size, image.width // size
     pixels = np.asarray(image, dtype=np.uint8).reshape(rows, size, columns, size, -1)

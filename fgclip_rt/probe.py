@@ -1,7 +1,7 @@
 """The recorded probe: inputs and the reference's results, so that parity can be checked without PyTorch.
 
 Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 [H, W, 3], ``image.i.patches`` uint8
-[n, P·P·3], ``image.i.grid`` int32 [2], and the reference's ``image.i.features`` [D]. Where the model has them,
+[n, P·P·3], ``image.i.grid`` int32 [2], and the reference's ``image.i.features`` [D]. If the model has them,
 ``image.i.dense`` [h·w, D]; ``image.i.boxes`` float32 [r, 4] and ``image.i.regions`` [r, D]; ``image.i.masks`` float32
 [m, h, w] and ``image.i.mask_features`` [m, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
 ``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] are those of the images with the
@@ -19,14 +19,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .arrays import Array
 from .errors import BundleError
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class ProbeImage:
-    """An image, how it must be prepared, and what the reference makes of it; None where the model lacks something."""
+    """An image, its preparation, and the reference's results; None for all that the model lacks."""
 
     rgb: Array
     patches: Array
@@ -41,7 +40,7 @@ class ProbeImage:
 
 @dataclass(frozen=True)
 class ProbeTexts:
-    """The texts of one walk type, how the tokenizer must encode them, and the reference's features."""
+    """The texts of one walk type, their tokens, and the reference's features."""
 
     texts: tuple[str, ...]
     input_ids: Array
@@ -98,7 +97,7 @@ def _part(kind: Any, tensors: dict[str, Array], prefix: str, **known: Any) -> An
     found = {}
     for field in fields(kind):
         name = f"{prefix}.{field.name}"
-        # What a model may lack has a default.
+        # Only fields that a model may lack have a default.
         if field.name not in known and (name in tensors or field.default is MISSING):
             found[field.name] = tensors[name]
     return kind(**known, **found)

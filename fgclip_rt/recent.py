@@ -1,4 +1,4 @@
-"""What was used last, for those who ask again."""
+"""A least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _V = TypeVar("_V")
 
 
 class Recent(Generic[_K, _V]):
-    """The values of the keys that were used last. Safe to use from several threads."""
+    """A cache that drops the least recently used value. Safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         """Keep at most ``size`` values."""
@@ -21,7 +21,7 @@ class Recent(Generic[_K, _V]):
         self._lock = threading.Lock()
 
     def get(self, key: _K) -> _V | None:
-        """The value of ``key``, if it is still here."""
+        """The value of ``key``; None if it is not kept."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -29,7 +29,7 @@ class Recent(Generic[_K, _V]):
             return self._values[key]
 
     def put(self, key: _K, value: _V) -> None:
-        """Keep a value, in the place of the one that was not used for longest where there are too many."""
+        """Keep a value; if there are then too many, drop the least recently used one."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from .arrays import FloatArray
 from .manifest import Score
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def l2_normalize(vectors: FloatArray) -> FloatArray:
@@ -25,16 +22,16 @@ def logits(images: FloatArray, texts: FloatArray, score: Score) -> FloatArray:
 
 
 def probabilities(logits: FloatArray, score: Score) -> FloatArray:
-    """Probabilities float32 [n, m] of logits: by sigmoid each for itself, by softmax over the m texts of an image."""
-    found: FloatArray
+    """Probabilities float32 [n, m] of logits: a sigmoid of each, or a softmax over the m texts of an image."""
+    result: FloatArray
     if score.activation == "softmax":
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-        found = weights / weights.sum(axis=-1, keepdims=True)
+        result = weights / weights.sum(axis=-1, keepdims=True)
     else:
-        # exp of a negative number only, so that neither side of zero overflows.
+        # exp of negative numbers only, so that it cannot overflow.
         decay = np.exp(-np.abs(logits))
-        found = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
-    return found
+        result = np.where(logits >= 0, np.float32(1), decay) / (1 + decay)
+    return result
 
 
 def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tokenizers
 
+from .arrays import BoolArray, IntArray
 from .errors import ArgumentError, BundleError, TextError
 from .manifest import TextSpec, WalkTypeSpec
 
@@ -23,9 +23,9 @@ class Tokens:
         truncated: bool [n], whether a text was longer than L tokens and lost its end.
     """
 
-    input_ids: np.ndarray[Any, np.dtype[np.int32]]
-    attention_mask: np.ndarray[Any, np.dtype[np.int32]]
-    truncated: np.ndarray[Any, np.dtype[np.bool_]]
+    input_ids: IntArray
+    attention_mask: IntArray
+    truncated: BoolArray
 
 
 class Tokenizer:
@@ -57,7 +57,9 @@ class Tokenizer:
             return self.spec.walk_types[name]
         except (KeyError, TypeError):
             choices = ", ".join(self.spec.walk_types)
-            raise ArgumentError(f"this model has no walk type {name!r}; choose from {choices}.") from None
+            raise ArgumentError(
+                f"this model has no walk type {name!r}; choose from {choices}.", code="walk_type_missing"
+            ) from None
 
     def __call__(self, texts: Sequence[str], walk_type: str = "short", *, first: int = 0) -> Tokens:
         """Tokenise ``texts``: :meth:`prepare` and :meth:`encode` them.
@@ -74,7 +76,7 @@ class Tokenizer:
         return self.encode([self.prepare(text, index) for index, text in enumerate(texts, first)], walk_type)
 
     def prepare(self, text: str, index: int = 0) -> str:
-        """The text as it is encoded: lower-cased, where the model wants that. Texts that it makes alike are alike.
+        """The text as it is encoded, lower-cased if the model was trained so. Equal results mean equal vectors.
 
         Args:
             text: the text.

@@ -1,24 +1,24 @@
-"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each says which row is which input."""
+"""Files of vectors: NumPy's ``.npy`` and ``.npz``, and Parquet; each names the input of every row."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from .errors import ArgumentError, MissingDependencyError
+from .arrays import FloatArray
+from .errors import ArgumentError
 from .outputs import check_output, written_whole
-from .packages import missing_packages
+from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What one row of vectors is of: its number, ``image`` or ``text``, and the path of the image or the text."""
+    """Origin of one row of vectors: its number, ``image`` or ``text``, and the path of the image or the text itself."""
 
     row: int
     kind: str
@@ -27,7 +27,7 @@ class Row(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors and where they come from.
+    """Vectors and their origin.
 
     Attributes:
         kinds: ``image`` or ``text``, by row.
@@ -37,16 +37,16 @@ class Rows:
 
     kinds: list[str]
     inputs: list[str]
-    vectors: np.ndarray[Any, np.dtype[np.float32]]
+    vectors: FloatArray
 
     def index(self) -> list[Row]:
-        """What each row is of."""
+        """The origin of each row."""
         pairs = zip(self.kinds, self.inputs, strict=True)
         return [Row(row, kind, name) for row, (kind, name) in enumerate(pairs)]
 
 
 def index_path(output: Path) -> Path:
-    """The file beside a ``.npy`` that says which row is which input."""
+    """Path of the file beside a ``.npy`` that names the input of every row."""
     return output.with_name(output.name + ".json")
 
 
@@ -60,34 +60,31 @@ def check_format(output: Path, overwrite: bool = False) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise ArgumentError(f"--output {output} has no known format; end it in {', '.join(SUFFIXES)}.")
-    if output.suffix == ".parquet" and missing_packages(["pyarrow"]):
-        raise MissingDependencyError(
-            "writing .parquet needs pyarrow, which is not installed; run pip install 'fgclip-rt[parquet]', "
-            "or write .npz."
-        )
+    if output.suffix == ".parquet":
+        require("parquet", ["pyarrow"], "writing .parquet needs {}, which is not installed", "write .npz")
     check_output(output, overwrite)
     if output.suffix == ".npy":
         check_output(index_path(output), overwrite)
 
 
 def size_of(output: Path, rows: int, width: int) -> int:
-    """Bytes that ``rows`` vectors float32 of ``width`` take in a file, at the least."""
-    # Parquet may compress what repeats; vectors do not.
+    """Least number of bytes of a file with ``rows`` float32 vectors of ``width``."""
+    # Parquet compresses repeated values, so no least size is certain; the other formats do not compress.
     return 0 if output.suffix == ".parquet" else 4 * rows * width
 
 
 def write_rows(rows: Rows, output: Path) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names.
 
-    ``.npy`` holds the vectors, and ``OUTPUT.json`` the rows. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds`` and
-    ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
+    ``.npy`` holds the vectors, and ``OUTPUT.json`` their inputs. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds``
+    and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
 
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
     with written_whole(output) as path:
         if output.suffix == ".npy":
-            # The index first: vectors with no index would be the worse half to be left with.
+            # The index is put in place first, because vectors without an index are worse than an index without vectors.
             with written_whole(index_path(output)) as index:
                 index.write_text(
                     json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),

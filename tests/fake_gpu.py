@@ -42,7 +42,7 @@ class FakePinned(PinnedMemory):
 
 
 class FakeCuda:
-    """What of CUDA the engines need.
+    """The part of CUDA that engines need.
 
     Attributes:
         capacity: bytes of the GPU.
@@ -58,7 +58,7 @@ class FakeCuda:
         self._lock = threading.RLock()
         self._numbers = count(1)
         self._memory: dict[int, Array] = {}
-        #: What each stream has still to do: a function, an event's ticket to be done, or one to be waited for.
+        #: Work that each stream still has to do: a function, an event's ticket to be done, or one to be waited for.
         self._streams: dict[int, list[tuple[str, Any]]] = {}
         self._tickets: dict[int, int] = {}
         self._done: set[int] = set()
@@ -223,7 +223,7 @@ def make_engine(
     targets: tuple[str, ...] = ("sm86", "sm89"),
     gpu: str | None = None,
 ) -> Engine:
-    """What is known of an engine that was never built."""
+    """The record of an engine that was never built."""
     files = {spec.file: bundle.manifest.files[spec.file].sha256}
     key = EngineKey(spec.graph, spec.precision, files, library, targets, gpu, dict(spec.profiles), False, RECIPE)
     record = EngineRecord("fgclip-rt-engine", 1, key, key.digest, "engine.plan", {}, 1.0, 7)

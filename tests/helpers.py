@@ -1,4 +1,4 @@
-"""What several test modules need besides fixtures."""
+"""Functions and constants that several test modules share; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,20 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from fgclip_rt import cli, export, parity
-from fgclip_rt.export.families.base import ReferenceModel
-from fgclip_rt.export.families.fgclip2 import model as fgclip2
-from fgclip_rt.export.families.fgclip2.graphs import DenseGraph
-from fgclip_rt.export.families.siglip2.graphs import VisionGraph
-from fgclip_rt.export.graphs.attention import add_definition
-from fgclip_rt.export.graphs.regions import RegionGraph
-from fgclip_rt.export.graphs.text import TextGraph
-from fgclip_rt.export.graphs.trace import GraphSource
+from fgclip_rt import cli, parity
+from fgclip_rt.errors import FgclipError
 from fgclip_rt.graphs import TextInputs
+from fgclip_rt.manifest import Limits
 from fgclip_rt.model import Model
 from fgclip_rt.progress import BeginStage
 
@@ -39,34 +32,14 @@ GOLDEN_NAMES = ("fgclip2", "fgclip2-masked")
 WALK_TYPES = ("short", "box", "long")
 
 SQUARE_NAMES = ("fgclip1", "fineclip")
-#: What a command that takes a checkpoint is told, by the golden's name.
-SQUARE_CHECKPOINTS: dict[str, tuple[str, export.LocalFiles]] = {
-    "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), export.LocalFiles()),
-    "fineclip": (
-        str(GOLDENS / "fineclip" / "checkpoint.pt"),
-        export.LocalFiles(
-            config=GOLDENS / "fineclip" / "model_config.json",
-            tokenizer=GOLDENS / "fgclip1" / "checkpoint" / "tokenizer.json",
-        ),
-    ),
-}
 
-#: Graphs by the modules that they are traced from.
-MODULES = {
-    VisionGraph: "vision",
-    DenseGraph: "dense",
-    TextGraph: "text",
-    RegionGraph: "region",
-}
-
-#: Layers of the golden checkpoints' graphs that stay in float32.
-SENSITIVE = {"vision": ("pooling",), "dense": ("pooling",), "text": ("text_heads",), "region": ()}
+#: The limits of fp32, which the export's own must equal.
+FP32_LIMITS = Limits(max_error=2e-5, min_cosine=0.999999, dense_share=1.0)
 
 Json = dict[str, Any]
 Completed = subprocess.CompletedProcess[str]
-Trace = Callable[[GraphSource], ir.Model]
 
-#: What a manifest may say of a precision that had to be measured.
+#: A manifest's entry for a precision whose ranges were measured.
 LOWERING: Json = {
     "linear": "int8",
     "other": "float16",
@@ -84,7 +57,7 @@ LOWERING: Json = {
 
 
 class Golden:
-    """What the released implementation computed on one checkpoint."""
+    """Results of the released implementation on one checkpoint."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -112,31 +85,34 @@ class Golden:
 
 def assert_parity(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
     """Hold ``actual`` to the limits of fp32."""
-    row = parity.compare(actual, expected, parity.LIMITS["fp32"], "", "")
+    row = parity.compare(actual, expected, FP32_LIMITS, "", "")
     assert row.passed, row
 
 
-def assert_one_sentence(error: object, *parts: str) -> None:
-    """The message of ``error`` is one sentence that holds all ``parts``."""
+def assert_one_sentence(error: object, *parts: str, code: str | None = None) -> None:
+    """The message of ``error`` is one sentence that holds all ``parts``, and programs are told ``code``, if any."""
     message = str(error)
     assert message.endswith("."), message
     assert "\n" not in message, message
     assert ". " not in message, message
     for part in parts:
         assert part in message
+    if code is not None:
+        assert isinstance(error, FgclipError)
+        assert error.code == code
 
 
 def run_program(*arguments: object, cwd: Path | None = None) -> Completed:
-    """Run ``fgclip-rt`` as it is installed, whatever its status."""
+    """Run the installed ``fgclip-rt``, and accept any exit status."""
     program = Path(sys.executable).with_name("fgclip-rt")
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) -> Completed:
-    """Run what ``fgclip-rt`` runs in this process, which saves its start, and insist on its status."""
+    """Run ``fgclip-rt`` in this process, which saves its start, and check its exit status."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # What commands set for their whole process.
+        # Commands set these for their whole process.
         patch.setattr(signal, "signal", lambda *_: None)
         patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         patch.setattr(sys, "argv", ["fgclip-rt", *map(str, arguments)])
@@ -152,38 +128,31 @@ def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) ->
     return Completed(arguments, status, stdout, stderr)
 
 
-def trace_as_in(bundle: Path) -> Trace:
-    """A quick way to trace a checkpoint: the graphs of a bundle of the same sizes, with the checkpoint's weights."""
+class Progress:
+    """Keeps the stages that a work reports, and how far each has come."""
 
-    def trace(source: GraphSource) -> ir.Model:
-        model = ir.load(bundle / f"{MODULES[type(source.module)]}.onnx")
-        parameters = dict(source.module.named_parameters())
-        for name, value in model.graph.initializers.items():
-            assert value.const_value is not None
-            values = parameters[name].numpy() if name in parameters else value.const_value.numpy()
-            # Copies: a test may change them.
-            value.const_value = ir.Tensor(np.array(values, order="C"), name=name)
-        return model
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: Counter[str] = Counter()
 
-    return trace
+    def __call__(self, stage: str, steps: int) -> Callable[[], None]:
+        self.totals[stage] = steps
+        return lambda: self.steps.update([stage])
 
-
-def hasten(patch: pytest.MonkeyPatch, bundle: Path) -> Trace:
-    """Have exports trace by :func:`trace_as_in`, and probe two images only."""
-    trace = trace_as_in(bundle)
-    patch.setattr("fgclip_rt.export.pipeline.trace", trace)
-    patch.setattr("fgclip_rt.export.bundle.probe.IMAGE_SIZES", ((60, 80), (20, 300)))
-    return trace
+    def finished(self) -> dict[str, int]:
+        """The stages and their numbers of steps, every one of which was reported."""
+        assert dict(self.steps) == self.totals
+        return self.totals
 
 
 def embed_anew(model: Model, texts: Sequence[str], walk_type: str = "short") -> np.ndarray[Any, Any]:
-    """Vectors of texts from one run of the graph, whether or not they are known."""
+    """Vectors of texts from one run of the graph, past the cache."""
     inputs = TextInputs.of(model.tokenizer(texts, walk_type), model.tokenizer.walk_type(walk_type).index)
     return model.graphs.text(inputs).result()
 
 
 def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
-    """What to tell an export's progress to, so that it is interrupted when it comes to ``stage``."""
+    """A progress callback that raises ``error`` when an export comes to ``stage``."""
 
     def begin(name: str, _: int) -> Callable[[], None]:
         if name == stage:
@@ -194,21 +163,12 @@ def raise_at(stage: str, error: type[BaseException]) -> BeginStage:
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder, and what the files hold."""
+    """All paths below a folder, with the bytes of files and None for folders."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def unused_source() -> export.Source:
-    """A source that must not be loaded, because an argument or the output is refused first."""
-
-    def load() -> Any:
-        raise AssertionError("loaded before everything else was checked")
-
-    return export.Source("unused", load)
-
-
 def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
-    """Change what the manifest of ``bundle`` says."""
+    """Edit the manifest of ``bundle`` in place."""
     path = bundle / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
@@ -216,72 +176,13 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
 
 
 def add_int8(document: Json) -> None:
-    """Have a manifest call its fp32 graphs int8 too: it is a second precision in all but its numbers."""
+    """Add a precision int8 to a manifest, whose graphs are the fp32 ones."""
     for graph in document["graphs"].values():
         graph["int8"] = graph["fp32"]
     document["lowering"]["int8"] = copy.deepcopy(LOWERING)
     parity = document["parity"]
     parity["limits"]["int8"] = {"max_error": None, "min_cosine": 0.99, "dense_share": 0.99}
     parity["measured"]["int8"] = copy.deepcopy(parity["measured"]["fp32"])
-
-
-def tamper(monkeypatch: pytest.MonkeyPatch, trace: Trace, name: str, by: float) -> None:
-    """Have the graphs written with one weight changed."""
-
-    def changed(source: GraphSource) -> ir.Model:
-        model = trace(source)
-        if name in model.graph.initializers:
-            weight = model.graph.initializers[name].const_value
-            assert weight is not None
-            weight.numpy().flat[0] += by
-        return model
-
-    monkeypatch.setattr("fgclip_rt.export.pipeline.trace", changed)
-
-
-def small_random(seed: int) -> ReferenceModel:
-    """A whole model with random weights, of the smallest sizes."""
-    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return fgclip2.random({"vision_config": tower, "text_config": tower | {"vocab_size": 260}}, seed)
-
-
-def constant(name: str, values: np.ndarray[Any, Any]) -> ir.Value:
-    """An initializer."""
-    tensor = ir.Tensor(np.asarray(values, order="C"), name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-
-
-def float_value(name: str, *shape: int | str) -> ir.Value:
-    """An input or output."""
-    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
-
-
-def hand_made(inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> ir.Model:
-    """A model of some nodes and the initializers that they read."""
-    read = {
-        value: None for node in nodes for value in node.inputs if value is not None and value.const_value is not None
-    }
-    graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=tuple(read), opset_imports={"": 20}, name="graph")
-    model = ir.Model(graph, ir_version=10)
-    add_definition(model)
-    return model
-
-
-def linear_model(weight: np.ndarray[Any, Any]) -> ir.Model:
-    """``y = x @ weight`` as a layer called ``layer``. With a bias, onnxruntime would make it a Gemm of floats."""
-    rows, columns = weight.shape
-    x, y = float_value("x", "n", rows), float_value("y", "n", columns)
-    product = ir.node("MatMul", [x, constant("layer.weight", weight.astype(np.float32))])
-    return hand_made([x], [y], [product, ir.node("Identity", product.outputs, outputs=[y])])
-
-
-def run(model: ir.Model, *inputs: np.ndarray[Any, Any]) -> Any:
-    """The first output of a model in memory."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
 def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -293,6 +194,22 @@ def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
         return {"input_ids": ids, "walk_type": np.array([1, 1], np.int32), "attention_mask": mask}
     shapes = np.array([[3, 4], [2, 5]], np.int32)
     return {"patches": random.integers(0, 256, (2, 12, 768), dtype=np.uint8), "spatial_shapes": shapes}
+
+
+@contextlib.contextmanager
+def released_pillow() -> Iterator[None]:
+    """Have Pillow resize as it did when the processors were released: horizontally first, whatever the shape.
+
+    From 12.2 on it begins vertically for some shapes, and so do processors that call it.
+    """
+    resize = Image.Image.resize
+
+    def horizontally_first(image: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        return resize(resize(image, (size[0], image.height), *args, **kwargs), size, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", horizontally_first)
+        yield
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from fgclip_rt import graphs
+
 ROOT = Path(__file__).parents[1]
 
 #: From the ground to the roof. A module imports rooms below its own floor and its own room; neighbours do not know of
 #: each other. Imports inside functions count too: they only delay the arrow.
 FLOORS = (
-    ("manifest", "machine", "progress", "recent"),
+    ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead", "scores"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
@@ -23,7 +25,7 @@ FLOORS = (
     ("engines", "graphs"),
     ("choice", "dense"),
     ("model",),
-    ("parity", "doctor", "evaluation"),
+    ("parity", "doctor", "timing", "evaluation"),
     ("answers",),
     ("export",),
     ("benchmarks",),
@@ -148,3 +150,27 @@ def test_every_room_has_its_floor() -> None:
 def test_a_checkout_has_the_rooms_under_the_names_that_they_are_imported_by() -> None:
     for room in ("export", "engines", "benchmarks"):
         assert (ROOT / "fgclip_rt" / room).resolve() == ROOT / room
+
+
+#: Tensor names that nothing else bears, as ``boxes`` and the keys of a tokenizer's configuration do.
+TENSORS = {
+    value
+    for name, value in vars(graphs).items()
+    if name.isupper()
+    and isinstance(value, str)
+    and ("_" in value)
+    and value not in ("walk_type", "attention_mask", "input_ids")
+}
+
+
+def test_only_one_module_spells_the_names_of_tensors() -> None:
+    assert "dense_features" in TENSORS
+    assert len(TENSORS) >= 13
+    found = [
+        f"{module}:{node.lineno} {node.value}"
+        for module, path in sources().items()
+        if module != "graphs"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in TENSORS
+    ]
+    assert found == []

@@ -1,80 +1,20 @@
-"""``benchmarks/README.md`` and its pictures, made of ``benchmarks/results/*.json`` and nothing else."""
+"""``benchmarks/README.md`` and its pictures, made of ``benchmarks/results/*.json`` and the prose beside this file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from string import Template
 
 from ..report import COLUMNS, cells, limit, milliseconds, problems, verdicts
 from ..results import Result, Table, find_tables, read_result
 from .targets import outcomes
 
-_INTRODUCTION = """\
-# Benchmarks
-
-```sh
-make bench                                       # all of this page again, on your machine: about an hour on two cores
-fgclip-rt bench BUNDLE                           # your bundle: buckets, texts, dense features, regions, all precisions
-fgclip-rt bench BUNDLE --peer all                # beside PyTorch, transformers, a plain export and OpenVINO
-fgclip-rt bench BUNDLE --images photos/          # what to expect of your images, and which batches to take
-python benchmarks/gpu.py BUNDLE                  # on an NVIDIA GPU: PyTorch, onnxruntime and engines
-```
-
-**How it is measured.** Contenders have the same weights, inputs and number of threads, and are held to give the same vectors.
-Each runs in a process of its own, so that its threads wait for nobody else's and its memory is its own, and they take turns. A turn
-lasts 250 ms or more, after as many untimed runs and a pause in which the last one's threads fall asleep. Figures are medians; beside a ratio
-of medians stands, in brackets, between what half of the turns' ratios lie. Weights are random, which takes as long as others.
-Where they are not, peers need the checkpoint too: `--checkpoint`, and what else `export` was given of it (`--weights`, `--config`, `--tokenizer`).
-
-| contender | is |
-|---|---|
-| `fgclip-rt fp32`, `fgclip-rt int8` | the bundle in this runtime |
-| `pytorch`, `pytorch compiled` | the reference, eager and by `torch.compile`, for one shape |
-| `transformers` | transformers' SigLIP 2 towers with the same weights |
-| `onnxruntime`, `openvino` | a plain `torch.onnx.export` of the reference for one grid, with its mask and without our rewrites, as a careful user would make it |
-
-*Of product rate* is the share that a contender reaches of the rate at which this machine multiplies matrices: NumPy's product of
-1,024×768 and 768×3,072 float32 numbers, measured in the same turns. The operations are those of the bundle's own matrix products, which
-onnxruntime lists when it runs them. Activations, norms and softmax count as nothing, so 100 % is out of reach, except for INT8, whose products are
-faster ones. *Memory, at most* is what was resident in the contender's process; PyTorch's holds both towers.
-
-This page is generated from [`results/`](results) by `make bench-report`.
-"""
-
-
-_TRIED = """\
-*Bound* is what the figure would be if the bundle's own matrix products ran at this machine's rate and nothing else took any time: target and bound
-tell what share of that rate the target asks for. *Fastest turns* is the same figure by the fastest turn of each, which others' work on this machine
-disturbed least. *Within the spread* is what medians, the middle half of the turns and the fastest ones do not agree about.
-
-Four targets lie at that limit. In quiet hours PyTorch ran at 71 to 75 % of the product rate at 256 patches and OpenVINO at 83 to 85 %, so that 0.75 and
-0.85 ask for 95 to 100 % of it, where what is no product takes 5 %; at 1,024 patches PyTorch ran at 81 % and 0.86 asks for 94 %, where the exponentials of
-attention alone take 6 %. What the neighbours did moved these figures more than anything that was tried: in seven runs of two days medians at 256
-patches were 0.61 to 0.85 of PyTorch's, 0.70 to 1.04 of OpenVINO's and 81 to 99 % of the product rate, and at 1,024 patches 0.79 to 0.90 of PyTorch's; by
-the fastest turns, in five of them, 0.67 to 0.80, 0.81 to 0.97, 88 to 94 % and 0.77 to 0.92.
-
-What was tried on the base model and is left out, since it gained nothing, or less than it costs. At 256 patches in a quiet hour (271 ms; 62 + 12
-products take 242, attention 20, all additions 4, GELU 4.3, norms 1.7):
-
-- one product for queries, keys and values; `Gemm` with its bias in the place of `MatMul` and `Add`; 1×1 `Conv`; weights on the left: 184, 180, 179 and
-  174 GFLOP/s where `MatMul` has 185;
-- attention without the channel that hides keys: 1.1 to 1.5 % of the time, at every length; it would need a second graph for images that fill their
-  batch, or a branch in every block;
-- attention by `MatMul` and `Softmax`, or with a mask as a bias of the scores: 21 and 21 ms at 256 patches, 317 and 318 at 1,024, where it takes 20 and 276;
-- ONNX's own `Attention` with a count of keys (opset 24): 2 % of the time at 256 patches, nothing at 1,024, and at 4,096 it takes a fifth longer than
-  attention by blocks and holds the scores, 1 GB where all else takes 0.25;
-- norms and GELU fused with the additions before them (`SkipLayerNormalization`, `FastGelu`): 2 to 4 % slower;
-- Strassen's products on top of onnxruntime's: for the layers of a block 0.96 (768 to 3,072), 0.80 to 0.90 (3,072 to 768) and 1.05 (768 to 768) of the time,
-  with 1.75 times the weights and 2.6 times the rounding error. That error follows the largest number of all patches and not that of the patch itself,
-  and trained vision transformers are known for a few patches far above the others (https://arxiv.org/abs/2309.16588), for which the rest would pay;
-- work in pieces that get smaller (`dynamic_block_base`): 0.98 to 1.00 at 256 patches, 1.00 to 1.03 at 1,024;
-- huge pages for the weights, pinned threads, denormals as zero: no difference;
-- weights used as they lie in the file, not packed when they are loaded: a start of 0.07 s in place of 0.42, and runs 10 % slower;
-- graph optimisation at export: it takes 5 of 35 ms of loading the pocket model, and packing weights takes the rest;
-- one session for `vision` and `dense`: onnxruntime computes the dense head too when nobody asks for it, 8 % at 256 patches;
-- threads that sleep in the place of spinning: files to vectors 3 % faster on the pocket model, whose runs are short, and every run 2 to 3 % slower.
-"""
+#: The prose: of the page, and of the targets, where there are some.
+_PAGE, _TARGETS = (
+    Template((Path(__file__).parent / name).read_text("utf-8")) for name in ("template.md", "targets.md")
+)
 
 
 def write(folder: Path) -> None:
@@ -90,10 +30,8 @@ def write(folder: Path) -> None:
 
 def text(results: dict[str, Result]) -> str:
     """The page."""
-    parts = [_INTRODUCTION]
-    for name, result in results.items():
-        parts += _section(name, result)
-    return "\n".join(parts)
+    models = "\n".join(line for name, result in results.items() for line in _section(name, result))
+    return _PAGE.substitute(models=models.removesuffix("\n"))
 
 
 def draw(results: dict[str, Result], folder: Path) -> None:
@@ -116,7 +54,10 @@ def _section(name: str, result: Result) -> Iterator[str]:
     yield f"## {bundle.name}\n"
     yield f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}), {machine['memory available']} free;"
     yield ", ".join(f"{package} {version}" for package, version in result.versions.items()) + "."
-    yield f"Manifest `{bundle.manifest_sha256[:16]}`, {bundle.weights} weights. Full figures: [`{name}.json`](results/{name}.json).\n"
+    yield (
+        f"Manifest `{bundle.manifest_sha256[:16]}`, {bundle.weights} weights. "
+        f"Full figures: [`{name}.json`](results/{name}.json).\n"
+    )
     if result.starts and result.pipeline is not None:
         yield from _targets(result)
     for key, title, tables, _ in _pictures(result):
@@ -163,10 +104,8 @@ def _alone(tables: Sequence[Table]) -> list[Table]:
 
 
 def _targets(result: Result) -> Iterator[str]:
-    yield "### What was to be reached\n"
-    yield from _table(("what", "target", "measured", "fastest turns", "bound", "reached"), outcomes(result))
-    yield ""
-    yield _TRIED
+    columns = ("what", "target", "measured", "fastest turns", "bound", "reached")
+    yield _TARGETS.substitute(table="\n".join(_table(columns, outcomes(result))))
 
 
 def _pipeline(name: str, result: Result) -> Iterator[str]:

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+from fgclip_rt.turns import take_turns
 
 from ..results import Start
 
@@ -64,19 +67,19 @@ def measure_starts(
 
 
 def _take_turns(commands: Mapping[str, Sequence[str]], rounds: int, progress: Callable[[], None]) -> tuple[Start, ...]:
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
     peaks = dict.fromkeys(commands, 0)
     problems = dict.fromkeys(commands, "")
-    for turn in range(rounds + 1):
-        for name, command in commands.items():
-            if problems[name]:
-                continue
-            launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
-            status, elapsed, peak, noise = json.loads(subprocess.run(launched, capture_output=True, check=True).stdout)
-            if status:
-                problems[name] = (noise.strip().splitlines() or ["no reason given"])[-1]
-            elif turn:
-                seconds[name].append(elapsed)
-                peaks[name] = max(peaks[name], peak)
-        progress()
-    return tuple(Start(name, tuple(seconds[name]), peaks[name], problems[name]) for name in commands)
+
+    def start(name: str) -> float | None:
+        launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *commands[name]]
+        answer = subprocess.run(launched, capture_output=True, check=True).stdout
+        status, seconds, peak, noise = json.loads(answer)
+        if status:
+            problems[name] = (noise.strip().splitlines() or ["no reason given"])[-1]
+            return None
+        peaks[name] = max(peaks[name], peak)
+        return float(seconds)
+
+    turns = {name: partial(start, name) for name in commands}
+    measured = take_turns(turns, rounds, warm_up=1, progress=progress)
+    return tuple(Start(name, tuple(measured.get(name, ())), peaks[name], problems[name]) for name in commands)

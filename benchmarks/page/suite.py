@@ -16,7 +16,7 @@ from fgclip_rt.export import CalibrationInputs, checkpoint_source, export, rando
 from fgclip_rt.machine import usable_cores
 from fgclip_rt.pocket.calibration import calibration_inputs
 
-from ..bench import PEERS, bench
+from ..bench import available_peers, bench
 from ..pipeline import make_photos, measure_pipeline
 from ..results import Result, Table
 from ..task import Case
@@ -94,9 +94,9 @@ def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
         tables.extend(result.tables)
         return result
 
-    add([Case("vision", bucket) for bucket in buckets], PEERS)
+    add([Case("vision", bucket) for bucket in buckets], available_peers("cpu"))
     add([Case("vision", bucket, 8) for bucket in buckets], _FEW, seconds=brief)
-    add([Case("text", length) for length in lengths], PEERS)
+    add([Case("text", length) for length in lengths], available_peers("cpu"))
     add([Case("text", length, 8) for length in lengths], _FEW, seconds=brief)
     if "dense" in spec.graphs and maps:
         add([Case("dense", maps[0])], _FEW, rounds=3)
@@ -128,10 +128,10 @@ def _siglip2(folder: Path) -> Path:
     from transformers import Siglip2Config, Siglip2Model
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-    from ..peers import siglip2_parts
-
     path = folder / "siglip2-pocket"
-    config, weights = siglip2_parts(checkpoint_source("fg-clip2-pocket").load()[0])
+    towers = checkpoint_source("fg-clip2-pocket").load()[0].siglip2_towers()
+    assert towers is not None
+    config, weights = towers
     model = Siglip2Model(Siglip2Config(**config))
     model.load_state_dict(weights, strict=False)
     model.save_pretrained(path)

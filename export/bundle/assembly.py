@@ -1,4 +1,4 @@
-"""A bundle in the making: its folder, the precisions written so far, and the manifest that says so."""
+"""A bundle in the making: its folder, the precisions written so far, and their manifest."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from .weights import WeightFiles, external_tensors, has_weights
 
 _T = TypeVar("_T")
 
+#: Weights that no precision has, of graphs that are run while the bundle is made.
+_SCRATCH = "weights.scratch.safetensors"
+
 
 class Assembly:
     """The folder of a bundle that is being written.
 
     Attributes:
         folder: where.
-        manifest: what is there so far; ``files`` is empty until :meth:`finish`.
+        manifest: describes the graphs written so far; ``files`` is empty until :meth:`finish`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -35,7 +38,7 @@ class Assembly:
     def write(
         self, precision: str, models: Mapping[str, ir.Model], limits: Limits, lowering: Lowering | None = None
     ) -> None:
-        """Write the graphs of a precision, in the place of those that it had."""
+        """Write the graphs of a precision, and remove those that it had."""
         self.remove(precision)
         # A graph with no weights is the same in every precision.
         files = {
@@ -53,15 +56,18 @@ class Assembly:
             parity=msgspec.structs.replace(parity, limits={**parity.limits, precision: limits}),
         )
 
-    def write_for_now(self, models: Mapping[str, ir.Model]) -> None:
-        """Write what models in memory hold to files that :meth:`finish` removes, so that onnxruntime can map it."""
-        files = {f"{name}.for-now.onnx": model for name, model in models.items()}
+    def write_scratch(self, models: Mapping[str, ir.Model]) -> None:
+        """Write models in memory to scratch files, so that onnxruntime can map their weights.
+
+        :meth:`finish` removes the files.
+        """
+        files = {f"{name}.scratch.onnx": model for name, model in models.items()}
         # Removed first, not overwritten: an earlier one may still be mapped.
-        self._weights.remove("weights.for-now.safetensors")
-        self._weights.write(files, "weights.for-now.safetensors", lasting=False)
+        self._weights.remove(_SCRATCH)
+        self._weights.write(files, _SCRATCH, lasting=False)
 
     def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
-        """Note what a precision was measured to do."""
+        """Record the comparisons of a precision."""
         parity = self.manifest.parity
         measured = {**parity.measured, precision: tuple(rows)}
         self._change(parity=msgspec.structs.replace(parity, measured=measured))
@@ -71,8 +77,11 @@ class Assembly:
         self._forget(precision)
         self._weights.remove(_weights_name(precision))
 
-    def bundle(self) -> Bundle:
-        """The bundle as it stands, for those who run it; a later change of it is noticed by them."""
+    def write_manifest(self) -> Bundle:
+        """Write the manifest as it is now, and return the bundle that it describes, ready to run.
+
+        A model of that bundle refuses to load more graphs once the manifest is written again.
+        """
         path = self.folder / MANIFEST
         path.write_text(self.manifest.to_json(), encoding="utf-8")
         return Bundle(self.folder, self.manifest, sha256(path))
@@ -91,10 +100,10 @@ class Assembly:
             if name not in wanted:
                 (self.folder / name).unlink()
         self._change(files={name: file_info(self.folder / name) for name in sorted(wanted)})
-        self.bundle()
+        self.write_manifest()
 
     def _repack(self) -> None:
-        """Give the precisions that are left files of weights that hold what they need and nothing else."""
+        """Write the weights of the remaining precisions anew, so that no file holds unused ones."""
         new = self.folder / "repacked"
         new.mkdir()
         weights = WeightFiles(new)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from fgclip_rt.arrays import ByteArray, FloatArray
 from fgclip_rt.preparation import preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+from fgclip_rt.progress import BeginStage, silent, tracked
 from fgclip_rt.text import Tokenizer
 
 from ..families.base import ReferenceModel
@@ -35,52 +36,52 @@ TEXTS = (
 )
 
 
-def record(model: ReferenceModel, progress: Callable[[], None] = lambda: None) -> Probe:
+def record(model: ReferenceModel, begin: BeginStage = silent) -> Probe:
     """Run the reference on the probe's inputs.
 
     Args:
         model: the loaded reference.
-        progress: called after each of :func:`count_steps` steps.
+        begin: is told how many of the images and walk types are done.
     """
     prepare = preparation(model.image_spec)
     tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
-    images = []
-    for index, (height, width) in enumerate(IMAGE_SIZES):
-        rgb = draw_image(height, width, seed=index)
+    images: list[ProbeImage] = []
+    walk_types: dict[str, ProbeTexts] = {}
+
+    def record_image(seed: int, height: int, width: int) -> None:
+        rgb = draw_image(height, width, seed)
         patches = prepare(Image.fromarray(rgb))
         boxes, masks = probe_boxes(height, width), probe_masks(*patches.grid)
-        found = model.image(patches, boxes, masks)
+        result = model.image(patches, boxes, masks)
         images.append(
             ProbeImage(
                 rgb=rgb,
                 patches=patches.pixels,
                 grid=np.array(patches.grid, np.int32),
-                features=found.features,
-                dense=found.dense,
-                boxes=None if found.regions is None else boxes,
-                regions=found.regions,
-                masks=None if found.masks is None else masks,
-                mask_features=found.masks,
+                features=result.features,
+                dense=result.dense,
+                boxes=None if result.regions is None else boxes,
+                regions=result.regions,
+                masks=None if result.masks is None else masks,
+                mask_features=result.masks,
             )
         )
-        progress()
-    walk_types = {}
-    for walk_type in model.text_spec.walk_types:
+
+    def record_texts(walk_type: str) -> None:
         tokens = tokenizer(TEXTS, walk_type)
         features = model.text(tokens, walk_type)
         walk_types[walk_type] = ProbeTexts(TEXTS, tokens.input_ids, tokens.attention_mask, features)
-        progress()
+
+    steps = [partial(record_image, seed, *size) for seed, size in enumerate(IMAGE_SIZES)]
+    steps += [partial(record_texts, walk_type) for walk_type in model.text_spec.walk_types]
+    for step in tracked(begin, "run reference", steps):
+        step()
     image_features = np.stack([image.features for image in images])
     logits = model.logits(image_features, walk_types["short"].features)
     return Probe(tuple(images), walk_types, logits)
 
 
-def count_steps(model: ReferenceModel) -> int:
-    """How often :func:`record` reports progress."""
-    return len(IMAGE_SIZES) + len(model.text_spec.walk_types)
-
-
-def draw_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+def draw_image(height: int, width: int, seed: int) -> ByteArray:
     """A picture with structure at several scales: a gradient, discs, stripes and a little noise; uint8 [H, W, 3]."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -96,13 +97,13 @@ def draw_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def probe_boxes(height: int, width: int) -> NDArray[np.float32]:
+def probe_boxes(height: int, width: int) -> FloatArray:
     """Boxes float32 [4, 4] in an image: its middle, all of it, a sliver, and one over its upper left corner."""
     relative = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)]
     return np.array(relative, np.float32) * np.array([width, height, width, height], np.float32)
 
 
-def probe_masks(rows: int, columns: int) -> NDArray[np.float32]:
+def probe_masks(rows: int, columns: int) -> FloatArray:
     """Masks float32 [3, h, w] on a grid: its upper half, a slope from none to all, and one patch."""
     masks = np.zeros((3, rows, columns), np.float32)
     masks[0, : (rows + 1) // 2] = 1

@@ -104,7 +104,7 @@ def _torch_tensor(tensor: ir.TensorProtocol) -> Tensor:
         return tensor.raw.detach()
     array = np.asarray(tensor.numpy())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
         if tensor.dtype in _TORCH_ONLY:
             return torch.from_numpy(array.view(f"i{array.itemsize}")).view(_TORCH_ONLY[tensor.dtype])
         return torch.from_numpy(array)

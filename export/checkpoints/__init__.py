@@ -1,1 +1,1 @@
-"""Checkpoints: finding them, reading their files, and stand-ins where there is none."""
+"""Checkpoints: finding them, reading their files, and stand-ins that need none."""

@@ -19,7 +19,7 @@ from fgclip_rt.errors import CheckpointError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-#: Where training scripts put a state dict, how often at most, and what parallel training puts before every name.
+#: The key under which training scripts wrap a state dict, the most wrappings, and the prefix of parallel training.
 _WRAPPER, _MOST_WRAPPERS, _PARALLEL = "state_dict", 4, "module."
 
 
@@ -45,12 +45,12 @@ class Checkpoint(ABC):
 
     @property
     def described_by(self) -> str:
-        """What states the model's sizes, for messages."""
+        """The origin of the model's sizes, for messages."""
         return f"its {self.config_file}"
 
     @abstractmethod
     def where(self, file: str) -> Path:
-        """Where the file called ``file`` is, or should be."""
+        """The path at which the file called ``file`` is or should be."""
 
     @abstractmethod
     def weight_files(self) -> list[Path]:
@@ -78,9 +78,11 @@ class Checkpoint(ABC):
         try:
             document = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); restore the file.", code="checkpoint_damaged"
+            ) from None
         if not isinstance(document, dict):
-            raise CheckpointError(f"{path} is not a JSON object; restore the file.")
+            raise CheckpointError(f"{path} is not a JSON object; restore the file.", code="checkpoint_damaged")
         return document
 
     def text(self, file: str) -> str:
@@ -93,7 +95,9 @@ class Checkpoint(ABC):
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); restore the file.", code="checkpoint_damaged"
+            ) from None
 
     def sha256(self) -> str:
         """Digest over its weight files, in order.
@@ -104,12 +108,16 @@ class Checkpoint(ABC):
         try:
             return sha256(*self.weight_files())
         except OSError as error:
-            raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); restore the file.") from None
+            raise CheckpointError(
+                f"{error.filename} cannot be read ({error.strerror}); restore the file.", code="checkpoint_damaged"
+            ) from None
 
     def _existing(self, file: str) -> Path:
         path = self.where(file)
         if not path.is_file():
-            raise CheckpointError(f"{path.parent} has no {path.name}; point at a whole checkpoint.")
+            raise CheckpointError(
+                f"{path.parent} has no {path.name}; point at a whole checkpoint.", code="checkpoint_incomplete"
+            )
         return path
 
 
@@ -129,25 +137,31 @@ class CheckpointFolder(Checkpoint):
         if not (self.path / _INDEX).is_file():
             raise CheckpointError(
                 f"{self.path} has neither {_WEIGHTS} nor {_INDEX}; "
-                "point at a checkpoint saved by save_pretrained as safetensors."
+                "point at a checkpoint saved by save_pretrained as safetensors.",
+                code="checkpoint_incomplete",
             )
         shards = self.json(_INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{self.path / _INDEX} has no weight_map; restore the file.")
+            raise CheckpointError(
+                f"{self.path / _INDEX} has no weight_map; restore the file.", code="checkpoint_damaged"
+            )
         for name in shards.values():
             if not isinstance(name, str) or Path(name).name != name:
-                raise CheckpointError(f"{self.path / _INDEX} names {name!r}, no file of its folder; restore the file.")
+                raise CheckpointError(
+                    f"{self.path / _INDEX} names {name!r}, no file of its folder; restore the file.",
+                    code="checkpoint_damaged",
+                )
         return [self._existing(name) for name in sorted(set(shards.values()))]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for path in self.weight_files():
             try:
                 with safe_open(path, "pt") as file:
-                    # Listed first, so that an error of whoever takes them is not mistaken for one of the file.
+                    # Listed first, so that an error of the caller is not mistaken for one of the file.
                     tensors = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{path} is not a readable safetensors file ({error}); restore the file."
+                    f"{path} is not a readable safetensors file ({error}); restore the file.", code="checkpoint_damaged"
                 ) from None
             yield from tensors
 
@@ -157,7 +171,7 @@ class CheckpointFile(Checkpoint):
     """A file of weights as ``torch.save`` writes it, and the files that go with it.
 
     Attributes:
-        config: its ``model_config.json``: where that is, or what it holds.
+        config: the path of its ``model_config.json``, or the contents.
         tokenizer: its ``tokenizer.json``.
     """
 
@@ -189,12 +203,16 @@ class CheckpointFile(Checkpoint):
             if isinstance(document, dict) and _WRAPPER in document:
                 document = document[_WRAPPER]
         if not isinstance(document, dict) or not document:
-            raise CheckpointError(f"{self.path} holds no state dict; save it by torch.save(model.state_dict(), path).")
+            raise CheckpointError(
+                f"{self.path} holds no state dict; save it by torch.save(model.state_dict(), path).",
+                code="checkpoint_damaged",
+            )
         for name, tensor in document.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise CheckpointError(
                     f"{self.path} holds {name!r}, which is no tensor; save the weights alone, by "
-                    "torch.save(model.state_dict(), path)."
+                    "torch.save(model.state_dict(), path).",
+                    code="checkpoint_unsafe",
                 )
             yield name.removeprefix(_PARALLEL), tensor
 
@@ -205,14 +223,18 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is not a file of tensors, or holds other Python objects, whose loading could run code; save the "
-            "weights alone, by torch.save(model.state_dict(), path)."
+            "weights alone, by torch.save(model.state_dict(), path).",
+            code="checkpoint_unsafe",
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore the file.") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); restore the file.", code="checkpoint_damaged"
+        ) from None
     except MemoryError:
         raise
-    except Exception:  # a damaged file is any error of the unpickler or the archive, and what they say helps nobody
+    except Exception:  # damage raises any error of the unpickler or the archive, with no useful message
         raise CheckpointError(
             f"{path} is damaged, or not a file that torch.save wrote; restore it, or save the weights by "
-            "torch.save(model.state_dict(), path)."
+            "torch.save(model.state_dict(), path).",
+            code="checkpoint_damaged",
         ) from None

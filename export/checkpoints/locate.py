@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fgclip_rt.bundle import MANIFEST
-from fgclip_rt.errors import CheckpointError
+from fgclip_rt.errors import CheckpointError, reason
 
 from .files import TOKENIZER, Checkpoint, CheckpointFile, CheckpointFolder
 from .registry import ModelSpec, find_model, unknown_model
 
-#: Where CLIP's tokenizer comes from, for models that have its vocabulary and come without.
+#: The repository of CLIP's tokenizer, for models with its vocabulary and no file of their own.
 _CLIP = "openai/clip-vit-base-patch16"
 
 
@@ -23,7 +23,7 @@ _SUFFIXES = (".pt", ".pth")
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """What goes with a model that comes as a file of weights.
+    """The files of a model that comes as a file of weights.
 
     Attributes:
         weights: the file, for a model that is named by its registry name.
@@ -40,7 +40,7 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
     """The checkpoint called ``model``: a registry name or Hub id, downloaded unless it is shipped, a folder or a file.
 
     Raises:
-        CheckpointError: the name is unknown, the download failed, or the files are not those that the model needs.
+        CheckpointError: the name is unknown, the download failed, or the model needs other files.
     """
     files = files or LocalFiles()
     spec = find_model(model)
@@ -53,24 +53,36 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
         raise unknown_model(model)
     for option, value in (("--weights", files.weights), ("--config", files.config), ("--tokenizer", files.tokenizer)):
         if value is not None:
-            raise CheckpointError(f"{model} needs no {option}, everything lies in its folder; leave it out.")
+            raise CheckpointError(
+                f"{model} needs no {option}, everything lies in its folder; leave it out.", code="argument_invalid"
+            )
     if spec is not None and spec.hub_id is not None:
         return _download(spec.name, spec.hub_id, revision)
     if spec is not None and spec.folder is not None:
         return _shipped(spec.name, spec.folder, revision)
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
-        raise CheckpointError(f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.")
+        raise CheckpointError(
+            f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.",
+            code="checkpoint_missing",
+        )
     if revision is not None:
-        raise CheckpointError(f"{path} is a local folder and has no revision {revision!r}; leave out --revision.")
+        raise CheckpointError(
+            f"{path} is a local folder and has no revision {revision!r}; leave out --revision.", code="argument_invalid"
+        )
     name = path.resolve().name
     return CheckpointFolder(path, name=name, source=name, revision=None, origin="local")
 
 
 def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
     if revision is not None:
-        raise CheckpointError(f"{name} comes with fgclip-rt and has no revision {revision!r}; leave out --revision.")
+        raise CheckpointError(
+            f"{name} comes with fgclip-rt and has no revision {revision!r}; leave out --revision.",
+            code="argument_invalid",
+        )
     if not folder.is_dir():
-        raise CheckpointError(f"{name} is missing from this installation ({folder}); install fgclip-rt again.")
+        raise CheckpointError(
+            f"{name} is missing from this installation ({folder}); install fgclip-rt again.", code="checkpoint_missing"
+        )
     return CheckpointFolder(folder, name=name, source=name, revision=None, origin="shipped")
 
 
@@ -78,20 +90,24 @@ def _weights_of(spec: ModelSpec, revision: str | None, files: LocalFiles) -> Che
     if files.weights is None:
         raise CheckpointError(
             f"{spec.name} is on no hub; give the file of its weights: "
-            f"fgclip-rt export --model {spec.name} --weights FILE.pt."
+            f"fgclip-rt export --model {spec.name} --weights FILE.pt.",
+            code="argument_invalid",
         )
     if files.config is not None:
-        raise CheckpointError(f"{spec.name} has known sizes; leave out --config, or give the file as --model.")
+        raise CheckpointError(
+            f"{spec.name} has known sizes; leave out --config, or give the file as --model.", code="argument_invalid"
+        )
     return _with_tokenizer(files.weights, spec.name, spec.config, revision, files)
 
 
 def _weight_file(path: Path, revision: str | None, files: LocalFiles) -> Checkpoint:
     if files.weights is not None:
-        raise CheckpointError(f"{path} is a file of weights itself; leave out --weights.")
+        raise CheckpointError(f"{path} is a file of weights itself; leave out --weights.", code="argument_invalid")
     if files.config is None:
         raise CheckpointError(
             f"{path} does not say what sizes its model has; give its model_config.json with --config, or the name of a "
-            "known model: --model NAME --weights FILE.pt."
+            "known model: --model NAME --weights FILE.pt.",
+            code="argument_invalid",
         )
     return _with_tokenizer(path, path.stem, files.config, revision, files)
 
@@ -100,10 +116,12 @@ def _with_tokenizer(
     path: Path, name: str, config: Path | Mapping[str, Any], revision: str | None, files: LocalFiles
 ) -> Checkpoint:
     if revision is not None:
-        raise CheckpointError(f"{path} is a local file and has no revision {revision!r}; leave out --revision.")
+        raise CheckpointError(
+            f"{path} is a local file and has no revision {revision!r}; leave out --revision.", code="argument_invalid"
+        )
     for file in (path, files.config, files.tokenizer):
         if file is not None and not file.is_file():
-            raise CheckpointError(f"{file} is no file; check the path.")
+            raise CheckpointError(f"{file} is no file; check the path.", code="checkpoint_missing")
     beside = path.with_name(TOKENIZER)
     tokenizer = files.tokenizer or (beside if beside.is_file() else _clip_tokenizer())
     return CheckpointFile(path, name, path.name, None, "local", config, tokenizer)
@@ -116,8 +134,9 @@ def _clip_tokenizer() -> Path:
         return Path(huggingface_hub.hf_hub_download(_CLIP, TOKENIZER))
     except Exception as error:  # the errors of the HTTP client beneath differ from version to version
         raise CheckpointError(
-            f"CLIP's tokenizer could not be downloaded from {_CLIP} ({_reason(error)}); with no network, copy its "
-            f"{TOKENIZER} here and give its path with --tokenizer."
+            f"CLIP's tokenizer could not be downloaded from {_CLIP} ({reason(error)}); with no network, copy its "
+            f"{TOKENIZER} here and give its path with --tokenizer.",
+            code="download_failed",
         ) from None
 
 
@@ -130,17 +149,14 @@ def _download(name: str, hub_id: str, revision: str | None) -> Checkpoint:
             hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]
         )
     except errors.RevisionNotFoundError:
-        raise CheckpointError(f"{hub_id} has no revision {revision!r}; look at its page on the Hub.") from None
+        raise CheckpointError(
+            f"{hub_id} has no revision {revision!r}; look at its page on the Hub.", code="checkpoint_missing"
+        ) from None
     except Exception as error:  # the errors of the HTTP client beneath differ from version to version
         raise CheckpointError(
-            f"{hub_id} could not be downloaded ({_reason(error)}); with no network, copy the checkpoint "
-            "folder here and give its path: fgclip-rt export --model path/to/checkpoint."
+            f"{hub_id} could not be downloaded ({reason(error)}); with no network, copy the checkpoint "
+            "folder here and give its path: fgclip-rt export --model path/to/checkpoint.",
+            code="download_failed",
         ) from None
     path = Path(folder)
     return CheckpointFolder(path, name=name, source=hub_id, revision=path.name, origin="released")
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error's message."""
-    text = str(error).strip()
-    return (text.splitlines()[0].split(". ")[0] if text else type(error).__name__).rstrip(".")

@@ -17,7 +17,7 @@ def read_options(document: Mapping[str, Any], kind: type[_T], file: str) -> _T:
     """The options of a parsed JSON file that ``kind`` names; the others are passed over.
 
     Args:
-        document: what the file holds.
+        document: the file's contents.
         kind: a dataclass.
         file: the file's name, for messages.
 
@@ -32,7 +32,7 @@ def read_options(document: Mapping[str, Any], kind: type[_T], file: str) -> _T:
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """What a ``preprocessor_config.json`` does to the pixels; the defaults are SigLIP 2's."""
+    """Options of a ``preprocessor_config.json`` that change pixels; the defaults are SigLIP 2's."""
 
     do_rescale: bool = True
     do_normalize: bool = True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from PIL import Image
+
 import fgclip_rt
 from fgclip_rt.errors import CheckpointError
+from fgclip_rt.pocket.calibration import calibration_inputs
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,14 @@ class ModelSpec:
     """One model.
 
     Attributes:
-        name: what users call it.
-        family: a key of :data:`fgclip_rt.export.families.base.FAMILIES`.
+        name: the name that users give.
+        family: a key of :data:`fgclip_rt.export.families.table.FAMILIES`.
         config: its sizes as its family's configuration file states them, for random weights and for weights that come
             alone; a checkpoint's own file always wins.
         parameters: number of its weights.
         hub_id: its repository on the Hugging Face Hub, if it is there.
-        folder: where a model lies that comes with this package. With neither, its weights are a local file.
+        folder: of a model that comes with this package. With neither of these, its weights are a local file.
+        calibration: makes images, and texts by walk type, to calibrate on, for a model whose world is known.
     """
 
     name: str
@@ -56,6 +60,7 @@ class ModelSpec:
     parameters: int
     hub_id: str | None = None
     folder: Path | None = None
+    calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
 
     @property
     def traits(self) -> Traits:
@@ -129,8 +134,9 @@ def _pocket() -> ModelSpec:
     vision = _tower(160, layers=6, heads=5, mlp=320)
     text = {**_tower(128, layers=4, heads=4, mlp=256), "projection_size": 160, "vocab_size": 1024}
     config = {"vision_config": vision, "text_config": text}
+    folder = Path(fgclip_rt.__file__).parent / "models" / name
     return ModelSpec(
-        name, "fgclip2", MappingProxyType(config), 2_598_018, folder=Path(fgclip_rt.__file__).parent / "models" / name
+        name, "fgclip2", MappingProxyType(config), 2_598_018, folder=folder, calibration=calibration_inputs
     )
 
 
@@ -164,5 +170,6 @@ def unknown_model(name: str) -> CheckpointError:
     names = ", ".join(MODELS)
     return CheckpointError(
         f"{name!r} is neither a known model nor a checkpoint folder or a file of weights (.pt); "
-        f"choose one of {names} (or its Hub id), or give the path of a local checkpoint."
+        f"choose one of {names} (or its Hub id), or give the path of a local checkpoint.",
+        code="checkpoint_missing",
     )

@@ -124,7 +124,7 @@ def byte_tokenizer() -> str:
 
 
 def clip_byte_tokenizer() -> str:
-    """A ``tokenizer.json`` of CLIP's kind with byte tokens only, and its start and end where CLIP has them."""
+    """A ``tokenizer.json`` of CLIP's kind with byte tokens only, and CLIP's ids of start and end."""
     vocabulary = {token: index for index, token in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
     start, end = "<|startoftext|>", "<|endoftext|>"
     vocabulary |= {start: 49406, end: 49407}

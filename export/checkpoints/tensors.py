@@ -24,7 +24,7 @@ def load_module(build: Callable[[], _Module], checkpoint: Checkpoint, unused: tu
 
     Args:
         build: makes the reference; its own weights take no memory.
-        checkpoint: where the weights are.
+        checkpoint: holds the weights.
         unused: ends of names of tensors that checkpoints may hold and nothing reads.
 
     Raises:
@@ -41,7 +41,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, .
 
     Args:
         module: the reference.
-        checkpoint: where they are.
+        checkpoint: holds the tensors.
         unused: ends of names of tensors that checkpoints may hold and nothing reads.
 
     Raises:

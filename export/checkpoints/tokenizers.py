@@ -22,7 +22,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> tuple[str, tokenizers.Tokenizer]:
         return definition, tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(
-            f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file."
+            f"{checkpoint.where(TOKENIZER)} is not a tokenizer ({error}); restore the file.", code="checkpoint_damaged"
         ) from None
 
 
@@ -55,7 +55,7 @@ def padding_token(checkpoint: Checkpoint, tokenizer: tokenizers.Tokenizer, vocab
 
 
 def makes_mask(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's tokenizer makes an attention mask: unless its file says otherwise, as SigLIP 2's does.
+    """Whether a checkpoint's tokenizer makes an attention mask; it does unless its file says otherwise, as SigLIP 2's.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -1,1 +1,1 @@
-"""Families of models: what each needs to be exported."""
+"""Families of models, each with the code that exports it."""

@@ -1,16 +1,15 @@
-"""A model of any family, as the pipeline asks for it."""
+"""The interface of a model of any family to the pipeline."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.manifest import ImageSpec, Score, TextSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
@@ -18,18 +17,16 @@ from fgclip_rt.text import Tokens
 from ..graphs.trace import GraphSource
 from ..reference.roi_align import region_features
 
-FloatArray: TypeAlias = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What a reference makes of one image; None for what its model does not have.
+    """A reference's features of one image; None for features that its model does not have.
 
     Attributes:
-        features: of the whole image, [D].
-        dense: of its patches, [h·w, D].
-        regions: of boxes, [r, D].
-        masks: of masks, [m, D].
+        features: features of the whole image, [D].
+        dense: features of its patches, [h·w, D].
+        regions: features of boxes, [r, D].
+        masks: features of masks, [m, D].
     """
 
     features: FloatArray
@@ -42,8 +39,8 @@ class ReferenceModel(ABC):
     """A loaded model: its specification, its graphs, and the reference that they are measured against.
 
     Attributes:
-        module: the reference, a module with ``logits_per_image``, ``get_image_features``, which takes what
-            :meth:`image_inputs` makes, and, if the model has dense features, ``get_image_dense_features`` of the same.
+        module: the reference, with ``logits_per_image``, ``get_image_features`` and, if the model has dense features,
+            ``get_image_dense_features``. The latter two take the tensors of :meth:`image_inputs`.
         tokenizer_json: the tokenizer, in the format of the ``tokenizers`` library.
     """
 
@@ -58,17 +55,17 @@ class ReferenceModel(ABC):
     @property
     @abstractmethod
     def image_spec(self) -> ImageSpec:
-        """How images are prepared."""
+        """Preparation of images."""
 
     @property
     @abstractmethod
     def text_spec(self) -> TextSpec:
-        """How texts are tokenised."""
+        """Tokenisation of texts."""
 
     @property
     @abstractmethod
     def score(self) -> Score:
-        """How vectors become scores."""
+        """Formula from vectors to scores."""
 
     @abstractmethod
     def graphs(self) -> dict[str, GraphSource]:
@@ -76,11 +73,22 @@ class ReferenceModel(ABC):
 
     @abstractmethod
     def image_inputs(self, pixels: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
-        """What the reference takes for patches uint8 [B, N, P·P·3] and grids integer [B, 2], on their device."""
+        """The reference's inputs for patches uint8 [B, N, P·P·3] and grids integer [B, 2], on their device."""
 
     @abstractmethod
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
         """The reference's features float [B, D] of tokens integer [B, L]; some models read the mask [B, L] too."""
+
+    def one_grid(self, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> nn.Module:  # noqa: ARG002
+        """The reference's tower for images of one grid, without our rewrites, for a plain export.
+
+        It takes the tensors of :meth:`image_inputs` except the grids.
+        """
+        return _OneGrid(self.module, graph)
+
+    def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Arguments of transformers' ``Siglip2Config`` and ``Siglip2Model``; None if the towers are not SigLIP 2's."""
+        return None
 
     def mask_features(self, dense: Tensor, masks: Tensor) -> Tensor | None:  # noqa: ARG002 (for models that have them)
         """The reference's features float [m, D] of masks [m, N] over dense features [N, D]; None if it has none."""
@@ -122,3 +130,15 @@ class ReferenceModel(ABC):
     def inputs_of(self, patches: Patches) -> tuple[Tensor, ...]:
         """:meth:`image_inputs` of one image."""
         return self.image_inputs(torch.tensor(patches.pixels)[None], torch.tensor([patches.grid]))
+
+
+class _OneGrid(nn.Module):
+    """The reference's own method, for models that have only one grid."""
+
+    def __init__(self, module: Any, graph: Literal["vision", "dense"]) -> None:
+        super().__init__()
+        self.module = module
+        self.features = module.get_image_features if graph == "vision" else module.get_image_dense_features
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return self.features(pixel_values)

@@ -1,4 +1,4 @@
-"""What models have in common that take square images and give softmax scores: FG-CLIP and FineCLIP."""
+"""Common base of models that take square images and give softmax scores: FG-CLIP and FineCLIP."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .base import ReferenceModel
 
 
 class SquareModel(ReferenceModel):
-    """A loaded model of this kind.
+    """A loaded model with square images and softmax scores.
 
     Attributes:
-        mean: of the pixels, by channel, after they are divided by 255.
-        std: likewise.
+        mean: mean of the pixels by channel, after division by 255.
+        std: their standard deviation, likewise.
     """
 
     mean: Sequence[float]

@@ -1,7 +1,7 @@
-"""The families of models, and how their checkpoints are known.
+"""The families of models, and the keys by which their checkpoints are recognised.
 
-A family is a folder with a configuration, a reference, graphs and the model that joins them; nothing outside it and
-this table knows its name.
+A family is a folder with a configuration, a reference, graphs and the model that joins them. The pipeline reaches it
+through this table only.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One family, and how its checkpoints are known.
+    """One family, and the key by which its checkpoints are recognised.
 
     Attributes:
         family: loads its models.
         config_file: the file of a checkpoint that states its sizes.
-        key: of that file, with dots between levels.
+        key: key in that file, with dots between levels.
         value: the key's value; None stands for any.
     """
 
@@ -52,7 +52,7 @@ class FamilySpec:
     value: str | list[str] | None
 
     def found(self, config: Mapping[str, Any]) -> Any:
-        """The value at the key of a parsed file; None if it has none."""
+        """The value at the key of a parsed file; None if the file has no such key."""
         at: Any = config
         for part in self.key.split("."):
             at = at.get(part) if isinstance(at, Mapping) else None
@@ -60,8 +60,8 @@ class FamilySpec:
 
     def made(self, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this parsed file is of the family."""
-        found = self.found(config)
-        return found is not None if self.value is None else bool(found == self.value)
+        actual = self.found(config)
+        return actual is not None if self.value is None else bool(actual == self.value)
 
 
 FAMILIES: dict[str, FamilySpec] = {
@@ -86,10 +86,11 @@ def load(checkpoint: Checkpoint) -> tuple[str, ReferenceModel]:
     for name, spec in specs.items():
         if spec.made(config):
             return name, spec.family.load(checkpoint, config)
-    found = {spec.key: spec.found(config) for spec in specs.values()}
+    values = {spec.key: spec.found(config) for spec in specs.values()}
     raise CheckpointError(
         f"{checkpoint.where(checkpoint.config_file)} is of a model that cannot be exported "
-        f"({', '.join(f'{key} {value!r}' for key, value in found.items())}); supported: {', '.join(specs)}."
+        f"({', '.join(f'{key} {value!r}' for key, value in values.items())}); supported: {', '.join(specs)}.",
+        code="checkpoint_unsupported",
     )
 
 

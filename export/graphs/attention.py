@@ -6,9 +6,11 @@ FlashAttention does (https://arxiv.org/abs/2205.14135): with them, 16,384 patche
 that does not know it falls back on the definition, and ``onnx.inliner`` replaces the node by it. In a 16-bit type the
 definition keeps its softmax in float32.
 
-onnxruntime's blocks take no mask, so a masked caller hides keys with one more channel: it holds one in every query, and
-in every key a number that is zero, or so negative that the key's weight vanishes (:func:`hide_keys`). A mask that
-differs from query to query, as a causal one, is added to the scores instead; they are then held, for texts are short.
+onnxruntime's blocks take no mask, so one more channel in every head hides keys: it holds one in every query, and in
+every key a number that is zero, or so negative that the key's weight vanishes. Modules ask for that with a key bias.
+:func:`expand_key_biases` adds the channel to the traced graph and names on each node what it was added to, so that a
+reader can use a mask instead. A mask that differs from query to query, as a causal one, is added to the scores; they
+are then held, for texts are short.
 """
 
 from __future__ import annotations
@@ -20,16 +22,26 @@ import torch.nn.functional as F
 from onnxscript import opset20 as op
 from torch import Tensor
 
+from fgclip_rt.manifest import KeyBias
+
 DOMAIN, NAME = "com.microsoft", "MultiHeadAttention"
+
+#: The operator that stands in a graph between its trace and :func:`expand_key_biases`: its fourth input is a key bias.
+KEY_BIASED = "KeyBiasedMultiHeadAttention"
 
 #: Added to the scores of a hidden key. Far below any score, so that its weight is zero, and finite in float16 too.
 HIDDEN = -1e4
 
 
 def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, score_bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    score_bias: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(query · keyᵀ) · value per head; the queries are scaled already.
+    """softmax(query · keyᵀ + bias) · value per head; the queries are scaled already.
 
     Args:
         query: float [B, Q, heads·c].
@@ -37,15 +49,18 @@ def multi_head_attention(
         value: float [B, N, heads·d].
         heads: number of heads.
         score_bias: float [1 or B, 1, Q, N], added to the scores. In one graph every attention has one, or none has.
+        key_bias: float [B, N], added to the scores of each key: zero for one to keep, :data:`HIDDEN` for one to hide.
+            An attention has one kind of bias at most.
 
     Returns:
         float [B, Q, heads·d].
     """
+    assert score_bias is None or key_bias is None
     if torch.compiler.is_exporting():
         shape = (query.shape[0], query.shape[1], value.shape[2])
-        bias = () if score_bias is None else (None, None, score_bias)
+        bias = (None, None, score_bias) if score_bias is not None else () if key_bias is None else (key_bias,)
         return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{NAME}",
+            f"{DOMAIN}::{NAME if key_bias is None else KEY_BIASED}",
             (query, key, value, *bias),
             {"num_heads": heads, "scale": 1.0},
             dtype=value.dtype,
@@ -53,24 +68,64 @@ def multi_head_attention(
             version=1,
         )
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias, scale=1.0)
+    mask = score_bias if key_bias is None else key_bias[:, None, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
     return mixed.transpose(1, 2).flatten(2)
 
 
-def hide_keys(query: Tensor, key: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries [B, Q, heads·(c+1)] and keys [B, N, heads·(c+1)] whose scores are those of the given ones plus ``bias``.
+def expand_key_biases(model: ir.Model) -> None:
+    """Make every :data:`KEY_BIASED` node an attention whose heads have one more channel.
 
-    Args:
-        query: float [B, Q, heads·c].
-        key: float [B, N, heads·c].
-        bias: float [B, N], zero for a key to keep and :data:`HIDDEN` for one to hide.
-        heads: number of heads.
+    The node's metadata then names the queries [B, Q, heads, c], the keys [B, N, heads, c] and the bias [B, N] that it
+    was made from, and the model's says how many such nodes there are (:class:`fgclip_rt.manifest.KeyBias`).
     """
-    ones = torch.ones(query.shape[0], query.shape[1], heads, 1, dtype=query.dtype)
-    biases = bias[:, :, None, None].expand(-1, -1, heads, 1)
-    query = torch.cat([query.unflatten(-1, (heads, -1)), ones], dim=-1)
-    key = torch.cat([key.unflatten(-1, (heads, -1)), biases], dim=-1)
-    return query.flatten(2), key.flatten(2)
+    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, KEY_BIASED)]
+    channels: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        _expand(model.graph, node, channels)
+    model.metadata_props[KeyBias.COUNT] = str(len(nodes))
+
+
+def _expand(graph: ir.Graph, node: ir.Node, channels: dict[ir.Value, ir.Value]) -> None:
+    """Add the channel to one attention; ``channels`` holds those of keys by their bias, which layers share."""
+    query, key, value, bias = node.inputs
+    assert bias is not None
+    heads = node.attributes["num_heads"].as_int()
+    added: list[ir.Node] = []
+
+    def add(operator: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        added.append(ir.node(operator, inputs, attributes))
+        return added[-1].outputs[0]
+
+    split, join = _constant(graph, [0, 0, heads, -1]), _constant(graph, [0, 0, -1])
+    queries, keys = add("Reshape", query, split), add("Reshape", key, split)
+    queries.name, keys.name = f"{node.name}.queries", f"{node.name}.keys"
+    ones_shape = add("Concat", add("Shape", query, end=2), _constant(graph, [heads, 1]), axis=0)
+    ones = add("Expand", _constant(graph, 1.0), ones_shape)
+    if bias not in channels:
+        unsqueezed = add("Unsqueeze", bias, _constant(graph, [2, 3]))
+        channels[bias] = add("Expand", unsqueezed, _constant(graph, [1, 1, heads, 1]))
+    wide_queries = add("Reshape", add("Concat", queries, ones, axis=-1), join)
+    wide_keys = add("Reshape", add("Concat", keys, channels[bias], axis=-1), join)
+
+    attention = ir.node(
+        NAME, [wide_queries, wide_keys, value], node.attributes, domain=DOMAIN, version=1, name=node.name
+    )
+    attention.metadata_props.update(
+        {KeyBias.QUERIES: str(queries.name), KeyBias.KEYS: str(keys.name), KeyBias.BIAS: str(bias.name)}
+    )
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [*added, attention], node.outputs, attention.outputs)
+
+
+def _constant(graph: ir.Graph, values: float | list[int]) -> ir.Value:
+    """An initializer, which attentions share."""
+    name = f"attention.{values}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(values, ir.DataType.FLOAT if isinstance(values, float) else ir.DataType.INT64, name=name)
+        graph.register_initializer(
+            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        )
+    return graph.initializers[name]
 
 
 @onnxscript.script(onnxscript.values.Opset(DOMAIN, 1), default_opset=op)

@@ -1,8 +1,8 @@
-"""Transformer blocks as graphs have them: the reference's weights, rewritten for inference.
+"""Transformer blocks of the graphs: the reference's weights, rewritten for inference.
 
-What remains is MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.graphs.attention`). Weights are
-stored [in, out]; the scale of the scores lies in the query projection, and the biases of keys and values are folded
-away; rescaling and normalisation of the pixels lie in the patch projection, so that a caller sends raw bytes.
+They consist of MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.graphs.attention`). Weights are
+stored [in, out]. The query projection contains the scale of the scores, and the biases of keys and values are folded
+away. The patch projection contains the rescaling and normalisation of the pixels, so that a caller sends raw bytes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..reference import blocks as reference_blocks
-from .attention import hide_keys, multi_head_attention
+from .attention import multi_head_attention
 
-#: Taken from the pixels, whose bytes are then as many above zero as below: all of them fit into a symmetric int8.
+#: Subtracted from the pixels' bytes, which are then centred on zero and fit into a symmetric int8.
 _MIDDLE = 128
 
 
 class Linear(nn.Module):
-    """``x @ weight + bias`` with the weight stored [in, out], as MatMul wants it; a view of the reference's."""
+    """``x @ weight + bias`` with the weight stored [in, out], as MatMul takes it; a view of the reference's weight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take ``weight`` [out, in] and ``bias`` [out], as ``torch.nn.Linear`` keeps them."""
@@ -58,7 +58,7 @@ class Attention(nn.Module):
     """Multi-head attention from some positions to all."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, out: Linear, heads: int) -> None:
-        """Take the projections [D, D]; that of the queries holds the scale of the scores (:meth:`of`)."""
+        """Take the projections [D, D]; the query projection contains the scale of the scores (:meth:`of`)."""
         super().__init__()
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads = heads
@@ -77,10 +77,10 @@ class Attention(nn.Module):
     def _folded(
         cls, q: tuple[Tensor, Tensor], k: Tensor, v: tuple[Tensor, Tensor], out: nn.Linear, heads: int
     ) -> Attention:
-        """Keys and values without their biases.
+        """Attention whose keys and values have no biases.
 
-        That of the keys shifts all scores of a query alike, and the softmax takes it away again. That of the values
-        passes through the weighted sum unchanged, for the weights sum to one, and becomes a part of the last bias.
+        The key bias shifts all scores of a query alike, and the softmax cancels it. The value bias passes through the
+        weighted sum unchanged, because the weights sum to one, and becomes a part of the output bias.
         """
         (wq, bq), (wv, bv) = q, v
         scale = (wq.shape[0] // heads) ** -0.5
@@ -101,29 +101,27 @@ class Attention(nn.Module):
         """Attend from ``queries`` to ``x``.
 
         Args:
-            queries: [B, Q, D]; where there are positions, the first Q of ``x``.
+            queries: [B, Q, D]; with rotary positions, the first Q of ``x``.
             x: [B, N, D].
-            key_bias: [B, N], added to the scores of each key, for any number of keys.
+            key_bias: [B, N], added to the scores of each key; the scores are never held in memory.
             score_bias: [1 or B, 1, Q, N], added to the scores; the scores are then held in memory.
             rest_keep_own: let every other position keep its own value, as if it attended to itself alone.
 
         Returns:
-            [B, Q, D], or [B, N, D] with the rest.
+            [B, Q, D], or [B, N, D] with ``rest_keep_own``.
         """
         q, k, v = self.rotated(self.q(queries)), self.rotated(self.k(x)), self.v(x)
-        if key_bias is not None:
-            q, k = hide_keys(q, k, key_bias, self.heads)
-        mixed = multi_head_attention(q, k, v, self.heads, score_bias)
+        mixed = multi_head_attention(q, k, v, self.heads, score_bias, key_bias)
         if rest_keep_own:
             mixed = torch.cat([mixed, v[:, mixed.shape[1] :]], dim=1)
         return self.project(mixed)
 
     def rotated(self, x: Tensor) -> Tensor:
-        """Queries or keys with their positions in them; these have none."""
+        """Queries or keys with rotary positions applied; unchanged here, because these blocks have none."""
         return x
 
     def project(self, mixed: Tensor) -> Tensor:
-        """What the heads found, joined."""
+        """Output projection of the joined heads."""
         return self.out(mixed)
 
 
@@ -162,6 +160,6 @@ class Block(nn.Module):
         return self.finish(x, self.attention(normed, normed, key_bias, score_bias))
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What follows the attention, for all positions or for those that anybody still asks for."""
+        """The rest of the block after the attention, for all positions or only for those that are still needed."""
         x = x + mixed
         return x + self.mlp(self.norm2(x))

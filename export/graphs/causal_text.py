@@ -16,13 +16,13 @@ from .text import Positions
 class CausalTextTower(nn.Module):
     """Tokens to the pooled state [B, D].
 
-    Only the end token's state is needed after the last block, so nothing else goes through that.
+    Only the end token's state is needed after the last block, so only this state goes through that block.
     """
 
     def __init__(
         self, tokens: Tensor, positions: Positions, blocks: Sequence[Block], post_norm: nn.Module, end_token: int
     ) -> None:
-        """Take the table of tokens [vocabulary, D]; ``end_token`` is the id that every text ends with."""
+        """Take the token table [vocabulary, D]; ``end_token`` is the id that every text ends with."""
         super().__init__()
         self.tokens = nn.Parameter(tokens.detach(), requires_grad=False)
         self.positions = positions
@@ -31,7 +31,7 @@ class CausalTextTower(nn.Module):
         self.end_token = end_token
 
     def forward(self, input_ids: Tensor, walk_type: Tensor | None, attention_mask: None = None) -> Tensor:  # noqa: ARG002
-        # What follows the end token is padding, and no token before it looks there: no other mask is needed.
+        # Only padding follows the end token, and no token before it attends there, so no other mask is needed.
         index = torch.arange(input_ids.shape[1], dtype=torch.float32)
         causal = _hidden_after(index, index[:, None])[None, None]
         x = F.embedding(input_ids, self.tokens) + self.positions(input_ids.shape[1], walk_type)
@@ -49,5 +49,5 @@ class CausalTextTower(nn.Module):
 
 
 def _hidden_after(index: Tensor, last: Tensor) -> Tensor:
-    """Zero for positions [L] up to ``last`` [n, 1], and a bias that hides those after it: [n, L]."""
+    """Bias [n, L]: zero for positions [L] up to ``last`` [n, 1], and a value that hides the later ones."""
     return torch.where(index <= last, 0.0, HIDDEN)

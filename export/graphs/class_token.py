@@ -1,8 +1,8 @@
 """Vision towers with a class token and one grid, as graphs: CLIP's, and EVA02-CLIP's.
 
-The image is what the class token has found in the last block. Dense features are the patches after the same block
-without attention, in which every patch keeps its own value; so one pass through the block serves both. Without dense
-features nothing but the class token goes through it.
+The image's features are the class token after the last block. Dense features are the patches after the same block
+without attention, in which every patch keeps its own value. One pass through the block serves both. Without dense
+features only the class token goes through it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ClassTokenTower(nn.Module):
         post_norm: nn.Module,
         projection: Linear,
     ) -> None:
-        """Take the class token [D] and positions [1 + N, D], the first of which is its own."""
+        """Take the class token [D] and positions [1 + N, D], the first of which is the class token's."""
         super().__init__()
         self.patch_embedding = patch_embedding
         self.first = nn.Parameter((class_token + positions[0]).detach()[None, None], requires_grad=False)
@@ -69,10 +69,10 @@ class VisionGraph(nn.Module):
 
 
 class DenseGraph(nn.Module):
-    """``dense.onnx``: as :class:`VisionGraph`, and dense features [B, N, D]."""
+    """``dense.onnx``: the outputs of :class:`VisionGraph`, and dense features [B, N, D]."""
 
     def __init__(self, tower: ClassTokenTower, *, normalised: bool) -> None:
-        """``normalised``: whether the model's dense features are of length one, also where regions are pooled."""
+        """``normalised``: whether the model's dense features have length one, also as the input of regions."""
         super().__init__()
         self.vision = tower
         self.normalised = normalised
@@ -86,7 +86,7 @@ class DenseGraph(nn.Module):
 
 
 def vision_sources(tower: ClassTokenTower, *, normalised: bool) -> dict[str, GraphSource]:
-    """How to trace the two graphs of a tower."""
+    """The graphs ``vision`` and ``dense`` of a tower, ready to trace."""
     (count, _), width = tower.positions.shape, tower.projection.weight.shape[1]
     inputs = {PATCHES: torch.zeros(2, count, tower.patch_embedding.weight.shape[0], dtype=torch.uint8)}
     axes = {PATCHES: {0: "batch"}}

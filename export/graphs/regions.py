@@ -1,7 +1,7 @@
 """Features of boxes and of masks from dense features, as graphs that all families share. They have no weights.
 
-RoIAlign is separable, and the sum of its samples has a closed form (:func:`roi_weights`), so a box is one product with
-the dense features of its image, and so is a mask.
+RoIAlign is separable, and the sum of its samples has a closed form (:func:`roi_weights`). A box is therefore one
+product with the dense features of its image, and so is a mask.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RegionGraph(nn.Module):
         height, width = grid[:, 0:1], grid[:, 1:2]
         row, column, valid = grid_positions(dense_features.shape[1], height, width)
 
-        # Divide, then multiply, as the reference does: the number of samples is a ceiling and feels a rounding error.
+        # Divide, then multiply, as the reference does: the number of samples is a ceiling, which rounding can change.
         x1, x2 = (boxes[:, i : i + 1] / size[:, 1:2] * width - 0.5 for i in (0, 2))
         y1, y2 = (boxes[:, i : i + 1] / size[:, 0:1] * height - 0.5 for i in (1, 3))
         weights = roi_weights(row, y1, y2, height) * roi_weights(column, x1, x2, width)
@@ -64,7 +64,7 @@ class RegionGraph(nn.Module):
 
 
 class MaskGraph(nn.Module):
-    """``mask.onnx``: dense features and masks → mask features and embeds [R, D], means that the masks weigh.
+    """``mask.onnx``: dense features and masks → mask features and embeds [R, D], means weighted by the masks.
 
     Inputs: dense_features float32 [B, N, D]; masks float32 [R, N], the weight of each patch; mask_images int32 [R], the
     index in the batch of the image that each mask belongs to.
@@ -76,7 +76,7 @@ class MaskGraph(nn.Module):
 
 
 def _pooled(dense: Tensor, weights: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of dense features [B, N, D] by weights [R, N], each of one image, and the same of length one."""
+    """Sums [R, D] of dense features [B, N, D] by weights [R, N], each of one image, and the same at length one."""
     # One product for all images: a row's weights stand in its own image's columns and are zero elsewhere.
     own = images[:, None] == torch.arange(dense.shape[0], dtype=torch.int32)[None]
     spread = (own.to(torch.float32)[:, :, None] * weights[:, None, :]).flatten(1)
@@ -87,10 +87,10 @@ def _pooled(dense: Tensor, weights: Tensor, images: Tensor) -> tuple[Tensor, Ten
 def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tensor:
     """Mean weight that one cell gets from the samples of a RoIAlign bin along one axis.
 
-    The bin [start, stop] has g = ceil(stop - start) samples, evenly spaced. Sample s gives cell i the hat function
-    max(0, 1 - |s - i|), except that samples up to one cell outside the grid count as on its border and those further
-    out as zero. The samples between two neighbouring cells form an arithmetic series, so their sum needs only the
-    first and the last index: no axis for the samples, whatever the size of the box.
+    The bin [start, stop] has g = ceil(stop - start) samples, evenly spaced. Sample s gives cell i the weight
+    max(0, 1 - |s - i|), the hat function. Samples up to one cell outside the grid count as on its border; samples
+    further out count as zero. The samples between two neighbouring cells form an arithmetic series, so their sum needs
+    only the first and the last index. The graph has no axis for the samples, whatever the size of the box.
 
     Args:
         cell: float [R, N], cell index along the axis.
@@ -109,8 +109,8 @@ def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tens
     def sample(index: Tensor) -> Tensor:
         return start + (index + 0.5) * extent / divisor
 
-    # How many samples lie before a position, by testing the nearest one: on the outer borders, where a sample either
-    # counts in full or not at all, a rounded quotient alone would decide wrongly.
+    # Tests the sample nearest to the position. On the outer borders, a sample counts in full or not at all, and a
+    # rounded quotient alone would decide wrongly.
     def samples_before(position: Tensor, compare: Callable[[Tensor, Tensor], Tensor] = torch.lt) -> Tensor:
         nearest = torch.round((position - start) / step - 0.5)
         return torch.minimum(torch.relu(nearest + compare(sample(nearest), position).to(torch.float32)), count)
@@ -128,7 +128,7 @@ def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tens
 
 
 def region_source(width: int) -> GraphSource:
-    """How to trace the region graph of a model with vectors of ``width``, for any number of patches."""
+    """The region graph of a model with vectors of ``width``, ready to trace for any number of patches."""
     shapes = torch.tensor([[3, 4], [2, 5]], dtype=torch.int32)
     inputs = {
         DENSE_FEATURES: torch.zeros(2, 12, width),
@@ -149,7 +149,7 @@ def region_source(width: int) -> GraphSource:
 
 
 def mask_source(width: int) -> GraphSource:
-    """How to trace the mask graph of a model with vectors of ``width``, for any number of patches."""
+    """The mask graph of a model with vectors of ``width``, ready to trace for any number of patches."""
     inputs = {
         DENSE_FEATURES: torch.zeros(2, 12, width),
         MASKS: torch.ones(3, 12),

@@ -15,10 +15,10 @@ from .trace import GraphSource
 
 
 class Positions(nn.Module):
-    """One table of positions for each kind of text; a graph of one kind has no input to choose by."""
+    """One table of positions for each kind of text; a graph of one kind has no input ``walk_type``."""
 
     def __init__(self, tables: Sequence[Tensor]) -> None:
-        """Take tables [L, D] of any lengths; the rows past a shorter one are never read."""
+        """Take tables [L, D] of any lengths; the rows past a shorter table are never read."""
         super().__init__()
         length = max(map(len, tables))
         padded = [F.pad(table.detach(), (0, 0, 0, length - len(table))) for table in tables]
@@ -33,8 +33,8 @@ class Positions(nn.Module):
 class TextGraph(nn.Module):
     """``text.onnx``: input_ids int32 [B, L] → features and embeds [B, D].
 
-    Where there are several kinds of text there is an input ``walk_type`` int32 [B], and if the checkpoint's tokenizer
-    makes one, an ``attention_mask`` int32 [B, L].
+    A graph of several kinds of text has an input ``walk_type`` int32 [B]. If the checkpoint's tokenizer makes a mask,
+    there is an input ``attention_mask`` int32 [B, L].
     """
 
     def __init__(self, tower: nn.Module, heads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
@@ -42,14 +42,14 @@ class TextGraph(nn.Module):
 
         Args:
             tower: ``(input_ids, walk_type, attention_mask)`` to the pooled state [B, width].
-            heads: weight [D, width] and bias [D], or none, of each kind of text.
+            heads: for each kind of text, a weight [D, width] and a bias [D] or None.
         """
         super().__init__()
         self.text = tower
         self.count = len(heads)
         weights = torch.cat([weight for weight, _ in heads])
         biases = [bias for _, bias in heads if bias is not None]
-        # All heads run and one is kept: they cost nothing next to the tower, and their weights stay constants.
+        # All heads run and one output is kept. They cost little next to the tower, and their weights stay constants.
         self.text_heads = Linear(weights, torch.cat(biases) if biases else None)
 
     def forward(
@@ -57,19 +57,19 @@ class TextGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         features = self.text_heads(self.text(input_ids, walk_type, attention_mask))
         if walk_type is not None:
-            every = features.unflatten(1, (self.count, -1))
-            chosen = walk_type.long()[:, None, None].expand(-1, 1, every.shape[-1])
-            features = torch.gather(every, 1, chosen)[:, 0]
+            by_kind = features.unflatten(1, (self.count, -1))
+            chosen = walk_type.long()[:, None, None].expand(-1, 1, by_kind.shape[-1])
+            features = torch.gather(by_kind, 1, chosen)[:, 0]
         return features, F.normalize(features, dim=-1)
 
 
 def text_source(graph: TextGraph, length: int, width: int, *, masked: bool = False) -> GraphSource:
-    """How to trace a text graph.
+    """A text graph, ready to trace.
 
     Args:
         graph: the module.
         length: tokens of an example.
-        width: of the vectors.
+        width: width of the vectors.
         masked: whether the tower takes an attention mask.
     """
     inputs = {INPUT_IDS: torch.zeros(2, length, dtype=torch.int32)}

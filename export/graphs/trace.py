@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import DOMAIN as ATTENTION_DOMAIN
-from .attention import add_definition
+from .attention import add_definition, expand_key_biases
 
 #: LayerNormalization needs 17, and Gelu with its tanh form 20.
 OPSET = 20
@@ -22,7 +22,7 @@ OPSET = 20
 
 @dataclass(frozen=True)
 class GraphSource:
-    """A module to trace, with what its ONNX inputs and outputs are called.
+    """A module to trace, with the names of its ONNX inputs and outputs.
 
     Attributes:
         module: the graph, in evaluation mode.
@@ -60,13 +60,15 @@ def trace(source: GraphSource) -> ir.Model:
     assert program is not None
     model = program.model
     _tidy(model, source)
+    expand_key_biases(model)
     add_definition(model)
     return model
 
 
 def _tidy(model: ir.Model, source: GraphSource) -> None:
-    """Leave only what a reader or another parser needs: named axes, the modules' names on attention and norms, and no
-    trace of this machine's source files.
+    """Leave only what readers and parsers need: named axes, and the modules' names on attention and norms.
+
+    No trace of this machine's source files stays.
     """
     for value, axes in zip(model.graph.outputs, source.outputs.values(), strict=True):
         value.shape = ir.Shape(axes)

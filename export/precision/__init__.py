@@ -1,1 +1,1 @@
-"""Lower precisions: what to round, how, and how much of it a model can bear."""
+"""Lower precisions: types by layer, calibration, rounding, and the search for layers that must keep higher types."""

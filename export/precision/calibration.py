@@ -7,13 +7,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from fgclip_rt.arrays import ByteArray
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import load_image
 from fgclip_rt.manifest import Calibration
@@ -21,22 +22,24 @@ from fgclip_rt.model import Model
 from fgclip_rt.parity import image_parts
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
+from fgclip_rt.progress import BeginStage, silent, tracked
 
 from ..bundle.probe import probe_boxes, probe_masks
 from ..request import check_enough
+from .observation import METHOD
 
 _T = TypeVar("_T")
 
-#: Most that are used; of more, this many are taken at even distances.
+#: Most inputs that are used; of more, this many are taken at even distances.
 MOST = 512
-#: One of so many inputs is held out, but no more images than can be kept in memory with all that is known of them.
+#: One of so many inputs is held out, but no more images than fit into memory with all their results.
 _HELD_OUT = 4
 _MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
 class CalibrationInputs:
-    """What a user gives: images and texts of the kind that the model will meet.
+    """Images and texts of the kind that the model will meet, as a user gives them.
 
     Attributes:
         images: paths of image files, or RGB images.
@@ -47,7 +50,7 @@ class CalibrationInputs:
     texts: Sequence[str] | Mapping[str, Sequence[str]]
 
     def __post_init__(self) -> None:
-        """Refuse what is too little.
+        """Refuse too few inputs.
 
         Raises:
             ArgumentError: there are fewer different images, or texts of a walk type, than it takes.
@@ -64,7 +67,7 @@ class CalibrationData:
     Attributes:
         images: paths of image files, or images.
         texts: by walk type.
-        held_out_images: as ``images``; not used for calibration, but to see what became of the vectors.
+        held_out_images: as ``images``; kept from calibration to measure its outcome.
         held_out_texts: as ``texts``, likewise.
         sha256: digest over the digests of all images, then all texts.
     """
@@ -75,26 +78,19 @@ class CalibrationData:
     held_out_texts: Mapping[str, Sequence[str]]
     sha256: str
 
-    @property
-    def steps(self) -> int:
-        """How often :meth:`run` reports progress."""
-        return len(self.images) + len(self.texts)
-
-    def run(self, model: Model, done: Callable[[], None]) -> None:
-        """Send everything but what is held out through a model, each image by itself, so that nothing is padded."""
+    def run(self, model: Model, begin: BeginStage, stage: str) -> None:
+        """Send all inputs that are not held out through a model, each image by itself, so that nothing is padded."""
         # The dense graph holds every layer that the other graphs of images have.
         see = model.dense_features if model.graphs.has("dense") else model.embed_images
-        for image in self.images:
-            see(image)
-            done()
-        for walk_type, texts in self.texts.items():
-            model.embed_texts(texts, walk_type)
-            done()
+        steps: list[Callable[[], object]] = [partial(see, image) for image in self.images]
+        steps += [partial(model.embed_texts, texts, walk_type) for walk_type, texts in self.texts.items()]
+        for step in tracked(begin, stage, steps):
+            step()
 
-    def record(self, method: str) -> Calibration:
-        """What the manifest says of it."""
+    def record(self) -> Calibration:
+        """Its description for the manifest."""
         return Calibration(
-            method=method,
+            method=METHOD,
             images=len(self.images),
             texts=_count_distinct(self.texts),
             held_out_images=len(self.held_out_images),
@@ -102,15 +98,12 @@ class CalibrationData:
             sha256=self.sha256,
         )
 
-    @property
-    def held_out_steps(self) -> int:
-        """How often :meth:`held_out` reports progress."""
-        return len(self.held_out_images) + len(self.held_out_texts)
+    def held_out(self, model: Model, begin: BeginStage = silent) -> Probe:
+        """The inputs that are held out, with the results of ``model``, in float32."""
+        images: list[ProbeImage] = []
+        walk_types: dict[str, ProbeTexts] = {}
 
-    def held_out(self, model: Model, done: Callable[[], None]) -> Probe:
-        """The inputs that are held out, and what ``model``, in float32, makes of them."""
-        images = []
-        for source in self.held_out_images:
+        def run_image(source: Path | Image.Image) -> None:
             image = load_image(source)
             patches = model.preparation(image)
             # As large as the model sees it: a photo of many megapixels would be kept until the end.
@@ -119,18 +112,21 @@ class CalibrationData:
             rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
             patches = model.preparation(Image.fromarray(rgb))
             images.append(_seen(model, rgb, patches))
-            done()
-        walk_types = {}
-        for walk_type, texts in self.held_out_texts.items():
+
+        def run_texts(walk_type: str, texts: Sequence[str]) -> None:
             tokens = model.tokenizer(texts, walk_type)
             features = model.embed_texts(texts, walk_type, normalize=False)
             walk_types[walk_type] = ProbeTexts(tuple(texts), tokens.input_ids, tokens.attention_mask, features)
-            done()
+
+        steps = [partial(run_image, source) for source in self.held_out_images]
+        steps += [partial(run_texts, walk_type, texts) for walk_type, texts in self.held_out_texts.items()]
+        for step in tracked(begin, "run held-out inputs", steps):
+            step()
         return Probe(tuple(images), walk_types, logits=np.zeros((0, 0), np.float32))
 
 
-def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
-    """What a model makes of an image."""
+def _seen(model: Model, rgb: ByteArray, patches: Patches) -> ProbeImage:
+    """An image with the results of a model."""
     boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
     parts = image_parts(model, rgb, boxes, masks)
     return ProbeImage(
@@ -146,13 +142,13 @@ def _seen(model: Model, rgb: NDArray[np.uint8], patches: Patches) -> ProbeImage:
     )
 
 
-def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[], None]) -> CalibrationData:
+def read(inputs: CalibrationInputs, walk_types: Sequence[str], begin: BeginStage = silent) -> CalibrationData:
     """Read inputs once, so that a bad one is found early, and divide them.
 
     Args:
         inputs: of more than :data:`MOST` of a kind, that many are used.
         walk_types: of the model.
-        done: called after each of :func:`count_steps` steps.
+        begin: is told how many images are read.
 
     Raises:
         ArgumentError: texts are given by walk type, and not for those of the model.
@@ -167,9 +163,8 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
     images = _spread([image if isinstance(image, Image.Image) else Path(image) for image in inputs.images])
     texts = {walk_type: _spread(values) for walk_type, values in by_walk_type.items()}
     digest = hashlib.sha256()
-    for image in images:
+    for image in tracked(begin, "read calibration", images):
         digest.update(hashlib.sha256(_checked_bytes(image)).digest())
-        done()
     for walk_type, values in texts.items():
         for text in (walk_type, *values):
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -182,11 +177,6 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], done: Callable[[]
         held_out_texts={walk_type: held_out for walk_type, (_, held_out) in divided.items()},
         sha256=digest.hexdigest(),
     )
-
-
-def count_steps(inputs: CalibrationInputs) -> int:
-    """How often :func:`read` reports progress."""
-    return len(_spread(inputs.images))
 
 
 def _checked_bytes(image: Path | Image.Image) -> bytes:
@@ -203,7 +193,7 @@ def _spread(items: Sequence[_T]) -> Sequence[_T]:
 
 
 def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
-    """Those to use, and those to hold out; drawn, since what is given may take turns, by language or by subject."""
+    """The items to use and those to hold out, drawn at random: given ones may alternate, by language or by subject."""
     held_out = set(random.Random(0).sample(range(len(items)), min(len(items) // _HELD_OUT, _MOST_HELD_OUT)))
     return (
         [item for index, item in enumerate(items) if index not in held_out],

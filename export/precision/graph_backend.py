@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 import onnxruntime as ort
 
-from fgclip_rt.backends import Array, Result
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Result
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend, open_session, run_session
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.machine import usable_cores

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+
+from fgclip_rt.arrays import FloatArray
 
 from ..graphs.attention import DOMAIN, NAME
 
@@ -25,7 +26,7 @@ class Layer:
 
     Attributes:
         name: of its module; the same in every graph that holds it.
-        kind: what it computes. The weight of ``linear`` is [in, out], and of ``table`` [rows, D].
+        kind: a product with a weight [in, out], attention, or a table [rows, D].
         node: the node that computes it.
     """
 
@@ -35,7 +36,7 @@ class Layer:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """What is computed from the graph's inputs: of attention queries, keys and values, none of a table."""
+        """The inputs that are no weights: queries, keys and values of attention, none of a table."""
         if self.kind == "table":
             return ()
         return tuple(value for value in self.node.inputs if value is not None and value.const_value is None)
@@ -63,7 +64,7 @@ def find_layers(model: ir.Model, sensitive: Sequence[str] = ()) -> list[Layer]:
     ]
 
 
-def array(value: ir.Value) -> NDArray[np.float32]:
+def array(value: ir.Value) -> FloatArray:
     """The numbers of an initializer."""
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy())

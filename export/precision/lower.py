@@ -16,8 +16,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from fgclip_rt.arrays import Array, FloatArray
 
 from .layers import Layer, array, find_layers
 
@@ -62,15 +63,13 @@ def input_scale(dtype: ir.DataType, largest: float) -> np.float32:
     return np.float32(_steps(np.asarray(largest), _LARGEST[dtype][0]))
 
 
-def quantised_weight(
-    weight: NDArray[np.float32], dtype: ir.DataType
-) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
+def quantised_weight(weight: FloatArray, dtype: ir.DataType) -> tuple[Array, FloatArray]:
     """A weight [in, out] in 8 bits, and the step of each output channel, float32 [out]."""
     scale = _steps(np.abs(weight).max(axis=0), _LARGEST[dtype][1])
     return rounded(weight / scale, dtype), scale
 
 
-def rounded(values: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.generic]:
+def rounded(values: FloatArray, dtype: ir.DataType) -> Array:
     """Values in another type, to the nearest; those beyond the range of int8 saturate, as QuantizeLinear has it."""
     if dtype == ir.DataType.INT8:
         return np.clip(np.rint(values), -128, 127).astype(np.int8)
@@ -78,7 +77,7 @@ def rounded(values: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.gener
         return values.astype(dtype.numpy())
 
 
-def _steps(largest: NDArray[np.floating], levels: int) -> NDArray[np.float32]:
+def _steps(largest: Array, levels: int) -> FloatArray:
     """Positive steps, for zeros too: an input may have been zero throughout calibration, a channel may be unused."""
     return np.maximum(np.where(largest > 0, largest, 1) / levels, np.finfo(np.float32).tiny).astype(np.float32)
 
@@ -140,9 +139,7 @@ class _Rewrite:
             self._casts[value, dtype] = cast.outputs[0]
         return self._casts[value, dtype]
 
-    def _initializer(
-        self, name: str | None, dtype: ir.DataType, values: NDArray[np.generic], kind: str = ""
-    ) -> ir.Value:
+    def _initializer(self, name: str | None, dtype: ir.DataType, values: Array, kind: str = "") -> ir.Value:
         assert name is not None
         name = f"{name}{_SUFFIX[dtype]}{kind}"
         initializers = self.model.graph.initializers

@@ -1,29 +1,29 @@
-"""What linear layers read while a model runs: rows of their inputs, and the range that holds nearly all of it."""
+"""Inputs of linear layers while a model runs: some rows, and the range that holds nearly all values."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from fgclip_rt.backends import Array, Finished, Result
+from fgclip_rt.arrays import Array, FloatArray
+from fgclip_rt.backends import Finished, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import FP32
 
 from .graph_backend import GraphBackend
 from .layers import Layer
 
-FloatArray = NDArray[np.float32]
+#: The way that a range is found, for the manifest: the magnitude that :data:`_PERCENTILE` of the values keep.
+METHOD: Literal["percentile"] = "percentile"
 
 _PERCENTILE = 99.999
 _BINS = 2048
-#: Levels, of both signs, that the search by entropy assumes.
-_LEVELS = 256
 #: Rows that are kept of each run, besides the one with the largest value.
 _ROWS_PER_RUN = 8
 
@@ -39,15 +39,16 @@ class ObservingBackend:
         bundle: Bundle,
         graphs: Mapping[str, ir.Model],
         layers: Mapping[str, Sequence[Layer]],
-        method: str | None = None,
+        *,
+        find_ranges: bool = False,
     ) -> None:
         """Prepare to run graphs.
 
         Args:
             bundle: whose folder holds their weights.
             graphs: in float32, by name.
-            layers: of these, by graph; which to watch.
-            method: how :meth:`ranges` is to find ranges; None if nobody will ask.
+            layers: of these, by graph; the layers to watch.
+            find_ranges: collect histograms for :meth:`ranges`, which takes time.
         """
         self._layers = {name: [layer for layer in found if layer.kind == "linear"] for name, found in layers.items()}
         widened = {name: self._with_outputs(name, model) for name, model in graphs.items()}
@@ -56,9 +57,10 @@ class ObservingBackend:
         self._rows: dict[tuple[str, str], list[FloatArray]] = {}
         self._random = np.random.default_rng(0)
         self._histograms = None
-        if method is not None:
-            symmetric = method == "percentile"
-            self._histograms = HistogramCollector(method, symmetric, _BINS, _LEVELS, _PERCENTILE, "same")
+        if find_ranges:
+            self._histograms = HistogramCollector(
+                METHOD, symmetric=True, num_bins=_BINS, num_quantized_bins=0, percentile=_PERCENTILE, scenario="same"
+            )
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """As :meth:`fgclip_rt.backends.Backend.submit`; what the layers read is kept on the way."""

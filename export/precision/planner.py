@@ -1,7 +1,7 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
-The layers get the precision's types, the graphs are written and compared with the reference, and where they fall below
-the floor the layers that suffer most go back to the next higher type, until the floor holds or too many have gone back.
+The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
+floor, the costliest layers go back to the next higher type, until the floor holds or too many have gone back.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from fgclip_rt import parity
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import ParityError
 from fgclip_rt.manifest import Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from fgclip_rt.progress import BeginStage
+from fgclip_rt.progress import BeginStage, tracked
 
 from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
@@ -31,42 +30,38 @@ from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
 from .sensitivity import Sensitivity
-from .smoothing import Place, choose, find_places, smooth
+from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
-FloatArray = NDArray[np.float32]
-
-#: The share of the layers of the graphs that fail which may go back in all, and in one round.
+#: Shares of the failing graphs' layers that may go back in all, and in one round.
 _MOST, _AT_ONCE = 1 / 4, 1 / 16
 
-#: Which graphs' layers a comparison depends on, where that is not the graph that it is of.
+#: By graph of a comparison: the graphs whose layers it depends on, unless that is the graph itself.
 _DEPENDS_ON = {"region": ("dense",), "mask": ("dense",), "logits": ("vision", "text")}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What lower precisions are measured on.
+    """Inputs that lower precisions are calibrated and measured on.
 
     Attributes:
         probe: the recorded inputs, with the reference's results.
         calibration: inputs to calibrate on, if there are any.
-        held_out: those that were held out, with the float32 graphs' results.
-        method: how ranges of activations are found.
+        held_out: inputs that were held out, with the float32 graphs' results.
     """
 
     probe: Probe
     calibration: CalibrationData | None
     held_out: Probe | None
-    method: str
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _Float32Graphs:
     """Float32 graphs that a precision is made from.
 
     Attributes:
         graphs: by name.
         layers: of each graph, those whose type can be chosen.
-        ranges: by linear layer, the largest magnitude of its input; empty where nothing is quantised.
+        ranges: by linear layer, the largest magnitude of its input; empty if nothing is quantised.
         smoothed: number of layers with rescaled channels.
     """
 
@@ -78,18 +73,18 @@ class _Ground:
 
 @dataclass
 class _Plan:
-    """How a precision is made.
+    """The types of one precision, layer by layer.
 
     Attributes:
-        precision: which.
-        ground: what it is made from.
+        precision: the precision.
+        source: the float32 graphs that it is made from.
         types: by layer.
         moved: the layers that went back, and their types now.
-        costs: by graph and layer, what the layer costs by itself in its present type, where that has been asked for.
+        costs: by graph and layer, the loss from that layer alone in its present type, as far as it was measured.
     """
 
     precision: Precision
-    ground: _Ground
+    source: _Float32Graphs
     types: dict[str, ir.DataType]
     moved: dict[str, ir.DataType] = field(default_factory=dict)
     costs: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -110,9 +105,9 @@ class Planner:
 
         Args:
             assembly: a bundle with proven float32 graphs.
-            graphs: these, by name, as they were written.
+            graphs: the float32 graphs by name, as they were written.
             sensitive: by graph, the layers that always stay in float32.
-            inputs: what to measure on.
+            inputs: inputs to calibrate and measure on.
             begin: is told how far the work is.
         """
         self._assembly = assembly
@@ -120,16 +115,20 @@ class Planner:
         self._sensitive = sensitive
         self._inputs = inputs
         self._begin = begin
+        self._eight_bits: _Float32Graphs | None = None
 
     def add(self, precision: Precision, limits: Limits) -> None:
         """Add a precision that keeps ``limits``.
 
         Raises:
-            ParityError: it does not, whatever reasonable number of layers goes back; it is not in the bundle then.
+            ParityError: it does not, even with the most layers that may go back; the bundle then lacks it.
         """
-        ground = self._quantisable if precision.is_quantised else self._ground(self._graphs)
-        layers = [layer for found in ground.layers.values() for layer in found]
-        plan = _Plan(precision, ground, {layer.name: precision.type_of(layer) for layer in layers})
+        if not precision.is_quantised:
+            source = self._plain(self._graphs)
+        else:
+            source = self._eight_bits = self._eight_bits or self._prepare_eight_bits()
+        layers = [layer for of_graph in source.layers.values() for layer in of_graph]
+        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers})
         while True:
             rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
@@ -138,91 +137,90 @@ class Planner:
                 return
             if not self._move_back(plan, failed):
                 self._assembly.remove(precision.name)
-                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows})
+                raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
-    def _ground(self, graphs: Mapping[str, ir.Model]) -> _Ground:
+    def _plain(self, graphs: Mapping[str, ir.Model]) -> _Float32Graphs:
+        """Graphs as they are, with no ranges."""
         layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
-        return _Ground(graphs, layers, ranges={}, smoothed=0)
+        return _Float32Graphs(graphs, layers, ranges={}, smoothed=0)
 
-    @cached_property
-    def _quantisable(self) -> _Ground:
-        """Graphs whose outlier channels are smoothed and whose activations' ranges are known, for all of 8 bits."""
-        plain = self._ground(self._graphs)
+    def _prepare_eight_bits(self) -> _Float32Graphs:
+        """Smooth outlier channels and find the ranges of activations: two passes over the calibration inputs.
+
+        All 8-bit precisions share the result. The smoothed weights lie in a scratch file from then on.
+        """
+        plain = self._plain(self._graphs)
         rows = self._observe(plain, "calibrate, pass 1").rows()
-        places = self._common_places(plain)
+        sites = self._common_sites(plain)
         factors: dict[str, FloatArray] = {}
-        for place in places.values():
+        for site in sites.values():
             # Readers of one value saw the same rows; a slice of it is another.
-            seen = {reader.activations[0]: rows[reader.name] for reader in place.readers}
-            best = choose(place, np.concatenate(list(seen.values())), ir.DataType.INT8)
+            inputs = {reader.activations[0]: rows[reader.name] for reader in site.readers}
+            best = choose_factors(site, np.concatenate(list(inputs.values())), ir.DataType.INT8)
             if best is not None:
-                factors[place.name] = best
+                factors[site.name] = best
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
-        self._assembly.write_for_now(graphs)
-        smoothed = self._ground(graphs)
-        ranges = self._observe(smoothed, "calibrate, pass 2", self._inputs.method).ranges()
-        readers = {reader.name for name in factors for reader in places[name].readers}
-        return _Ground(graphs, smoothed.layers, ranges, len(readers))
+        self._assembly.write_scratch(graphs)
+        smoothed = self._plain(graphs)
+        ranges = self._observe(smoothed, "calibrate, pass 2", find_ranges=True).ranges()
+        readers = {reader.name for name in factors for reader in sites[name].readers}
+        return _Float32Graphs(graphs, smoothed.layers, ranges, len(readers))
 
-    def _common_places(self, ground: _Ground) -> dict[str, Place]:
-        """Where channels can be rescaled, by name: in every graph that shares the weights, or they would differ."""
-        found = {
-            name: {place.name: place for place in find_places(graph, self._sensitive[name])}
-            for name, graph in ground.graphs.items()
+    def _common_sites(self, source: _Float32Graphs) -> dict[str, ScalingSite]:
+        """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
+        by_graph = {
+            name: {site.name: site for site in find_sites(graph, self._sensitive[name])}
+            for name, graph in source.graphs.items()
         }
-        layers = {name: {layer.name for layer in of_graph} for name, of_graph in ground.layers.items()}
+        layers = {name: {layer.name for layer in of_graph} for name, of_graph in source.layers.items()}
         return {
-            place.name: place
-            for places in found.values()
-            for place in places.values()
+            site.name: site
+            for sites in by_graph.values()
+            for site in sites.values()
             if all(
-                place.name in found[name]
-                for name, shared in layers.items()
-                if not shared.isdisjoint(reader.name for reader in place.readers)
+                site.name in by_graph[name]
+                for name, of_graph in layers.items()
+                if not of_graph.isdisjoint(reader.name for reader in site.readers)
             )
         }
 
-    def _observe(self, ground: _Ground, stage: str, method: str | None = None) -> ObservingBackend:
+    def _observe(self, source: _Float32Graphs, stage: str, *, find_ranges: bool = False) -> ObservingBackend:
         """Run float32 graphs on the calibration inputs."""
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
-        bundle = self._assembly.bundle()
-        backend = ObservingBackend(bundle, ground.graphs, ground.layers, method)
-        data.run(Model(bundle, backend), self._begin(stage, data.steps))
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, source.graphs, source.layers, find_ranges=find_ranges)
+        data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
     def _try(self, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
-        done = self._begin(f"convert to {name}", len(plan.ground.graphs))
-        lowered = {}
-        for graph, source in plan.ground.graphs.items():
-            lowered[graph] = lower(source, plan.types, plan.ground.ranges)
-            done()
+        graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
+        lowered = {graph: lower(plan.source.graphs[graph], plan.types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
-        bundle = self._assembly.bundle()
+        bundle = self._assembly.write_manifest()
         files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
         emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
         model = Model(bundle, GraphBackend(bundle, name, emulated))
         recorded, held_out = self._inputs.probe, self._inputs.held_out
-        done = self._begin(f"check {name} parity", parity.count_rows(recorded))
-        rows = parity.check(model, recorded, limits, done)
-        # Held-out inputs take longest, so a plan that the probe refuses never gets there.
+        rows = parity.check(model, recorded, limits, self._begin, f"check {name} parity")
+        # Held-out inputs take longest, so they run only for a plan that the probe accepts.
         if held_out is None or not all(row.passed for row in rows):
             return rows
-        done = self._begin(f"check {name} held out", parity.count_held_out_rows(model, held_out))
-        return (*rows, *parity.check_held_out(model, held_out, limits, done))
+        stage = f"check {name} held out"
+        return (*rows, *parity.check_held_out(model, held_out, limits, self._begin, stage))
 
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
         """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
         graphs = sorted({graph for row in failed for graph in _DEPENDS_ON.get(row.graph, (row.graph,))})
-        layers = {layer.name for graph in graphs for layer in plan.ground.layers.get(graph, ())}
+        layers = {layer.name for graph in graphs for layer in plan.source.layers.get(graph, ())}
         left = math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers)
         costs = self._costs(plan, graphs)
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
         overflowing = [name for name in ranked if math.isinf(costs[name])]
-        # Where something overflows, nothing else is to blame yet. A layer that overflows even in the type that it went
-        # to goes on to the next, and counts once.
+        # An overflow hides all other losses, so layers that overflow go first. One that overflows again in its next
+        # type moves on, and counts once.
         untouched = [name for name in ranked if name not in plan.moved]
         suspects = overflowing or untouched[: math.ceil(_AT_ONCE * len(layers))]
         fresh = [name for name in suspects if name in untouched][: max(0, left)]
@@ -233,19 +231,17 @@ class Planner:
         return bool(chosen)
 
     def _costs(self, plan: _Plan, graphs: Sequence[str]) -> dict[str, float]:
-        """What each layer of some graphs that is not in float32 costs, by layer: the most that it costs one of them."""
+        """The loss from each layer that is not in float32, by layer: its largest over some graphs."""
         wanted = [
             (graph, layer.name)
             for graph in graphs
-            for layer in plan.ground.layers.get(graph, ())
+            for layer in plan.source.layers.get(graph, ())
             if plan.types[layer.name] != FLOAT
         ]
         missing = [key for key in wanted if key not in plan.costs]
-        done = self._begin(f"find {plan.precision.name}'s losses", len(missing))
-        sensitivity = Sensitivity(self._assembly.bundle(), plan.ground.graphs, self._inputs.probe)
-        for graph, layer in missing:
-            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.ground.ranges)
-            done()
+        sensitivity = Sensitivity(self._assembly.write_manifest(), plan.source.graphs, self._inputs.probe)
+        for graph, layer in tracked(self._begin, f"find {plan.precision.name}'s losses", missing):
+            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.source.ranges)
         costs: dict[str, float] = {}
         for graph, layer in wanted:
             costs[layer] = max(plan.costs[graph, layer], costs.get(layer, 0.0))
@@ -257,8 +253,8 @@ class Planner:
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
-            smoothed=plan.ground.smoothed,
-            calibration=data.record(self._inputs.method) if data is not None and precision.is_quantised else None,
+            smoothed=plan.source.smoothed,
+            calibration=data.record() if data is not None and precision.is_quantised else None,
         )
 
 
@@ -267,7 +263,7 @@ def _name(dtype: ir.DataType) -> str:
 
 
 def _refusal(plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
-    """Why a precision is not in the bundle, as a clause."""
+    """The reason for refusing a precision, as a clause."""
     failed = [row for row in rows if not row.passed]
     worst = min(failed, key=lambda row: row.min_cosine)
     found = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.graphs import FloatArray
 from fgclip_rt.manifest import FP32
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe

@@ -1,9 +1,9 @@
 """Outlier channels moved from activations into weights, exactly: SmoothQuant (https://arxiv.org/abs/2211.10438).
 
 A few channels of a transformer's activations are far larger than the rest, and one quantisation step for all of them
-leaves the rest few levels. Dividing a channel by a factor where it is made and multiplying the weights that read it by
-the same factor changes no result in exact arithmetic. It can be done where the channel is made by a LayerNorm, or where
-attention mixes the channels that the value projection made.
+leaves the rest few levels. Dividing a channel by a factor at its producer and multiplying the weights that read it by
+the same factor changes no result in exact arithmetic. The producer can be a LayerNorm, or the value projection of an
+attention, which mixes rows and not channels.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from fgclip_rt.arrays import FloatArray
 
 from .layers import SMOOTHED, Layer, array, find_layers
 from .lower import input_scale, quantised_weight, rounded
 
-FloatArray = NDArray[np.float32]
-
-#: How much of the outliers goes into the weights, between none and all; each place takes what serves it best.
+#: Shares of the outliers' size that go into the weights, from none to all; each site takes the best one.
 STRENGTHS = (0.25, 0.5, 0.65, 0.8)
-#: What a rescaling must at least gain to be worth having.
+#: A rescaling is kept if it brings the error below this share of the error without it.
 _GAIN = 0.8
 
 
 @dataclass(frozen=True)
-class Slot:
-    """An initializer as one node reads it; other nodes may read it too, where their numbers are the same.
+class Operand:
+    """An initializer as one node reads it; other nodes may read the same one.
 
     Attributes:
-        node: who reads it.
-        index: as which input.
-        name: what to call it when this node gets numbers of its own.
+        node: the node that reads it.
+        index: of the node's inputs.
+        name: its name once this node has values of its own.
     """
 
     node: ir.Node
@@ -43,22 +42,22 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Place:
+class ScalingSite:
     """Channels that can be rescaled.
 
     Attributes:
-        name: of the module that makes them.
-        makers: what makes them, along the last axis.
-        readers: the layers that read them, and nothing else does.
+        name: of the module that computes them.
+        producers: the weights that compute them, along the last axis.
+        readers: the only layers that read them.
     """
 
     name: str
-    makers: tuple[Slot, ...]
+    producers: tuple[Operand, ...]
     readers: tuple[Layer, ...]
 
 
-def find_places(model: ir.Model, sensitive: Sequence[str]) -> list[Place]:
-    """Where channels of a float32 graph can be rescaled.
+def find_sites(model: ir.Model, sensitive: Sequence[str]) -> list[ScalingSite]:
+    """The scaling sites of a float32 graph.
 
     Args:
         model: a traced graph.
@@ -66,32 +65,32 @@ def find_places(model: ir.Model, sensitive: Sequence[str]) -> list[Place]:
     """
     layers = find_layers(model, sensitive)
     linear = {layer.node: layer for layer in layers if layer.kind == "linear"}
-    places = []
+    sites = []
     for node in model.graph:
         if node.op_type == "LayerNormalization" and (readers := _readers(node, linear)):
-            makers = (Slot(node, 1, f"{node.name}.weight"), Slot(node, 2, f"{node.name}.bias"))
-            places.append(Place(str(node.name), makers, readers))
+            producers = (Operand(node, 1, f"{node.name}.weight"), Operand(node, 2, f"{node.name}.bias"))
+            sites.append(ScalingSite(str(node.name), producers, readers))
     for layer in layers:
         if layer.kind == "attention" and (readers := _readers(layer.node, linear)):
             projection = _projection(layer.activations[2], linear)
             if projection:
-                places.append(Place(layer.name, projection, readers))
-    return places
+                sites.append(ScalingSite(layer.name, projection, readers))
+    return sites
 
 
-def choose(place: Place, inputs: FloatArray, dtype: ir.DataType) -> FloatArray | None:
-    """The factors that let a place's readers be quantised best, or None where leaving it is about as good.
+def choose_factors(site: ScalingSite, inputs: FloatArray, dtype: ir.DataType) -> FloatArray | None:
+    """The factors that let a site's readers be quantised best, or None if they gain too little.
 
     Args:
-        place: of a float32 graph.
-        inputs: rows [n, in] of what the readers read, the largest among them.
-        dtype: what they are to be quantised to.
+        site: of a float32 graph.
+        inputs: rows [n, in] of the readers' input, with those of the largest magnitudes.
+        dtype: type to quantise to.
 
     Returns:
         float32 [in].
     """
     largest = np.abs(inputs).max(axis=0)
-    weights = [array(reader.weight) for reader in place.readers]
+    weights = [array(reader.weight) for reader in site.readers]
     heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     used = (largest > 0) & (heaviest > 0)
     pairs = [(weight, product) for weight in weights if (product := inputs @ weight).any()]
@@ -126,41 +125,41 @@ def smooth(model: ir.Model, sensitive: Sequence[str], factors: Mapping[str, Floa
     Args:
         model: a traced graph.
         sensitive: layers that must not be touched, as for :func:`find_layers`.
-        factors: by the name of the place. Places that are not named stay.
+        factors: by the name of the site. Sites that are not named stay.
 
     Returns:
         The copy. Initializers that changed have :data:`SMOOTHED` at the end of their names.
     """
     model = model.clone()
-    changed: dict[Slot, FloatArray] = {}
+    changed: dict[Operand, FloatArray] = {}
 
-    def numbers(slot: Slot) -> FloatArray:
-        return changed[slot] if slot in changed else array(_value(slot))
+    def values_of(operand: Operand) -> FloatArray:
+        return changed[operand] if operand in changed else array(_value(operand))
 
-    for place in find_places(model, sensitive):
-        if place.name in factors:
-            factor = factors[place.name]
-            for slot in place.makers:
-                changed[slot] = numbers(slot) / factor
-            for slot in map(_weight, place.readers):
-                changed[slot] = numbers(slot) * factor[:, None]
-    for slot, values in changed.items():
-        tensor = ir.Tensor(np.ascontiguousarray(values), name=slot.name + SMOOTHED)
+    for site in find_sites(model, sensitive):
+        if site.name in factors:
+            factor = factors[site.name]
+            for operand in site.producers:
+                changed[operand] = values_of(operand) / factor
+            for operand in map(_weight, site.readers):
+                changed[operand] = values_of(operand) * factor[:, None]
+    for operand, values in changed.items():
+        tensor = ir.Tensor(np.ascontiguousarray(values), name=operand.name + SMOOTHED)
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         model.graph.register_initializer(value)
-        slot.node.replace_input_with(slot.index, value)
+        operand.node.replace_input_with(operand.index, value)
     RemoveUnusedNodesPass()(model)
     return model
 
 
-def _value(slot: Slot) -> ir.Value:
-    value = slot.node.inputs[slot.index]
+def _value(operand: Operand) -> ir.Value:
+    value = operand.node.inputs[operand.index]
     assert value is not None
     return value
 
 
-def _weight(layer: Layer) -> Slot:
-    return Slot(layer.node, 1, f"{layer.name}.weight")
+def _weight(layer: Layer) -> Operand:
+    return Operand(layer.node, 1, f"{layer.name}.weight")
 
 
 def _readers(node: ir.Node, linear: Mapping[ir.Node, Layer]) -> tuple[Layer, ...]:
@@ -180,7 +179,7 @@ def _users(value: ir.Value) -> Iterator[ir.Node | None]:
             yield user
 
 
-def _projection(value: ir.Value, linear: Mapping[ir.Node, Layer]) -> tuple[Slot, ...]:
+def _projection(value: ir.Value, linear: Mapping[ir.Node, Layer]) -> tuple[Operand, ...]:
     """The weight of the linear layer without a bias that made ``value``, and nothing else with it, if one did."""
     producer = value.producer()
     layer = None if producer is None else linear.get(producer)

@@ -1,1 +1,1 @@
-"""Plain PyTorch that graphs are held to. It imports no graph."""
+"""References in plain PyTorch, which graphs are compared with. They import no graph."""

@@ -1,6 +1,6 @@
 """Transformer blocks in plain PyTorch, with the parameter names of transformers' CLIP and SigLIP models.
 
-References are made of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
+References consist of them; graphs have their own (:mod:`fgclip_rt.export.graphs.blocks`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -21,6 +21,8 @@ from fgclip_rt.errors import CheckpointError
 WalkType: TypeAlias = Literal["short", "box", "long"]
 
 Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
+#: Tokens of a text: one token would be its end alone.
+Length: TypeAlias = Annotated[int, msgspec.Meta(gt=1)]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-#: By the name that a ``config.json`` gives them.
+#: Activation functions by their names in ``config.json``.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
@@ -48,10 +50,10 @@ class TowerConfig:
     hidden_act: str = "gelu_pytorch_tanh"
 
     def check(self, name: str) -> None:
-        """Make sure that a tower can be built so.
+        """Make sure that a tower of these sizes can be built.
 
         Raises:
-            CheckpointError: two options do not go together; ``name`` is where they stand.
+            CheckpointError: two options contradict each other; ``name`` is their section.
         """
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
@@ -61,12 +63,21 @@ class TowerConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise CheckpointError(
                 f"config.json: {name}.hidden_act is {self.hidden_act!r}, and only {', '.join(ACTIVATIONS)} can be "
-                "exported; restore the file that came with the weights."
+                "exported; restore the file that came with the weights.",
+                code="checkpoint_unsupported",
             )
 
 
+@dataclass(frozen=True)
+class TextTowerConfig(TowerConfig):
+    """Sizes of a text tower, its tables of tokens and positions included."""
+
+    vocab_size: Positive = 32000
+    max_position_embeddings: Length = 64
+
+
 def key_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask [B, 1, 1, N] from a mask [B, N] that is non-zero where a key may be attended to."""
+    """Additive attention mask [B, 1, 1, N] from a mask [B, N] that is non-zero for keys that may be attended to."""
     mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
     return mask.masked_fill(valid == 0, torch.finfo(dtype).min)[:, None, None, :]
 
@@ -133,30 +144,10 @@ class Encoder(nn.Module):
         return x
 
 
-class TextTables(Protocol):
-    """Sizes of the tables that a text begins with."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_position_embeddings(self) -> int: ...
-
-
-class LongTextTables(TextTables, Protocol):
-    """The same where long texts have positions of their own; ``keep_len`` of them come from another table."""
-
-    @property
-    def longtext_len(self) -> int: ...
-    @property
-    def keep_len(self) -> int: ...
-
-
 class TextEmbeddings(nn.Module):
     """Token table and table of positions."""
 
-    def __init__(self, config: TextTables) -> None:
+    def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -170,13 +161,20 @@ class TextEmbeddings(nn.Module):
 
 
 class LongTextEmbeddings(TextEmbeddings):
-    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` after."""
+    """Three tables of positions; long text takes ``ori`` for its first tokens and ``res`` for the others."""
 
-    def __init__(self, config: LongTextTables) -> None:
+    def __init__(self, config: TextTowerConfig, long_length: int, keep_length: int) -> None:
+        """Make the tables.
+
+        Args:
+            config: of the text tower.
+            long_length: tokens of a long text.
+            keep_length: of these, how many take their positions from ``ori``.
+        """
         super().__init__(config)
-        self.keep_len = config.keep_len
-        self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
-        self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)
+        self.keep_len = keep_length
+        self.position_embedding_ori = nn.Embedding(long_length, config.hidden_size)
+        self.position_embedding_res = nn.Embedding(long_length, config.hidden_size)
 
     def positions(self, walk_type: WalkType) -> Tensor:
         """The positions [L, D] of texts of a kind."""

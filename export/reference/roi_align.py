@@ -1,4 +1,4 @@
-"""RoIAlign in plain PyTorch: what regions are measured against, sample by sample."""
+"""RoIAlign in plain PyTorch, sample by sample: the reference of regions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def region_features(dense: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Features of boxes, not normalised, by RoIAlign to 1×1 (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
-    As ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)`` after the boxes have been
-    divided by the image's size and multiplied by the grid's. All of it in float32 and in that order: the number of
-    samples is the ceiling of a box's extent, so a rounding error can change it.
+    Equals ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)`` of boxes that have been
+    divided by the image's size and multiplied by the grid's. Both steps are in float32 and in this order. The number
+    of samples is the ceiling of a box's extent, so a rounding error can change it.
 
     Args:
         dense: float [h, w, D], the dense features of one image.
@@ -28,7 +28,7 @@ def region_features(dense: Tensor, boxes: Tensor, image_size: tuple[int, int]) -
 
 
 def _roi_mean(dense: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-    """Mean [D] of bilinear samples of ``dense`` [h, w, D]; samples over one cell outside the grid count as zero."""
+    """Mean [D] of bilinear samples of ``dense`` [h, w, D]; samples more than a cell outside the grid are zero."""
     ys, xs = _samples(y1, y2), _samples(x1, x2)
     total = dense.new_zeros(dense.shape[-1])
     for y in ys.tolist():

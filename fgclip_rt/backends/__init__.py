@@ -1,21 +1,19 @@
-"""What runs the graphs of a bundle: one module per library."""
+"""Backends run the graphs of a bundle: one module per library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from ..arrays import Array
 
 
 class Result(Protocol):
     """Outputs that may still be on their way."""
 
     def result(self) -> list[Array]:
-        """The outputs, waited for where they are not here yet.
+        """The outputs; waits until they are here.
 
         Raises:
             DeviceError: the device failed.
@@ -38,14 +36,14 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Which of the bundle's precisions runs."""
+        """The precision that runs, one of the bundle's."""
 
     @property
     def device(self) -> str:
-        """What the graphs run on, such as ``cpu`` or ``cuda``."""
+        """The device of the graphs, such as ``cpu`` or ``cuda``."""
 
     def __str__(self) -> str:
-        """Which library runs on which device, and why."""
+        """The library, its device, and the reason for them."""
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """Run ``graph`` for ``outputs``, in their order; a backend that works by itself returns before it is done.

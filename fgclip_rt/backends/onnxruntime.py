@@ -10,11 +10,12 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
+from ..arrays import Array
 from ..bundle import Bundle
 from ..errors import ArgumentError, DeviceError, check_positive
 from ..machine import nvidia_gpus, usable_cores
 from ..packages import CUDA_REMEDY
-from . import Array, Finished, Result
+from . import Finished, Result
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,7 +36,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str = ""
+        self, bundle: Bundle, precision: str, device: str = "auto", threads: int | None = None, note: str | None = None
     ) -> None:
         """Prepare to run ``bundle``.
 
@@ -44,7 +45,7 @@ class OnnxRuntimeBackend:
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
             threads: threads of one operator on the CPU; None takes one for each core that we may use.
-            note: why nothing else runs it, to be told with the reason for the device.
+            note: why nothing else runs it, to be told with the reason for the device; None adds nothing.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.
@@ -71,7 +72,7 @@ class OnnxRuntimeBackend:
             ArgumentError: the bundle has no such graph.
             DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
-        return run_session(self._session(graph), graph, inputs, outputs)
+        return run_session(self.session(graph), graph, inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
         """As many as make :data:`_TOKENS_PER_THREAD` patches or tokens for each thread, and at least one."""
@@ -80,7 +81,13 @@ class OnnxRuntimeBackend:
             tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
         return max(1, tokens // length)
 
-    def _session(self, graph: str) -> ort.InferenceSession:
+    def session(self, graph: str) -> ort.InferenceSession:
+        """The session of ``graph``, opened when it is first asked for.
+
+        Raises:
+            ArgumentError: the bundle has no such graph.
+            DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
+        """
         with self._lock:
             if graph not in self._sessions:
                 self._sessions[graph] = self._load(graph)
@@ -89,7 +96,10 @@ class OnnxRuntimeBackend:
     def _load(self, graph: str) -> ort.InferenceSession:
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
-            raise ArgumentError(f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.")
+            raise ArgumentError(
+                f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.",
+                code="graph_missing",
+            )
         file = self._bundle.file(graphs[graph][self.precision].file)
         self._bundle.check_unchanged()
         try:
@@ -98,14 +108,16 @@ class OnnxRuntimeBackend:
             others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
             raise DeviceError(
                 f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
-                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'})."
+                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'}).",
+                code="precision_unsupported",
             ) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
             raise DeviceError(
                 "onnxruntime lists its CUDA provider but could not start it; "
-                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'."
+                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
+                code="device_missing",
             )
         return session
 
@@ -158,7 +170,8 @@ def run_session(
             raise
         raise DeviceError(
             f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
-            "or a machine with more memory."
+            "or a machine with more memory.",
+            code="out_of_memory",
         ) from None
 
 
@@ -167,7 +180,8 @@ def _choose_device(device: str) -> tuple[str, str]:
     if device == "cuda" and not has_cuda:
         raise DeviceError(
             f"device 'cuda' needs onnxruntime's CUDA provider, which is not installed; run '{CUDA_REMEDY}', "
-            "or use device 'cpu'."
+            "or use device 'cpu'.",
+            code="device_missing",
         )
     if device != "auto":
         return device, "as asked"

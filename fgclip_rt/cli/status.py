@@ -29,7 +29,7 @@ class Command(click.Command):
             warn(f"fgclip-rt: {failed.error}")
             ctx.exit(1)
         except FgclipError as error:
-            _end(ctx, error_code(error), str(error))
+            _end(ctx, error.code, str(error))
         except KeyboardInterrupt as stop:
             _end(ctx, "interrupted", f"interrupted; {str(stop) or 'nothing was written'}.", 130)
         except OSError as error:
@@ -48,11 +48,6 @@ class Failed(Exception):  # noqa: N818 (it is the outcome of a command, not an e
     def __init__(self, error: FgclipError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def error_code(error: FgclipError) -> str:
-    """The constant that a program knows an error by."""
-    return getattr(error, "code", "error")
 
 
 def _end(ctx: click.Context, code: str, message: str, status: int = 1) -> NoReturn:

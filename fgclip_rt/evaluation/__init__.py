@@ -1,1 +1,1 @@
-"""Whether a bundle still answers rightly: measures, and the data that they are taken on."""
+"""Measures of a bundle's answers, and the data that they are taken on."""

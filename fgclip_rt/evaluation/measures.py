@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ..graphs import FloatArray
-
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+from ..arrays import BoolArray, FloatArray
 
 Measure: TypeAlias = Literal[
     "short text to image",
@@ -26,7 +24,7 @@ Measure: TypeAlias = Literal[
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
-#: Candidates that a query is searched among.
+#: Number of candidates that a query is compared with.
 GALLERY = 100
 
 
@@ -35,8 +33,8 @@ class Figure:
     """One share of right choices.
 
     Attributes:
-        measure: what was chosen.
-        language: of the captions.
+        measure: the kind of choice.
+        language: language of the captions.
         right: number of right choices.
         total: number of choices.
         chance: the share that guessing would get.
@@ -55,7 +53,7 @@ class Figure:
 
 
 def count_retrieved(queries: FloatArray, candidates: FloatArray) -> int:
-    """How many queries [n, D] are nearest to the candidate of their own row, among those of their :data:`GALLERY`."""
+    """Number of queries [n, D] whose nearest of :data:`GALLERY` consecutive candidates is that of their own row."""
     right = 0
     for start in range(0, len(queries), GALLERY):
         rows = slice(start, start + GALLERY)
@@ -65,7 +63,7 @@ def count_retrieved(queries: FloatArray, candidates: FloatArray) -> int:
 
 
 def count_named(regions: FloatArray, names: FloatArray, own: Sequence[int]) -> int:
-    """How many regions [r, D] are nearest to their own of the names [k, D]; ``own`` [r] are the names' rows."""
+    """Number of regions [r, D] whose nearest name, of [k, D], is their own; ``own`` [r] holds the names' rows."""
     return int(((regions @ names.T).argmax(axis=1) == np.asarray(own)).sum())
 
 

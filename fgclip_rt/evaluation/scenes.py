@@ -1,4 +1,4 @@
-"""How often a bundle chooses rightly on scenes that training never saw."""
+"""Right choices of a bundle on scenes that training never saw."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..arrays import FloatArray
 from ..errors import ArgumentError
-from ..graphs import FloatArray
 from ..heatmap import largest_at
 from ..model import Model
 from ..pocket.captions import (
@@ -31,13 +31,13 @@ from .measures import GALLERY, MEASURES, Figure, Measure, count_named, count_ret
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """Result of :func:`evaluate`.
 
     Attributes:
         scenes: number of scenes.
-        seed: of the first one.
-        figures: one per measure that the model can be put to, and language.
-        by_change: ``true before false caption`` by what the false caption changes, as (right, total), both languages.
+        seed: seed of the first scene.
+        figures: one per language and measure that the model supports.
+        by_change: (right, total) of ``true before false caption`` in both languages, by the false caption's change.
     """
 
     scenes: int
@@ -51,19 +51,19 @@ def evaluate(
 ) -> Evaluation:
     """Draw scenes and count right choices.
 
-    - Short and long captions are searched in both directions among the scenes of their own hundred (R@1). A short one
-      names two things that no other of these scenes shows together, so that it is true of its own only.
+    - Short and long captions are searched in both directions among the scenes of their own hundred (R@1). A short
+      caption names two things that no other of these scenes shows together, so that it is true of one scene only.
     - Each thing's box is named by the nearest of the distinct box captions of all scenes.
-    - Each short caption stands against a false one in the same words, with one attribute changed.
-    - For one thing of each scene, the patch that is nearest to its box caption must have its centre in its box.
+    - Each short caption is compared with a false one in the same words, with one attribute changed.
+    - For one thing of each scene, the patch that is nearest to its box caption must have its centre in the thing's box.
 
-    What a model lacks is not measured: long texts, regions or dense features.
+    Measures of long texts, regions or dense features are left out if the model lacks these.
 
     Args:
         model: any model.
         scenes: number of scenes, a multiple of 100.
-        seed: of the first scene; the same seeds give the same scenes and captions.
-        split: whose scenes; training looks at those of ``validation``, so that those of ``test`` stay unseen.
+        seed: seed of the first scene; the same seeds give the same scenes and captions.
+        split: split of the scenes; training is watched on ``validation``, so that ``test`` stays unseen.
         done: called after each scene.
 
     Raises:
@@ -72,19 +72,19 @@ def evaluate(
     check_scenes(scenes)
     drawn = [make_scene(seed + i, split) for i in range(scenes)]
     left_out = {measure for measures in lacking(model).values() for measure in measures}
-    asked = [measure for measure in MEASURES if measure not in left_out]
+    measures = [measure for measure in MEASURES if measure not in left_out]
     looks = list(dict.fromkeys(thing.look for scene in drawn for thing in scene.things))
     names = {}
-    if "region to box caption" in asked or "dense map inside its box" in asked:
+    if "region to box caption" in measures or "dense map inside its box" in measures:
         names = {language: _box_texts(model, looks, language, seed) for language in LANGUAGES}
-    seen = _see(model, drawn, looks, names, asked, done)
+    seen = _see(model, drawn, looks, names, measures, done)
 
     statements = _statements(drawn, seed)
     figures: list[Figure] = []
     by_change = dict.fromkeys(CHANGES, (0, 0))
     for language in LANGUAGES:
         true, false = (
-            model.embed_texts(short_caption(said, language, seed + i) for i, said in enumerate(column))
+            model.embed_texts(short_caption(statement, language, seed + i) for i, statement in enumerate(column))
             for column in ([entry[0] for entry in statements], [entry[1] for entry in statements])
         )
         preferred = prefers(seen.images, true, false)
@@ -97,11 +97,11 @@ def evaluate(
             "true before false caption": (int(preferred.sum()), scenes, 0.5),
             "dense map inside its box": (seen.pointed[language], scenes, seen.boxed / scenes),
         }
-        if "long text to image" in asked:
+        if "long text to image" in measures:
             long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
             counted["long text to image"] = (count_retrieved(long, seen.images), scenes, 1 / GALLERY)
             counted["image to long text"] = (count_retrieved(seen.images, long), scenes, 1 / GALLERY)
-        figures += [Figure(measure, language, *counted[measure]) for measure in asked]
+        figures += [Figure(measure, language, *counted[measure]) for measure in measures]
     return Evaluation(scenes, seed, tuple(figures), by_change)
 
 
@@ -112,9 +112,9 @@ class _Seen:
     Attributes:
         images: vectors of all of them, float32 [n, D].
         things: number of boxes.
-        boxed: sum of the shares of the pictures that the boxes of their first things cover.
-        named: by language, boxes that are nearest to their own caption.
-        pointed: by language, maps that are largest inside their thing's box.
+        boxed: sum over the pictures of the share that the box of the first thing covers.
+        named: by language, number of boxes that are nearest to their own caption.
+        pointed: by language, number of maps that are largest inside their thing's box.
     """
 
     images: FloatArray
@@ -129,10 +129,10 @@ def _see(
     drawn: Sequence[Scene],
     looks: Sequence[Look],
     names: Mapping[Language, FloatArray],
-    asked: Sequence[Measure],
+    measures: Sequence[Measure],
     done: Callable[[], None],
 ) -> _Seen:
-    """Embed every picture, and name and point at its things by the vectors of the names [k, D] of all looks."""
+    """Embed every picture, name its boxes and point at its first thing; ``names`` are vectors [k, D] of all looks."""
     vectors: list[FloatArray] = []
     seen = _Seen(np.zeros((0, model.dim), np.float32))
     for scene in drawn:
@@ -144,11 +144,11 @@ def _see(
         if names:
             dense = model.dense(picture)
             own = [looks.index(thing.look) for thing in scene.things]
-            if "region to box caption" in asked:
+            if "region to box caption" in measures:
                 regions = dense.regions([thing.box for thing in scene.things])
                 for language, texts in names.items():
                     seen.named[language] += count_named(regions, texts, own)
-            if "dense map inside its box" in asked:
+            if "dense map inside its box" in measures:
                 for language, texts in names.items():
                     (values,) = similarity_maps(dense.features(), texts[own[:1]])
                     seen.pointed[language] += holds(target.box, largest_at(values, picture.size))
@@ -158,7 +158,7 @@ def _see(
 
 
 def lacking(model: Model) -> dict[str, tuple[Measure, ...]]:
-    """What a model lacks, and the measures that it cannot be put to for want of it."""
+    """The measures that a model does not support, by the capability that it lacks."""
     walk_types = model.manifest.text.walk_types
     measures: dict[str, tuple[Measure, ...]] = {}
     if "long" not in walk_types:
@@ -171,7 +171,7 @@ def lacking(model: Model) -> dict[str, tuple[Measure, ...]]:
 
 
 def check_scenes(count: int) -> None:
-    """Make sure that a number of scenes is a number of hundreds.
+    """Make sure that a number of scenes is a positive multiple of 100.
 
     Raises:
         ArgumentError: it is not.
@@ -192,13 +192,13 @@ def _statements(scenes: Sequence[Scene], seed: int) -> list[tuple[Statement, Sta
     statements = []
     for index, scene in enumerate(scenes):
         choice = seed + index
-        statement = _telling(scene, scenes[index - index % GALLERY :][:GALLERY], choice)
+        statement = _distinctive(scene, scenes[index - index % GALLERY :][:GALLERY], choice)
         statements.append((statement, *falsify(scene, statement, choice)))
     return statements
 
 
-def _telling(scene: Scene, gallery: Sequence[Scene], choice: int) -> Statement:
-    """A statement about two things that no other scene of the gallery shows together, if there are such."""
+def _distinctive(scene: Scene, gallery: Sequence[Scene], choice: int) -> Statement:
+    """A statement about two things that no other scene of the gallery shows together, if 20 attempts find one."""
     others = [{thing.look for thing in other.things} for other in gallery if other is not scene]
     statements = [state(scene, choice + attempt) for attempt in range(20)]
     return next((s for s in statements if not any({s.first, s.second} <= looks for looks in others)), statements[0])

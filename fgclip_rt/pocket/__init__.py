@@ -1,1 +1,1 @@
-"""Scenes that the project makes itself, and the small checkpoint trained on them."""
+"""Scenes that the project draws, their captions, and the calibration of the checkpoint trained on them."""

@@ -1,4 +1,4 @@
-"""Scenes and captions to calibrate a quantised ``fg-clip2-pocket`` on, from those that it was trained on."""
+"""Scenes and captions of the training split, on which a quantised ``fg-clip2-pocket`` is calibrated."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from PIL import Image
 from .captions import LANGUAGES, box_caption, long_caption, short_caption, state
 from .scenes import draw, make_scene
 
-#: A fourth of them is held out, in each language.
+#: Number of scenes; calibration holds 32 of them out.
 _SCENES = 192
 
 
 def calibration_inputs() -> tuple[list[Image.Image], dict[str, list[str]]]:
-    """Drawn scenes, and captions of them by walk type, in turn English and Chinese."""
+    """Drawn scenes, and their captions by walk type, English and Chinese in turn."""
     scenes = [make_scene(seed, "train") for seed in range(_SCENES)]
     texts: dict[str, list[str]] = {"short": [], "box": [], "long": []}
     for seed, scene in enumerate(scenes):

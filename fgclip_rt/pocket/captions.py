@@ -1,7 +1,7 @@
-"""What can be said of a scene, in English and in Chinese, in many ways.
+"""Captions of a scene, in English and in Chinese, in many wordings.
 
-Every function takes a ``phrasing``: a number that decides the wording and nothing else. The same phrasing says two
-things in the same words, so a true and a false caption differ only in what they say.
+Functions that word something take a ``phrasing``: a number that decides the wording and nothing else. One phrasing
+words two statements alike, so a true and a false caption differ only in their content.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 CHANGES: tuple[Change, ...] = get_args(Change)
 
 _OPPOSITE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
-#: How much further apart along one axis than along the other two things must be for a relation to be clear.
+#: A relation is clear if two things are this many times further apart along one axis than along the other.
 _CLEARLY = 1.5
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a short caption says: two things of a scene, and where the first lies from the second if that is clear."""
+    """Content of a short caption: two things of a scene, and the first one's relation to the second if it is clear."""
 
     first: Look
     relation: Relation | None
@@ -45,7 +45,7 @@ def state(scene: Scene, choice: int) -> Statement:
 
 
 def relation(first: Thing, second: Thing) -> Relation | None:
-    """Where one thing lies from another, if along one axis clearly."""
+    """The side of ``second`` on which ``first`` lies; None if it is clear along neither axis."""
     dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
     if abs(dx) > _CLEARLY * abs(dy):
         return "left" if dx < 0 else "right"
@@ -57,12 +57,12 @@ def relation(first: Thing, second: Thing) -> Relation | None:
 def falsify(
     scene: Scene, statement: Statement, choice: int, looks: Collection[Look] = ALL_LOOKS
 ) -> tuple[Statement, Change]:
-    """A statement that differs from a true one in one attribute and is false of the scene, and what was changed.
+    """A statement that differs from a true one in one attribute or relation and is false of the scene, and the change.
 
     Args:
         scene: the scene.
-        statement: what is true of it.
-        choice: decides what is changed and into what.
+        statement: a true statement about the scene.
+        choice: decides the change and the new value.
         looks: the looks that the false statement may name.
     """
     random_ = random.Random(f"falsify {choice}")
@@ -82,7 +82,7 @@ def falsify(
 
 
 def as_worded(statement: Statement, phrasing: int) -> Statement:
-    """A statement as a short caption words it: as it is, or from its second thing, "b right of a" for "a left of b"."""
+    """A statement as a short caption words it: unchanged, or turned round ("b right of a" for "a left of b")."""
     if random.Random(f"side {phrasing}").random() < 0.5:
         return statement
     opposite = None if statement.relation is None else _OPPOSITE[statement.relation]
@@ -101,7 +101,7 @@ def short_caption(statement: Statement, language: Language, phrasing: int) -> st
 
 
 def placed_caption(look: Look, place: Place, language: Language, phrasing: int) -> str:
-    """A thing and the ninth of the picture that it lies in."""
+    """A caption of a thing and of the ninth of the picture that it lies in."""
     random_ = random.Random(f"placed {phrasing}")
     row, column = place
     template = _pick(random_, _PLACED_SHORT[language])
@@ -115,7 +115,7 @@ def place_of(thing: Thing, scene: Scene) -> Place:
 
 
 def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
-    """Everything in a scene: the background, each thing with its place, and how neighbours in the list lie."""
+    """A caption of a whole scene: the background, each thing with its place, and relations of listed neighbours."""
     random_ = random.Random(f"long {phrasing}")
     things = list(scene.things)
     random_.shuffle(things)
@@ -131,11 +131,11 @@ def long_caption(scene: Scene, language: Language, phrasing: int) -> str:
         template = _pick(random_, _PLACED[language])
         sentences.append(template.format(place=place, thing=box_caption(thing.look, language, random_.getrandbits(32))))
     for first, second in pairwise(things):
-        how = relation(first, second)
+        side = relation(first, second)
         names = [_brief(thing.look, language) for thing in (first, second)]
-        # Without their texture two things may go by one name.
-        if how is not None and names[0] != names[1]:
-            sentences.append(_pick(random_, _ABOUT[language][how]).format(*names))
+        # Without their textures, two things may share a name.
+        if side is not None and names[0] != names[1]:
+            sentences.append(_pick(random_, _ABOUT[language][side]).format(*names))
     sentences.append(_pick(random_, _CLOSINGS[language]))
     return _JOIN[language].join(sentences)
 
@@ -154,7 +154,7 @@ def box_caption(look: Look, language: Language, phrasing: int) -> str:
 
 
 def _pick(random_: random.Random, options: Sequence[_T]) -> _T:
-    """One of the options, by exactly one draw: how many there are must not shift the choices that follow."""
+    """One of the options, by exactly one draw, so that the number of options does not shift later choices."""
     return options[int(random_.random() * len(options))]
 
 
@@ -162,7 +162,7 @@ def _brief(look: Look, language: Language) -> str:
     return _BRIEF[language].format(colour=_COLOURS[language][look.colour][0], shape=_SHAPES[language][look.shape][0])
 
 
-#: Words by what they mean.
+#: Words by their meaning.
 _Words: TypeAlias = dict[Language, dict[str, tuple[str, ...]]]
 
 _SIZES: _Words = {

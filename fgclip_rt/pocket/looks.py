@@ -1,4 +1,4 @@
-"""What the things in a scene may look like, and which looks belong to which split."""
+"""Looks of the things in scenes, and their division into splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES: tuple[Size, ...] = get_args(Size)
 
 @dataclass(frozen=True)
 class Look:
-    """How one thing looks."""
+    """Look of one thing."""
 
     size: Size
     texture: Texture
@@ -34,7 +34,7 @@ class Look:
         return self.colour, self.shape, self.texture
 
     def with_(self, attribute: str, value: str) -> Look:
-        """The same with another value of one attribute."""
+        """This look with another value of one attribute."""
         values: dict[str, Any] = {attribute: value}
         return replace(self, **values)
 
@@ -52,8 +52,8 @@ ALL_LOOKS: tuple[Look, ...] = tuple(
 )
 _HELD_OUT = len(ALL_LOOKS) // 10
 
-#: The looks whose things the scenes of a split show. One in ten is for testing and one in ten for validation: training
-#: sees every pair of attributes, but no picture or caption of it holds all four of a held-out look.
+#: The looks that the scenes of each split show. One in ten is for testing and one in ten for validation. Training sees
+#: every pair of attribute values, but never all four attributes of a held-out look together.
 LOOKS: dict[Split, tuple[Look, ...]] = {
     "test": ALL_LOOKS[:_HELD_OUT],
     "validation": ALL_LOOKS[_HELD_OUT : 2 * _HELD_OUT],

@@ -1,7 +1,7 @@
 """Procedural scenes: several things of different looks on a varied background, drawn with Pillow.
 
-A scene is a description (:class:`Scene`) that a seed decides; :func:`draw` turns it into pixels. Everything that
-captions speak of is in the description, so nothing has to be found out from the picture.
+A scene is a description (:class:`Scene`) that follows from a seed; :func:`draw` turns it into pixels. The description
+holds everything that captions mention, so nothing has to be recognised in the picture.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..arrays import BoolArray, ByteArray, FloatArray
 from ..errors import ArgumentError
 from .looks import LOOKS, Colour, Look, Shape, Size, Split
 
 Backdrop: TypeAlias = Literal["plain", "graded", "speckled", "lined"]
 Tint: TypeAlias = Literal["sand", "mint", "sky", "lavender", "grey"]
 Point: TypeAlias = tuple[float, float]
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-
 BACKDROPS: tuple[Backdrop, ...] = get_args(Backdrop)
 TINTS: tuple[Tint, ...] = get_args(Tint)
 
@@ -47,7 +46,7 @@ _TINT_RGB: dict[Tint, tuple[int, int, int]] = {
 
 #: Radius of a thing as a share of the square root of the scene's area, from and to.
 _RADIUS: dict[Size, tuple[float, float]] = {"small": (0.095, 0.12), "large": (0.17, 0.205)}
-#: Share of scenes per patch count, (fewest, most) patches of 16 pixels: every bucket of FG-CLIP 2 occurs.
+#: (fewest patches, most patches, share of scenes), patches of 16 pixels; every bucket of FG-CLIP 2 occurs.
 _PATCHES: tuple[tuple[int, int, float], ...] = (
     (48, 128, 0.45),
     (129, 256, 0.27),
@@ -55,14 +54,14 @@ _PATCHES: tuple[tuple[int, int, float], ...] = (
     (577, 784, 0.07),
     (785, 1100, 0.07),
 )
-_LONGEST_SIDE = 3.0  # times the shorter one; the largest thing still fits
+_LONGEST_SIDE = 3.0  # times the shorter side; the largest thing still fits
 _SHORTEST_SIDE = 48  # pixels
 _PATCH = 16
 _SUPERSAMPLING = 3
 _REPEATS = 1.8  # of a texture, per radius
 _ARM, _REACH = 0.32, 0.95  # half the width and half the length of the cross's bars, per radius
 _ATTEMPTS = 60
-_DARK = 130  # luma; far enough from every colour that a shade of it is never on the other side
+_DARK = 130  # luma below which a colour is dark; no colour is so near that noise moves it across
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ class Thing:
     """One thing of a scene.
 
     Attributes:
-        look: what it looks like.
+        look: its size, texture, colour and shape.
         centre: x, y in pixels.
         radius: in pixels, of the circle that holds it.
-        angle: turn in radians.
+        angle: rotation in radians.
     """
 
     look: Look
@@ -118,7 +117,7 @@ def make_scene(seed: int, split: Split = "test", size: tuple[int, int] | None = 
 
     Args:
         seed: the same seed gives the same scene.
-        split: whose kinds of things it shows.
+        split: split of the looks that it shows.
         size: width and height in pixels; by default the seed decides, so that every bucket of patches occurs.
 
     Raises:
@@ -174,7 +173,7 @@ def _random_size(random_: random.Random) -> tuple[int, int]:
 
 
 def _place(random_: random.Random, split: Split, width: int, height: int, count: int) -> tuple[Thing, ...]:
-    """Things that do not touch, or none if the attempts run out."""
+    """Things that do not touch; empty if the attempts run out."""
     scale = (width * height) ** 0.5
     gap = 0.02 * scale
     looks: list[Look] = []
@@ -183,7 +182,7 @@ def _place(random_: random.Random, split: Split, width: int, height: int, count:
         if all(look.kind != other.kind for other in looks):
             looks.append(look)
     placed: list[Thing] = []
-    # The large ones first, while there is room.
+    # Large things first, while there is room.
     for look in sorted(looks, key=lambda look: look.size != "large"):
         for _ in range(_ATTEMPTS):
             radius = random_.uniform(*_RADIUS[look.size]) * scale
@@ -200,7 +199,7 @@ def _place(random_: random.Random, split: Split, width: int, height: int, count:
     return tuple(placed)
 
 
-def _background(scene: Scene, noise: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _background(scene: Scene, noise: np.random.Generator) -> ByteArray:
     y, x = np.mgrid[0 : scene.height, 0 : scene.width].astype(np.float32)
     scale = (scene.width * scene.height) ** 0.5
     direction = noise.uniform(0, math.tau)
@@ -240,14 +239,14 @@ def _draw_thing(canvas: Image.Image, thing: Thing, noise: np.random.Generator) -
     canvas.paste(tile.reduce(_SUPERSAMPLING), (x, y), mask.reduce(_SUPERSAMPLING))
 
 
-def _pattern(thing: Thing, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Where a thing's second colour goes: 255 there, 0 elsewhere, for a supersampled tile at ``corner``."""
+def _pattern(thing: Thing, corner: tuple[int, int], size: tuple[int, int]) -> ByteArray:
+    """Mask of a thing's second colour, 255 inside and 0 outside, for a supersampled tile at ``corner``."""
     pixels = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
     y = (pixels[0] / _SUPERSAMPLING + corner[1] - thing.centre[1]) / thing.radius
     x = (pixels[1] / _SUPERSAMPLING + corner[0] - thing.centre[0]) / thing.radius
     u = (x * math.cos(thing.angle) + y * math.sin(thing.angle)) * _REPEATS
     v = (y * math.cos(thing.angle) - x * math.sin(thing.angle)) * _REPEATS
-    marked: np.ndarray[Any, np.dtype[np.bool_]]
+    marked: BoolArray
     match thing.look.texture:
         case "striped":
             marked = (u + v) / math.sqrt(2) % 1 < 0.5

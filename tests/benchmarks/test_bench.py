@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fgclip_rt
+from exporting import SQUARE_CHECKPOINTS
 from fgclip_rt.benchmarks import advice, advise, bench
 from fgclip_rt.benchmarks.bench import PEERS
+from fgclip_rt.benchmarks.contest import Contest
 from fgclip_rt.benchmarks.inputs import grid
 from fgclip_rt.benchmarks.operations import OperationCounter
 from fgclip_rt.benchmarks.page import readme
@@ -31,12 +33,11 @@ from fgclip_rt.benchmarks.products import OPERATIONS
 from fgclip_rt.benchmarks.report import cells, problems, unequal, verdicts
 from fgclip_rt.benchmarks.results import Row, Table, ratio, read_result
 from fgclip_rt.benchmarks.task import Case, CheckpointName, Contender
-from fgclip_rt.benchmarks.turns import Contest
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BenchmarkError, ImageError, MissingDependencyError
 from fgclip_rt.export.families.fgclip2.config import Config
 from fgclip_rt.model import Model
-from helpers import GOLDENS, SQUARE_CHECKPOINTS, assert_one_sentence, picture, run_command
+from helpers import GOLDENS, assert_one_sentence, picture, run_command
 
 QUICK = {"rounds": 2, "seconds": 0.0}
 PAGE = Path(__file__).parents[2] / "benchmarks"
@@ -143,7 +144,7 @@ def test_a_contender_that_dies_is_a_row_that_says_so(bundle_path: Path, tmp_path
     bad = Contender("bad", "fgclip-rt", str(tmp_path / "missing"), 1)
     gone = Contender("gone", "products", str(bundle_path), 1)
     with Contest([bad, good, gone], **QUICK) as contest:  # type: ignore[arg-type]
-        contest._workers[2]._process.kill()
+        contest._workers[2]._child._process.kill()
         first, second, third = contest.measure(Case("vision", 128))
     assert "does not exist" in first.problem
     assert not first.seconds

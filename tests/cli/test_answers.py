@@ -33,13 +33,13 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.cli import options
 from fgclip_rt.cli.app import COMMANDS
 from fgclip_rt.cli.commands import bench, build, doctor, evaluate
-from fgclip_rt.doctor import Timing
 from fgclip_rt.engine_files import Engine, EngineKey, EngineRecord, Library, Profile
 from fgclip_rt.engines import Built
 from fgclip_rt.export import PRECISIONS, request
 from fgclip_rt.export.checkpoints.registry import MODELS
 from fgclip_rt.export.families import table as families
 from fgclip_rt.manifest import FileInfo
+from fgclip_rt.timing import Timing
 from helpers import edit_manifest, run_command
 
 PROGRAM = Path(sys.executable).with_name("fgclip-rt")

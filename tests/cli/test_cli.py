@@ -20,19 +20,9 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
+from exporting import Trace, hasten
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
-from helpers import (
-    LOWERING,
-    Completed,
-    Json,
-    Trace,
-    add_int8,
-    edit_manifest,
-    hasten,
-    picture,
-    run_command,
-    run_program,
-)
+from helpers import LOWERING, Completed, Json, add_int8, edit_manifest, picture, run_command, run_program
 
 PHOTO = "1_chelsea_451x300.png"
 
@@ -132,7 +122,6 @@ def _umask() -> int:
             ["--model", "{checkpoint}", "--calibration", "{photo}", "--calibration", "absent"],
             ["absent does not exist", "--calibration"],
         ),
-        (["--model", "{checkpoint}", "--calibration-method", "largest"], ["largest", "percentile", "entropy"]),
         (["--model", "{checkpoint}", "--floor", "1.5"], ["floor is 1.5", "between 0 and 1"]),
     ],
 )

@@ -21,7 +21,7 @@ import fgclip_rt
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Profile, find_engines
 from fgclip_rt.engines import Shapes, build
-from fgclip_rt.engines.builder import Progress, TensorRtBuilder, TimingCache
+from fgclip_rt.engines.builder import TensorRtBuilder, TimingCache
 from fgclip_rt.engines.cuda import find_gpu
 from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
 from fgclip_rt.engines.execution import TensorRtPlan
@@ -29,6 +29,7 @@ from fgclip_rt.engines.libraries import TensorRtRtx
 from fgclip_rt.engines.logger import ran_out_of_memory, reason
 from fgclip_rt.engines.network import parser_input
 from fgclip_rt.engines.profiles import plan
+from fgclip_rt.engines.progress import Progress
 from fgclip_rt.engines.task import Done, Task
 from fgclip_rt.errors import ArgumentError, EngineError, MissingDependencyError, OutputError
 from fgclip_rt.export import find_model
@@ -412,11 +413,11 @@ def test_progress_goes_up_to_the_whole() -> None:
     assert reported == sorted(reported)
 
 
-def test_the_progress_of_a_real_build_counts_to_a_hundred(bundle: Path) -> None:
+def test_the_progress_of_a_real_build_counts_to_a_hundred_for_each_engine(bundle: Path) -> None:
     counted: dict[str, int] = {}
 
     def begin(name: str, steps: int) -> Callable[[], None]:
-        assert steps == 100
+        assert steps == 200
         counted[name] = 0
 
         def advance() -> None:
@@ -426,7 +427,7 @@ def test_the_progress_of_a_real_build_counts_to_a_hundred(bundle: Path) -> None:
 
     shapes = Shapes(buckets=[128, 256])
     build(Bundle.open(bundle), RTX, ["int8"], graphs=["region"], shapes=shapes, targets=["sm89"], begin=begin)
-    assert counted == {"build 2 engines": 100}
+    assert counted == {"build 2 engines": 200}
 
 
 class Timings:

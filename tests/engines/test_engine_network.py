@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import GraphProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from fgclip_rt import parity
-from fgclip_rt.engines.network import parser_input, unhide_keys
-from helpers import SQUARE_NAMES, graph_inputs
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.engines.network import parser_input, weight_files
+from fgclip_rt.errors import EngineError
+from fgclip_rt.export import PRECISIONS
+from fgclip_rt.manifest import KeyBias
+from helpers import SQUARE_NAMES, assert_one_sentence, graph_inputs
 
 Array = np.ndarray[Any, Any]
 
@@ -30,9 +34,17 @@ def session(model: Path | bytes, folder: Path) -> ort.InferenceSession:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def attentions(path: Path) -> int:
-    graph = onnx.load(path, load_external_data=False).graph
-    return sum(node.op_type == "MultiHeadAttention" for node in graph.node)
+def metadata(holder: ModelProto | NodeProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in holder.metadata_props}
+
+
+def attentions(model: ModelProto) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
+
+
+def reads(model: ModelProto, names: Sequence[str]) -> int:
+    """How many nodes read one of these values for an attention with a mask, in its type."""
+    return sum(node.op_type == "CastLike" and node.input[0] in names for node in model.graph.node)
 
 
 @pytest.mark.parametrize("graph", ["vision", "dense", "text"])
@@ -45,9 +57,7 @@ def test_attention_with_a_mask_gives_the_same_numbers(masked_bundle_path: Path, 
     for actual, expected in zip(changed, session(path, path.parent).run(None, inputs), strict=True):
         # Of what lies past a grid nothing is said.
         rows = np.s_[:, :10] if expected.ndim == 3 else np.s_[:]
-        assert parity.compare(actual[rows], expected[rows], parity.LIMITS["fp32"], graph, "").passed
-    model = onnx.load(path, load_external_data=False)
-    assert unhide_keys(model.graph) == attentions(path) > 0
+        assert parity.compare(actual[rows], expected[rows], PRECISIONS["fp32"].limits, graph, "").passed
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.99)])
@@ -59,50 +69,74 @@ def test_lower_precisions_do_too(pocket_path: Path, precision: str, least: float
     for actual, expected in zip(changed, session(path, path.parent).run(None, inputs), strict=True):
         cosines = (actual * expected).sum(-1) / np.linalg.norm(actual, axis=-1) / np.linalg.norm(expected, axis=-1)
         assert (cosines[:, :10] if expected.ndim == 3 else cosines).min() > least
-    model = onnx.load(path, load_external_data=False)
-    assert unhide_keys(model.graph) == attentions(path) == 7
 
 
-def test_attention_that_hides_nothing_stays(pocket_path: Path) -> None:
-    model = onnx.load(pocket_path / "text.fp16.onnx", load_external_data=False)
-    before = model.SerializeToString()
-    assert unhide_keys(model.graph) == 0
-    assert model.SerializeToString() == before
+def check_key_biases(path: Path, hiding: Sequence[str]) -> None:
+    """Every graph of a bundle, in every precision, says which of its attentions hide keys, and parsers get a mask."""
+    bundle = Bundle.open(path, check_hashes=False)
+    for graph, files in bundle.manifest.graphs.items():
+        for file in {entry.file for entry in files.values()}:
+            model = onnx.load(path / file, load_external_data=False)
+            named = [names for node in attentions(model) if (names := metadata(node))]
+            assert len(named) == (len(attentions(model)) if graph in hiding else 0)
+            assert (len(named) > 0) == (graph in hiding)
+            assert metadata(model)[KeyBias.COUNT] == str(len(named))
+            queries, keys = ([names[key] for names in named] for key in (KeyBias.QUERIES, KeyBias.KEYS))
+            assert len({*queries, *keys}) == 2 * len(named)
+            parsed = onnx.load_model_from_string(parser_input(path / file, {}))
+            for values in (queries, keys):
+                assert (reads(model, values), reads(parsed, values)) == (0, len(named))
 
 
-def of_ones(graph: GraphProto) -> None:
-    """Queries get another channel than one of ones."""
-    for tensor in graph.initializer:
-        if tensor.name == source_of_ones(graph):
-            tensor.CopyFrom(numpy_helper.from_array(np.float32(2.0), tensor.name))
+def test_every_graph_names_what_hides_its_keys(pocket_path: Path) -> None:
+    check_key_biases(pocket_path, ["vision", "dense"])
 
 
-def source_of_ones(graph: GraphProto) -> str:
-    expands = (node for node in graph.node if node.op_type == "Expand")
-    return next(node.input[0] for node in expands if any(node.input[0] == each.name for each in graph.initializer))
+def test_so_do_texts_with_a_mask(masked_bundle_path: Path) -> None:
+    check_key_biases(masked_bundle_path, ["vision", "dense", "text"])
 
 
-def of_scale(graph: GraphProto) -> None:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "scale":
-                attribute.f = 0.5
+@pytest.mark.parametrize("name", SQUARE_NAMES)
+def test_attention_that_hides_nothing_stays(name: str, square_path: Callable[[str], Path]) -> None:
+    check_key_biases(square_path(name), [])
 
 
-def of_axis(graph: GraphProto) -> None:
-    for node in graph.node:
-        if node.op_type == "Concat" and len(node.input) == 2:
-            for attribute in node.attribute:
-                attribute.i = 2
+def without_a_name(model: ModelProto) -> None:
+    entries = attentions(model)[-1].metadata_props
+    del entries[[entry.key for entry in entries].index(KeyBias.KEYS)]
 
 
-@pytest.mark.parametrize("change", [of_ones, of_scale, of_axis])
-def test_what_is_hidden_in_another_way_stays(masked_bundle_path: Path, change: Callable[[GraphProto], None]) -> None:
-    model = onnx.load(masked_bundle_path / "vision.onnx", load_external_data=False)
-    change(model.graph)
-    before = model.SerializeToString()
-    assert unhide_keys(model.graph) == 0
-    assert model.SerializeToString() == before
+def with_another_name(model: ModelProto) -> None:
+    """As a tool leaves it that gives values names of its own."""
+    for entry in attentions(model)[0].metadata_props:
+        if entry.key == KeyBias.QUERIES:
+            entry.value = "other"
+
+
+def without_metadata(model: ModelProto) -> None:
+    """As an earlier exporter left it."""
+    del model.metadata_props[:]
+    for node in attentions(model):
+        del node.metadata_props[:]
+
+
+def without_the_count(model: ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+@pytest.mark.parametrize("change", [without_a_name, with_another_name, without_metadata, without_the_count])
+def test_a_graph_that_does_not_name_its_keys_is_refused(
+    masked_bundle_path: Path, tmp_path: Path, change: Callable[[ModelProto], None]
+) -> None:
+    """Its engine would write all scores to memory, and nobody would be told."""
+    path = tmp_path / "vision.onnx"
+    model = onnx.load(masked_bundle_path / path.name, load_external_data=False)
+    change(model)
+    onnx.save(model, path)
+    for read in (lambda: parser_input(path, {}), lambda: weight_files(path)):
+        with pytest.raises(EngineError) as info:
+            read()
+        assert_one_sentence(info.value, str(path), "was exported by an earlier fgclip-rt; export the bundle again.")
 
 
 LAYERS = """

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeCuda, FakePlan, make_engine
+from fake_gpu import LIBRARY, FakeCuda, FakePlan, make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fgclip_rt import parity
 from fgclip_rt.backends import Backend
+from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, BundleError, DeviceError, EngineError
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.graphs import ImageInputs, RegionInputs
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
@@ -47,7 +49,7 @@ Array = np.ndarray[Any, Any]
 def engine_model(
     bundle: Bundle,
     shapes: Shapes = SMALL,
-    fallback: Backend | str = NOTHING_ELSE,
+    fallback: Backend | None = None,
     *,
     graphs: Sequence[str] | None = None,
     cuda: FakeCuda | None = None,
@@ -60,7 +62,12 @@ def engine_model(
     def load(engine: Engine) -> FakePlan:
         return FakePlan(bundle, engine, cuda, captures_graphs)
 
-    return Model(bundle, EngineBackend(bundle, "fp32", engines, fallback, load, cuda))  # type: ignore[arg-type]
+    return Model(bundle, EngineBackend(bundle, "fp32", engines, fallback or refuse(bundle), load, cuda))  # type: ignore[arg-type]
+
+
+def refuse(bundle: Bundle) -> Refuse:
+    """Stands behind engines that run alone."""
+    return Refuse(bundle.path, "fp32", LIBRARY.name, NOTHING_ELSE)
 
 
 def assert_same(actual: Array, expected: Array) -> None:
@@ -73,7 +80,7 @@ def test_every_step_keeps_parity(bundle_path: Path, captures_graphs: bool) -> No
     bundle = Bundle.open(bundle_path)
     model = engine_model(bundle, Shapes(batch=(1, 2, 3), boxes=(1, 2, 3)), captures_graphs=captures_graphs)
     probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
-    rows = parity.check(model, probe, parity.LIMITS["fp32"])
+    rows = parity.check(model, probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 
 
@@ -139,6 +146,7 @@ def test_what_nothing_takes_is_refused(model: Model) -> None:
         with pytest.raises(DeviceError) as info:
             run()
         assert_one_sentence(info.value, "no engine takes", NOTHING_ELSE, "fgclip-rt build")
+    assert f"do not take: {NOTHING_ELSE}" in str(engines.backend)
 
 
 def test_the_smallest_engine_that_takes_an_image_runs_it(model: Model) -> None:
@@ -151,7 +159,7 @@ def test_the_smallest_engine_that_takes_an_image_runs_it(model: Model) -> None:
         loaded.append(engine.path.name)
         return FakePlan(bundle, engine, cuda, True)
 
-    backend = EngineBackend(bundle, "fp32", engines, NOTHING_ELSE, load, cuda)  # type: ignore[arg-type]
+    backend = EngineBackend(bundle, "fp32", engines, refuse(bundle), load, cuda)  # type: ignore[arg-type]
     made = Model(bundle, backend)
     for patches, engine in ((100, "vision-128"), (230, "vision-256"), (128, "vision-128"), (1000, "vision-1024")):
         assert_same(made.embed_images(IMAGES[:1], patches), model.embed_images(IMAGES[:1], patches))
@@ -275,7 +283,7 @@ def test_an_engine_that_cannot_be_loaded_says_so_each_time(model: Model) -> None
         raise EngineError("the file is damaged.")
 
     engines = [make_engine(model.bundle, spec) for spec in plan(model.manifest, ["fp32"], ["text"])]
-    broken = Model(model.bundle, EngineBackend(model.bundle, "fp32", engines, NOTHING_ELSE, load, FakeCuda()))  # type: ignore[arg-type]
+    broken = Model(model.bundle, EngineBackend(model.bundle, "fp32", engines, refuse(model.bundle), load, FakeCuda()))  # type: ignore[arg-type]
     for _ in range(2):
         with pytest.raises(EngineError, match="damaged"):
             broken.embed_texts(TEXTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,18 +14,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from exporting import constant, float_value, hand_made
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError
-from fgclip_rt.export.precision import calibration
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
 from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.observation import ObservingBackend
 from fgclip_rt.export.precision.sensitivity import Sensitivity
-from fgclip_rt.export.request import METHODS
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
-from helpers import WALK_TYPES, assert_one_sentence, assert_parity, constant, float_value, hand_made, picture
+from helpers import WALK_TYPES, Progress, assert_one_sentence, assert_parity, picture
 
 FloatArray = NDArray[np.float32]
 
@@ -41,13 +41,7 @@ def texts(count: int, of: str = "text") -> list[str]:
 
 
 def read_all(inputs: CalibrationInputs) -> CalibrationData:
-    return read(inputs, WALK_TYPES, lambda: None)
-
-
-def counter() -> tuple[list[None], Callable[[], None]]:
-    """What has been counted, and what counts."""
-    calls: list[None] = []
-    return calls, lambda: calls.append(None)
+    return read(inputs, WALK_TYPES)
 
 
 # Inputs
@@ -98,8 +92,8 @@ def test_a_fourth_is_held_out_and_everything_keeps_its_order() -> None:
         assert held_out == [item for item in given if item in held_out]
         assert used == [item for item in given if item not in held_out]
         assert len(held_out) == 4
-    recorded = data.record("entropy")
-    assert (recorded.method, recorded.sha256) == ("entropy", data.sha256)
+    recorded = data.record()
+    assert (recorded.method, recorded.sha256) == ("percentile", data.sha256)
     assert (recorded.images, recorded.held_out_images) == (14, 4)
     assert (recorded.texts, recorded.held_out_texts) == (13, 4)
     assert read_all(CalibrationInputs(pictures, words)) == data
@@ -116,7 +110,7 @@ def test_texts_may_be_given_by_walk_type() -> None:
     data = read_all(CalibrationInputs(images(16), given_texts))
     assert {name: len(values) for name, values in data.texts.items()} == {"short": 12, "box": 12, "long": 15}
     assert all(text.startswith("story") for text in (*data.texts["long"], *data.held_out_texts["long"]))
-    assert data.record("percentile").texts == 12 + 12 + 15
+    assert data.record().texts == 12 + 12 + 15
     everything = dict.fromkeys(WALK_TYPES, texts(16))
     by_type, for_all = (CalibrationInputs(images(16), each) for each in (everything, texts(16)))
     assert read_all(by_type) == dataclasses.replace(read_all(for_all), images=read_all(by_type).images)
@@ -133,9 +127,9 @@ def test_texts_by_other_walk_types_than_the_models_are_refused(kinds: Sequence[s
 def test_of_more_than_512_inputs_that_many_are_taken_at_even_distances(count: int) -> None:
     words = texts(count)
     inputs = CalibrationInputs(images(count), words)
-    calls, count_call = counter()
-    data = read(inputs, ["short"], count_call)
-    assert len(calls) == calibration.count_steps(inputs) == 512
+    progress = Progress()
+    data = read(inputs, ["short"], progress)
+    assert progress.finished() == {"read calibration": 512}
     assert (len(data.images), len(data.held_out_images)) == (480, 32)
     numbers = sorted(int(text.split()[1]) for text in (*data.texts["short"], *data.held_out_texts["short"]))
     assert len(numbers) == 512
@@ -206,18 +200,18 @@ def test_only_what_is_not_held_out_runs_and_each_image_by_itself() -> None:
         embed_texts=lambda values, walk_type: seen.append((walk_type, list(values))),
     )
     data = read_all(CalibrationInputs(images(16), texts(16)))
-    calls, count_call = counter()
-    data.run(cast(Model, recorder), count_call)
+    progress = Progress()
+    data.run(cast(Model, recorder), progress, "calibrate")
     assert seen == [*data.images, *data.texts.items()]
-    assert len(calls) == data.steps == 12 + 3
+    assert progress.finished() == {"calibrate": 12 + 3}
 
 
 def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_model: Model) -> None:
     pictures = [Image.fromarray(picture(20 + index, 50, seed=index)) for index in range(16)]
     data = read_all(CalibrationInputs(pictures, {"short": texts(16), "box": texts(20), "long": texts(16)}))
-    calls, count_call = counter()
-    probe = data.held_out(masked_model, count_call)
-    assert len(calls) == data.held_out_steps == 4 + 3
+    progress = Progress()
+    probe = data.held_out(masked_model, progress)
+    assert progress.finished() == {"run held-out inputs": 4 + 3}
     assert [image.rgb.tolist() for image in probe.images] == [
         np.asarray(each).tolist() for each in data.held_out_images
     ]
@@ -227,14 +221,14 @@ def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_m
         assert image.dense.shape == (np.prod(image.grid), masked_model.dim)
         assert not np.allclose(np.linalg.norm(image.dense, axis=1), 1)
     assert {name: list(part.texts) for name, part in probe.walk_types.items()} == dict(data.held_out_texts)
-    rows = parity.check_held_out(masked_model, probe, parity.LIMITS["fp32"])
-    assert len(rows) == parity.count_held_out_rows(masked_model, probe)
+    rows = parity.check_held_out(masked_model, probe, PRECISIONS["fp32"].limits)
+    assert {row.graph for row in rows} == {"vision", "dense", "region", "text"}
     assert all(row.passed for row in rows)
 
 
 def test_a_photo_is_held_out_as_large_as_the_model_sees_it(masked_model: Model) -> None:
     photos = [Image.fromarray(picture(900, 700, seed=index)) for index in range(16)]
-    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model, lambda: None).images:
+    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model).images:
         rows, columns = image.grid.tolist()
         assert image.rgb.shape == (16 * rows, 16 * columns, 3)
 
@@ -256,9 +250,9 @@ def two_layers() -> ir.Model:
     return hand_made([x], [y], [same, twice, *products, sums])
 
 
-def observed(bundle: Bundle, method: str | None, *runs: FloatArray) -> ObservingBackend:
+def observed(bundle: Bundle, *runs: FloatArray, find_ranges: bool = True) -> ObservingBackend:
     model = two_layers()
-    backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, method)
+    backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, find_ranges=find_ranges)
     for values in runs:
         (actual,) = backend.submit("vision", {"x": values}, ["y"]).result()
         np.testing.assert_allclose(actual, 4 * values, rtol=1e-6)
@@ -276,7 +270,7 @@ def test_a_range_reaches_the_largest_magnitude_of_even_values(bundle: Bundle, si
     runs = [sign * random.uniform(-0.1, 3, (5000, 8)).astype(np.float32) for _ in range(4)]
     # One that is larger by far, later: the range must grow with what is seen.
     runs.append(sign * random.uniform(0, 30, (5000, 8)).astype(np.float32))
-    ranges = observed(bundle, "percentile", *runs).ranges()
+    ranges = observed(bundle, *runs).ranges()
     largest = max(float(np.abs(values).max()) for values in runs)
     assert set(ranges) == {"q", "k", "v"}
     assert ranges["q"] == ranges["k"] == pytest.approx(largest, rel=2 / 2048)
@@ -287,31 +281,21 @@ def test_a_range_leaves_out_a_few_outliers_in_a_million(bundle: Bundle) -> None:
     random = np.random.default_rng(0)
     values = random.uniform(-3, 3, (125_000, 8)).astype(np.float32)
     values[np.arange(5), 3] = 40
-    assert observed(bundle, "percentile", values).ranges()["q"] == pytest.approx(3, abs=2 * 40 / 2048)
+    assert observed(bundle, values).ranges()["q"] == pytest.approx(3, abs=2 * 40 / 2048)
     values[np.arange(50), 3] = 40
-    assert observed(bundle, "percentile", values).ranges()["q"] == pytest.approx(40, abs=40 / 2048)
+    assert observed(bundle, values).ranges()["q"] == pytest.approx(40, abs=40 / 2048)
 
 
 def test_inputs_of_zeros_have_a_range_of_zero(bundle: Bundle) -> None:
     zeros = np.zeros((5, 8), np.float32)
-    assert observed(bundle, "percentile", zeros).ranges() == {"q": 0, "k": 0, "v": 0}
-
-
-def test_entropy_gives_a_range_within_what_was_seen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgclip_rt.export.precision.observation._BINS", 512)
-    random = np.random.default_rng(0)
-    assert METHODS == ("percentile", "entropy")
-    values = random.normal(size=(4000, 8)).astype(np.float32)
-    ranges = observed(bundle, "entropy", values[:2000], values[2000:]).ranges()
-    assert ranges["q"] == ranges["k"]
-    assert 2 < ranges["q"] <= np.abs(values).max()
+    assert observed(bundle, zeros).ranges() == {"q": 0, "k": 0, "v": 0}
 
 
 def test_rows_hold_the_one_with_the_largest_magnitude_of_each_run(bundle: Bundle) -> None:
     random = np.random.default_rng(0)
     runs = [random.normal(size=(n, 8)).astype(np.float32) for n in (300, 2, 1)]
     runs[0][211, 5], runs[1][1, 2] = -50, 20
-    rows = observed(bundle, None, *runs).rows()
+    rows = observed(bundle, *runs, find_ranges=False).rows()
     assert set(rows) == {"q", "k", "v"}
     np.testing.assert_array_equal(rows["q"], rows["k"])
     assert rows["q"].shape == (9 + 3 + 2, 8)
@@ -325,7 +309,7 @@ def test_layers_that_were_not_run_have_neither_rows_nor_ranges(
 ) -> None:
     graphs = {name: masked_graphs[name] for name in ("vision", "text")}
     layers = {name: find_layers(graph) for name, graph in graphs.items()}
-    backend = ObservingBackend(bundle, graphs, layers, "percentile")
+    backend = ObservingBackend(bundle, graphs, layers, find_ranges=True)
     model = Model(bundle, backend)
     vectors = model.embed_texts(["a cat"], "box", normalize=False)
     linear = {layer.name for layer in layers["text"] if layer.kind == "linear"}

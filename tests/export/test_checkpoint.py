@@ -19,7 +19,7 @@ from torch import Tensor
 from fgclip_rt import export
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
@@ -41,10 +41,10 @@ def load(path: Path) -> ReferenceModel:
     return families.load(locate(str(path)))[1]
 
 
-def refused(path: Path, *parts: str) -> str:
+def refused(path: Path, *parts: str, code: str = "checkpoint_invalid") -> str:
     with pytest.raises(CheckpointError) as info:
         export.checkpoint_source(str(path)).load()
-    assert_one_sentence(info.value, *parts)
+    assert_one_sentence(info.value, *parts, code=code)
     return str(info.value)
 
 
@@ -121,7 +121,7 @@ def test_one_message_names_all_that_is_wrong_with_the_tensors(checkpoint: Path) 
 @pytest.mark.parametrize("size", [0, 4, 1000, -1])
 def test_a_truncated_weight_file_is_refused(checkpoint: Path, size: int) -> None:
     (checkpoint / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes()[:size])
-    refused(checkpoint, WEIGHTS)
+    refused(checkpoint, WEIGHTS, code="checkpoint_damaged")
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_a_truncated_weight_file_is_refused(checkpoint: Path, size: int) -> None
 )
 def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
-    refused(checkpoint, str(checkpoint), name)
+    refused(checkpoint, str(checkpoint), name, code="checkpoint_incomplete")
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_damaged_json_file_is_named(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / name).write_text(text)
-    refused(checkpoint, str(checkpoint / name))
+    refused(checkpoint, str(checkpoint / name), code="checkpoint_damaged")
 
 
 def shard(checkpoint: Path) -> None:
@@ -159,14 +159,14 @@ def test_shards_give_the_same_model(checkpoint: Path) -> None:
 def test_a_missing_shard_is_named(checkpoint: Path) -> None:
     shard(checkpoint)
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
-    refused(checkpoint, "model-00002-of-00002.safetensors")
+    refused(checkpoint, "model-00002-of-00002.safetensors", code="checkpoint_incomplete")
 
 
 @pytest.mark.parametrize("document", [{}, {"weight_map": {}}, {"weight_map": []}])
 def test_an_index_without_shards_is_refused(checkpoint: Path, document: dict[str, Any]) -> None:
     (checkpoint / WEIGHTS).unlink()
     (checkpoint / INDEX).write_text(json.dumps(document))
-    refused(checkpoint, INDEX, "weight_map")
+    refused(checkpoint, INDEX, "weight_map", code="checkpoint_damaged")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -182,7 +182,6 @@ def test_half_precision_weights_are_computed_in_float32(checkpoint: Path, tmp_pa
     [
         ("vision_config", {"num_attention_heads": 3}, ["hidden_size 64", "num_attention_heads 3"]),
         ("text_config", {"num_attention_heads": 7}, ["text_config", "num_attention_heads 7"]),
-        ("vision_config", {"hidden_act": "relu"}, ["vision_config.hidden_act", "'relu'"]),
         ("text_config", {"hidden_act": None}, ["text_config.hidden_act", "`str`"]),
         ("vision_config", {"num_patches": 200}, ["num_patches 200", "square"]),
         ("vision_config", {"hidden_size": "64"}, ["vision_config.hidden_size", "`int`"]),
@@ -205,6 +204,12 @@ def test_a_value_that_no_model_can_be_built_with_is_named(
 
 
 @pytest.mark.parametrize("section", ["vision_config", "text_config"])
+def test_an_activation_that_cannot_be_exported_is_named(checkpoint: Path, section: str) -> None:
+    edit_json(checkpoint / "config.json", lambda document: document[section].update(hidden_act="relu"))
+    refused(checkpoint, "config.json", f"{section}.hidden_act", "'relu'", code="checkpoint_unsupported")
+
+
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
 def test_a_section_that_is_no_object_is_named(checkpoint: Path, section: str) -> None:
     edit_json(checkpoint / "config.json", lambda document: document.update({section: 7}))
     refused(checkpoint, section)
@@ -218,7 +223,7 @@ def test_a_config_of_other_sizes_does_not_fit_the_tensors(checkpoint: Path) -> N
 @pytest.mark.parametrize("model_type", ["clip", None, "fgclip", ["fgclip2"]])
 def test_an_unsupported_model_type_lists_the_supported(checkpoint: Path, model_type: Any) -> None:
     edit_json(checkpoint / "config.json", lambda document: document.update(model_type=model_type))
-    refused(checkpoint, "config.json", repr(model_type), "supported: fgclip2")
+    refused(checkpoint, "config.json", repr(model_type), "supported: fgclip2", code="checkpoint_unsupported")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,7 @@ def test_the_pad_token_is_found_in_either_notation(checkpoint: Path, pad_token: 
 def test_an_unknown_name_lists_the_known(name: str) -> None:
     with pytest.raises(CheckpointError) as info:
         export.checkpoint_source(name)
-    assert_one_sentence(info.value, repr(name), *export.MODELS)
+    assert_one_sentence(info.value, repr(name), *export.MODELS, code="checkpoint_missing")
     with pytest.raises(CheckpointError):
         export.random_source(name)
 
@@ -281,13 +286,13 @@ def test_a_file_is_no_checkpoint_folder(checkpoint: Path) -> None:
 def test_a_bundle_is_no_checkpoint(masked_bundle_path: Path) -> None:
     with pytest.raises(CheckpointError) as info:
         export.checkpoint_source(str(masked_bundle_path))
-    assert_one_sentence(info.value, str(masked_bundle_path), "is an exported bundle")
+    assert_one_sentence(info.value, str(masked_bundle_path), "is an exported bundle", code="checkpoint_missing")
 
 
 def test_a_revision_goes_with_the_hub_only() -> None:
     with pytest.raises(CheckpointError) as info:
         export.checkpoint_source(str(MASKED), revision="main")
-    assert_one_sentence(info.value, "main", str(MASKED))
+    assert_one_sentence(info.value, "main", str(MASKED), code="argument_invalid")
 
 
 @pytest.mark.parametrize("name", ["fg-clip2-base", "qihoo360/fg-clip2-so400m"])
@@ -317,6 +322,7 @@ def test_an_error_of_the_http_client_is_a_failed_download(monkeypatch: pytest.Mo
 
 def assert_says_how_to_use_local_weights(error: CheckpointError) -> None:
     message = str(error)
+    assert error.code == "download_failed"
     assert "\n" not in message
     assert message.startswith("qihoo360/fg-clip2-")
     assert "give its path: fgclip-rt export --model path/to/checkpoint." in message
@@ -326,12 +332,12 @@ def assert_says_how_to_use_local_weights(error: CheckpointError) -> None:
 def test_a_damaged_index_of_shards_is_named(checkpoint: Path, shards: Any) -> None:
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    refused(checkpoint, "model.safetensors.index.json")
+    refused(checkpoint, "model.safetensors.index.json", code="checkpoint_damaged")
 
 
 def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_bytes(b"\xff\xfe")
-    refused(checkpoint, "tokenizer.json")
+    refused(checkpoint, "tokenizer.json", code="checkpoint_damaged")
 
 
 def test_input_names_that_are_no_list_are_named(checkpoint: Path) -> None:

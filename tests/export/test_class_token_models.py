@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_gpu import FakeCuda, FakePlan, make_engine
+from fake_gpu import LIBRARY, FakeCuda, FakePlan, make_engine
 from PIL import Image
 
 import fgclip_rt
+from exporting import SQUARE_CHECKPOINTS
 from fgclip_rt import parity
+from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine
 from fgclip_rt.engines.profiles import Shapes, plan
@@ -24,6 +26,7 @@ from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, FgclipError
 from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
+from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
 from fgclip_rt.graphs import ImageInputs
@@ -32,15 +35,7 @@ from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe
 from fgclip_rt.scores import l2_normalize
-from helpers import (
-    GOLDENS,
-    SQUARE_CHECKPOINTS,
-    SQUARE_NAMES,
-    assert_one_sentence,
-    assert_parity,
-    picture,
-    run_command,
-)
+from helpers import GOLDENS, SQUARE_NAMES, assert_one_sentence, assert_parity, picture, run_command
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 FIRST = [0, 1, 2]
@@ -244,9 +239,10 @@ def test_engines_keep_parity(bundle: Path) -> None:
     def load(engine: Engine) -> FakePlan:
         return FakePlan(opened, engine, cuda, captures_graphs=True)
 
-    backend = EngineBackend(opened, "fp32", engines, "nothing else runs here", load, cuda)  # type: ignore[arg-type]
+    refuse = Refuse(bundle, "fp32", LIBRARY.name, "nothing else runs here")
+    backend = EngineBackend(opened, "fp32", engines, refuse, load, cuda)  # type: ignore[arg-type]
     probe = Probe.load(opened.file(opened.manifest.parity.probe))
-    rows = parity.check(Model(opened, backend), probe, parity.LIMITS["fp32"])
+    rows = parity.check(Model(opened, backend), probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 
 

@@ -22,7 +22,7 @@ from fgclip_rt.export.families.fgclip1.config import Config
 from fgclip_rt.manifest import SquareSpec
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import SquarePreparation
-from helpers import GOLDENS, assert_parity, picture
+from helpers import GOLDENS, assert_parity, picture, released_pillow
 
 transformers = pytest.importorskip("transformers")
 processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
@@ -75,7 +75,8 @@ PREPARATION = SquarePreparation(SquareSpec(patch_size=16, channels=3, resample="
 def processed(image: np.ndarray[Any, Any], side: int) -> Tensor:
     """Pixels as FG-CLIP's README makes them: resized to a square, which the processor then leaves as it is."""
     processor = processing.CLIPImageProcessorPil(size=side, crop_size=side)
-    return processor(Image.fromarray(image).resize((side, side)), return_tensors="pt")["pixel_values"]
+    with released_pillow():
+        return processor(Image.fromarray(image).resize((side, side)), return_tensors="pt")["pixel_values"]
 
 
 def clip(weights: dict[str, Tensor], length: int) -> Any:

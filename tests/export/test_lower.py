@@ -20,15 +20,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from exporting import SENSITIVE, constant, float_value, hand_made, linear_model, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.export.bundle.weights import WeightFiles
-from fgclip_rt.export.graphs.attention import HIDDEN, hide_keys, multi_head_attention
+from fgclip_rt.export.graphs.attention import (
+    HIDDEN,
+    KEY_BIASED,
+    add_definition,
+    expand_key_biases,
+    multi_head_attention,
+)
 from fgclip_rt.export.precision.emulation import emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
-from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.export.precision.layers import array, find_layers
 from fgclip_rt.export.precision.lower import input_scale, lower, quantised_weight
 from fgclip_rt.export.precision.precisions import PRECISIONS
-from helpers import SENSITIVE, constant, float_value, graph_inputs, hand_made, linear_model, run
+from fgclip_rt.export.precision.smoothing import find_sites, smooth
+from helpers import graph_inputs
 
 FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 FLOAT8 = ir.DataType.FLOAT8E4M3FN
@@ -498,37 +506,41 @@ HEADS = 2
 
 
 def attention_model() -> ir.Model:
-    query, key = float_value("query", 1, "m", 5 * HEADS), float_value("key", 1, "n", 5 * HEADS)
-    value, y = float_value("value", 1, "n", 3 * HEADS), float_value("y", 1, "m", 3 * HEADS)
+    """Queries, keys, values and a bias of the keys, to one attention."""
+    query, key = float_value("query", 1, "m", 4 * HEADS), float_value("key", 1, "n", 4 * HEADS)
+    value, bias, y = float_value("value", 1, "n", 3 * HEADS), float_value("bias", 1, "n"), float_value("y", 1, "m", 6)
     node = ir.node(
-        "MultiHeadAttention",
-        [query, key, value],
+        KEY_BIASED,
+        [query, key, value, bias],
         attributes={"num_heads": HEADS, "scale": 1.0},
         domain="com.microsoft",
         name="attention",
     )
-    return hand_made([query, key, value], [y], [node, ir.node("Identity", node.outputs, outputs=[y])])
+    model = hand_made([query, key, value, bias], [y], [node, ir.node("Identity", node.outputs, outputs=[y])])
+    expand_key_biases(model)
+    add_definition(model)
+    return model
 
 
 def masked(hidden: int, garbage: float, seed: int = 0) -> list[FloatArray]:
-    """Queries, keys and values; the last ``hidden`` keys are hidden, and their numbers multiplied by ``garbage``."""
+    """Inputs of it; the last ``hidden`` keys are hidden, and their numbers multiplied by ``garbage``."""
     random = np.random.default_rng(seed)
     query, key, value = (random.normal(size=(1, n, c * HEADS)).astype(np.float32) for n, c in ((6, 4), (9, 4), (9, 3)))
     bias = np.where(np.arange(9) < 9 - hidden, 0, HIDDEN).astype(np.float32)[None]
     key[:, 9 - hidden :] *= garbage
     value[:, 9 - hidden :] *= garbage
-    wide = hide_keys(torch.from_numpy(query), torch.from_numpy(key), torch.from_numpy(bias), HEADS)
-    return [*(part.numpy() for part in wide), value]
+    return [query, key, value, bias]
 
 
 def test_a_hidden_key_has_no_weight_at_all() -> None:
-    query, key, value = masked(hidden=4, garbage=1.0)
+    query, key, value, bias = masked(hidden=4, garbage=1.0)
     value[:, 5:] = 1e30
-    expected = run(attention_model(), query, key[:, :5], value[:, :5])
+    expected = run(attention_model(), query, key[:, :5], value[:, :5], bias[:, :5])
+    q, k, v, b = map(torch.from_numpy, (query, key, value, bias))
     for actual in (
-        run(attention_model(), query, key, value),
-        run(emulate(attention_model()), query, key, value),
-        multi_head_attention(*map(torch.from_numpy, (query, key, value)), HEADS).numpy(),
+        run(attention_model(), query, key, value, bias),
+        run(emulate(attention_model()), query, key, value, bias),
+        multi_head_attention(q, k, v, HEADS, key_bias=b).numpy(),
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
@@ -541,3 +553,27 @@ def test_a_hidden_key_has_no_weight_in_float16_either() -> None:
     np.testing.assert_array_equal(run(half, *masked(hidden=4, garbage=0.0)), plain)
     np.testing.assert_allclose(plain, run(attention_model(), *masked(hidden=4, garbage=1000.0)), rtol=0, atol=5e-3)
     assert np.abs(plain - run(half, *masked(hidden=3, garbage=1.0))).max() > 0.05
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("graph", ["vision", "dense", "text"])
+def test_the_names_of_what_hides_keys_outlast_every_step(
+    masked_graphs: Mapping[str, ir.Model], graph: str, precision: str, tmp_path: Path
+) -> None:
+    """Rescaling and rounding, writing, reading, and writing again as when a precision is dropped."""
+    model = masked_graphs[graph]
+    places = find_sites(model, ())
+    widths = {place.name: array(place.readers[0].weight).shape[0] for place in places}
+    factors = {name: np.full(width, 2, np.float32) for name, width in widths.items()}
+    changed = lowered(smooth(model, (), factors), precision) if precision != "fp32" else model
+    path = written(ir.load(written(changed, tmp_path)), tmp_path)
+    before, after = (names_of_keys(proto) for proto in (ir.to_proto(model), onnx.load(path)))
+    assert after == before
+    values = {output for node in onnx.load(path).graph.node for output in node.output}
+    assert all(values.issuperset(names.values()) and len(names) == 3 for names in after.values())
+    assert len(after) == len([layer for layer in find_layers(model) if layer.kind == "attention"]) > 1
+
+
+def names_of_keys(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
+    nodes = (node for node in model.graph.node if node.op_type == "MultiHeadAttention")
+    return {node.name: {entry.key: entry.value for entry in node.metadata_props} for node in nodes}

@@ -10,10 +10,11 @@ import pytest
 from test_precisions import export_masked
 
 import fgclip_rt
+from exporting import hasten
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.doctor import time_precisions
 from fgclip_rt.errors import DeviceError
-from helpers import assert_one_sentence, hasten, run_command
+from fgclip_rt.timing import time_precisions
+from helpers import assert_one_sentence, run_command
 
 #: Whether the one that is installed has float8 on a CPU.
 RUNS_FP8 = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 32)

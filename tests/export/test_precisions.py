@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,25 +21,16 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
-from fgclip_rt import export, parity
+from exporting import hasten, unused_source
+from fgclip_rt import export
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
-from fgclip_rt.export import CalibrationInputs
+from fgclip_rt.export import PRECISIONS, CalibrationInputs
 from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
-from helpers import (
-    GOLDENS,
-    WALK_TYPES,
-    Golden,
-    assert_one_sentence,
-    contents,
-    graph_inputs,
-    hasten,
-    raise_at,
-    unused_source,
-)
+from helpers import FP32_LIMITS, GOLDENS, WALK_TYPES, Golden, assert_one_sentence, contents, graph_inputs, raise_at
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
@@ -145,7 +137,7 @@ def test_both_goldens_keep_every_floor(complete: Bundle) -> None:
     probe = [(row.graph, row.case) for row in measured["fp32"]]
     for precision in ("fp16", "int8"):
         rows = measured[precision]
-        assert complete.manifest.parity.limits[precision] == parity.LIMITS[precision]
+        assert complete.manifest.parity.limits[precision] == PRECISIONS[precision].limits
         assert all(row.passed for row in rows)
         assert [(row.graph, row.case) for row in rows[: len(probe)]] == probe
         held_out = rows[len(probe) :]
@@ -155,7 +147,7 @@ def test_both_goldens_keep_every_floor(complete: Bundle) -> None:
         assert [row.count for row in held_out if row.graph == "text"] == [5] * len(WALK_TYPES)
         for graph in ("vision", "region", "text"):
             smallest = min(row.min_cosine for row in rows if row.graph == graph)
-            assert parity.LIMITS[precision].min_cosine <= smallest < 1
+            assert PRECISIONS[precision].limits.min_cosine <= smallest < 1
 
 
 def test_the_manifest_says_how_each_precision_was_made(complete: Bundle) -> None:
@@ -221,7 +213,7 @@ def test_load_picks_a_precision_and_takes_the_first_by_itself(complete: Bundle) 
         for precision, model in models.items()
     }
     for precision in ("fp16", "int8"):
-        assert (vectors[precision] * vectors["fp32"]).sum(axis=1).min() > parity.LIMITS[precision].min_cosine
+        assert (vectors[precision] * vectors["fp32"]).sum(axis=1).min() > PRECISIONS[precision].limits.min_cosine
         assert np.abs(vectors[precision] - vectors["fp32"]).max() > 1e-5
 
 
@@ -341,7 +333,7 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
         (lower.embed_texts(golden.texts), exact.embed_texts(golden.texts)),
     ):
         assert np.isfinite(vectors).all()
-        assert (vectors * expected).sum(axis=1).min() >= parity.LIMITS[precision].min_cosine
+        assert (vectors * expected).sum(axis=1).min() >= PRECISIONS[precision].limits.min_cosine
 
 
 def overflow_a_layer(tensors: Tensors) -> None:
@@ -421,7 +413,8 @@ def test_a_refused_precision_changes_nothing_of_those_that_are_kept(masked: Expo
 def test_a_later_precision_keeps_what_it_would_have_shared_with_a_refused_one(
     masked: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(parity.LIMITS, "fp16", parity.LIMITS["fp32"])
+    limits = PRECISIONS["fp32"].limits
+    monkeypatch.setitem(PRECISIONS, "fp16", dataclasses.replace(PRECISIONS["fp16"], limits=limits))
     with pytest.raises(ParityError) as info:
         export_masked(tmp_path / "bundle", ALL)
     assert_one_sentence(info.value, "fp16 was refused", "bundle holds fp32 and int8 only")
@@ -456,8 +449,11 @@ def test_where_all_that_was_asked_for_is_refused_no_bundle_is_written(
 @pytest.mark.usefixtures("quick")
 def test_a_floor_only_raises_those_that_are_below_it(masked: Exported, tmp_path: Path) -> None:
     plain, raised = masked.bundle.manifest, export_masked(tmp_path / "bundle", ALL, floor=0.993).manifest
-    assert [raised.parity.limits[name] for name in ("fp32", "fp16")] == [parity.LIMITS["fp32"], parity.LIMITS["fp16"]]
-    assert raised.parity.limits["int8"] == msgspec.structs.replace(parity.LIMITS["int8"], min_cosine=0.993)
+    assert [raised.parity.limits[name] for name in ("fp32", "fp16")] == [
+        PRECISIONS["fp32"].limits,
+        PRECISIONS["fp16"].limits,
+    ]
+    assert raised.parity.limits["int8"] == msgspec.structs.replace(PRECISIONS["int8"].limits, min_cosine=0.993)
     # It was kept anyway.
     assert raised.lowering == plain.lowering
 
@@ -477,22 +473,14 @@ def test_int8_without_calibration_inputs_is_refused_before_anything_is_loaded(tm
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_calibration_method_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError) as info:
-        export.export(unused_source(), tmp_path / "bundle", ["int8"], inputs=calibration_inputs(), method="largest")
-    assert_one_sentence(info.value, "'largest'", "percentile", "entropy")
-    assert not list(tmp_path.iterdir())
-
-
 def test_only_the_shipped_checkpoint_brings_its_own_calibration_inputs() -> None:
     assert export.random_source("fg-clip2-pocket").calibration is None
     assert export.checkpoint_source(MASKED).calibration is None
     own = export.checkpoint_source("fg-clip2-pocket").calibration
     assert own is not None
-    inputs = own()
-    assert isinstance(inputs.texts, dict)
-    assert len(inputs.images) == 192
-    assert {walk_type: len(texts) for walk_type, texts in inputs.texts.items()} == dict.fromkeys(WALK_TYPES, 192)
+    images, texts_by_type = own()
+    assert len(images) == 192
+    assert {walk_type: len(texts) for walk_type, texts in texts_by_type.items()} == dict.fromkeys(WALK_TYPES, 192)
 
 
 @pytest.mark.usefixtures("quick")
@@ -511,10 +499,5 @@ def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path: Path, kind: 
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.usefixtures("quick")
-def test_the_manifest_says_how_ranges_were_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgclip_rt.export.precision.observation._BINS", 512)  # the search takes long
-    bundle = export_masked(tmp_path / "bundle", ["int8"], method="entropy")
-    calibration = bundle.manifest.lowering["int8"].calibration
-    assert calibration is not None
-    assert calibration.method == "entropy"
+def test_the_tests_without_torch_hold_fp32_to_the_limits_of_the_export() -> None:
+    assert PRECISIONS["fp32"].limits == FP32_LIMITS

@@ -24,7 +24,7 @@ from fgclip_rt.export.families.siglip2.config import Config
 from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import NaflexPreparation, target_grid
-from helpers import GOLDENS, assert_one_sentence, assert_parity, picture
+from helpers import GOLDENS, assert_one_sentence, assert_parity, picture, released_pillow
 
 transformers = pytest.importorskip("transformers")
 processing = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
@@ -41,7 +41,8 @@ PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 78
 
 def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, torch.Tensor]:
     processor = processing.Siglip2ImageProcessorPil(max_num_patches=max_num_patches)
-    return dict(processor(Image.fromarray(image), return_tensors="pt"))
+    with released_pillow():
+        return dict(processor(Image.fromarray(image), return_tensors="pt"))
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from exporting import SENSITIVE, constant, float_value, hand_made, linear_model, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import SMOOTHED, Layer, array, find_layers
 from fgclip_rt.export.precision.lower import lower
-from fgclip_rt.export.precision.smoothing import Place, choose, find_places, smooth
-from helpers import SENSITIVE, assert_parity, constant, float_value, graph_inputs, hand_made, linear_model, run
+from fgclip_rt.export.precision.smoothing import ScalingSite, choose_factors, find_sites, smooth
+from helpers import assert_parity, graph_inputs
 
 INT8 = ir.DataType.INT8
 
@@ -36,29 +37,27 @@ PLACES = {
 
 
 @pytest.mark.parametrize("graph", PLACES)
-def test_places_are_norms_and_attention_that_only_layers_read(
-    masked_graphs: Mapping[str, ir.Model], graph: str
-) -> None:
-    places = find_places(masked_graphs[graph], SENSITIVE[graph])
+def test_sites_are_norms_and_attention_that_only_layers_read(masked_graphs: Mapping[str, ir.Model], graph: str) -> None:
+    sites = find_sites(masked_graphs[graph], SENSITIVE[graph])
     # Not in them: vision.post_norm, which the pooling's keys read too, and text.post_norm, before a sensitive layer.
-    assert sorted(place.name for place in places) == sorted(PLACES[graph])
-    for place in places:
-        module, _, kind = place.name.rpartition(".")
+    assert sorted(site.name for site in sites) == sorted(PLACES[graph])
+    for site in sites:
+        module, _, kind = site.name.rpartition(".")
         parts = {
             "norm": ["mlp.fc1"],
             "norm1": ["attention.q", "attention.k", "attention.v"],
             "norm2": ["mlp.fc1"],
             "attention": ["attention.out"],
         }
-        assert {reader.name for reader in place.readers} == {f"{module}.{part}" for part in parts[kind]}
-        made = {str(slot.node.inputs[slot.index].name) for slot in place.makers}
-        norm = {f"{place.name}.weight", f"{place.name}.bias"}
-        assert made == ({f"{place.name}.v.weight"} if kind == "attention" else norm)
+        assert {reader.name for reader in site.readers} == {f"{module}.{part}" for part in parts[kind]}
+        made = {str(operand.node.inputs[operand.index].name) for operand in site.producers}
+        norm = {f"{site.name}.weight", f"{site.name}.bias"}
+        assert made == ({f"{site.name}.v.weight"} if kind == "attention" else norm)
 
 
-def test_what_is_sensitive_is_no_place(masked_graphs: Mapping[str, ir.Model]) -> None:
+def test_what_is_sensitive_is_no_scaling_site(masked_graphs: Mapping[str, ir.Model]) -> None:
     def names(graph: str, *sensitive: str) -> set[str]:
-        return {place.name for place in find_places(masked_graphs[graph], sensitive)}
+        return {site.name for site in find_sites(masked_graphs[graph], sensitive)}
 
     assert names("vision") == {*PLACES["vision"], "pooling.norm"}
     assert names("text") == {*PLACES["text"], "text.post_norm"}
@@ -75,10 +74,9 @@ def test_a_smoothed_graph_computes_the_same(
     original = masked_graphs[graph]
     before = ir.to_proto(original).SerializeToString(deterministic=True)
     random = np.random.default_rng(0)
-    places = find_places(original, SENSITIVE[graph])
+    sites = find_sites(original, SENSITIVE[graph])
     factors = {
-        place.name: np.exp(random.normal(0, 1, len(array(place.readers[0].weight)))).astype(np.float32)
-        for place in places
+        site.name: np.exp(random.normal(0, 1, len(array(site.readers[0].weight)))).astype(np.float32) for site in sites
     }
     smoothed = smooth(original, SENSITIVE[graph], factors)
     assert ir.to_proto(original).SerializeToString(deterministic=True) == before
@@ -93,10 +91,12 @@ def test_a_smoothed_graph_computes_the_same(
         np.testing.assert_allclose(changed, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
         assert_parity(changed, plain)
 
-    readers = {f"{reader.name}.weight" for place in places for reader in place.readers}
-    makers = {str(slot.node.inputs[slot.index].name) for place in places for slot in place.makers}
+    readers = {f"{reader.name}.weight" for site in sites for reader in site.readers}
+    producers = {str(operand.node.inputs[operand.index].name) for site in sites for operand in site.producers}
     names = set(original.graph.initializers)
-    assert set(smoothed.graph.initializers) == names - readers - makers | {name + SMOOTHED for name in readers | makers}
+    assert set(smoothed.graph.initializers) == names - readers - producers | {
+        name + SMOOTHED for name in readers | producers
+    }
     kept = [(layer.name, layer.kind) for layer in find_layers(original)]
     assert [(layer.name, layer.kind) for layer in find_layers(smoothed)] == kept
 
@@ -158,9 +158,9 @@ def norm_model(others: str = "") -> ir.Model:
 
 
 @pytest.mark.parametrize("others", ["output", "elementwise", "product of two", "table", "sliced elsewhere"])
-def test_a_norm_that_something_else_reads_is_no_place(others: str) -> None:
-    assert [place.name for place in find_places(norm_model(), ())] == ["first", "second"]
-    assert [place.name for place in find_places(norm_model(others), ())] == ["second"]
+def test_a_norm_that_something_else_reads_is_no_scaling_site(others: str) -> None:
+    assert [site.name for site in find_sites(norm_model(), ())] == ["first", "second"]
+    assert [site.name for site in find_sites(norm_model(others), ())] == ["second"]
 
 
 def test_norms_that_share_their_numbers_are_rescaled_each_by_itself() -> None:
@@ -196,10 +196,10 @@ def attention_model(others: str = "") -> ir.Model:
 
 
 @pytest.mark.parametrize("others", ["values", "mixture", "bias"])
-def test_attention_is_a_place_only_where_a_layer_makes_its_values_for_it_alone(others: str) -> None:
+def test_attention_is_a_scaling_site_only_where_a_layer_makes_its_values_for_it_alone(others: str) -> None:
     model = attention_model()
-    assert [place.name for place in find_places(model, ())] == ["a"]
-    assert find_places(attention_model(others), ()) == []
+    assert [site.name for site in find_sites(model, ())] == ["a"]
+    assert find_sites(attention_model(others), ()) == []
 
     x = np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
     smoothed = smooth(model, (), {"a": np.array([0.2, 1, 3, 40], np.float32)})
@@ -209,12 +209,12 @@ def test_attention_is_a_place_only_where_a_layer_makes_its_values_for_it_alone(o
 # When
 
 
-def place_of(*weights: FloatArray) -> Place:
+def site_of(*weights: FloatArray) -> ScalingSite:
     layers = []
     for index, weight in enumerate(weights):
         node = ir.node("MatMul", [float_value("x", "n", len(weight)), constant(f"{index}.weight", weight)])
         layers.append(Layer(str(index), "linear", node))
-    return Place("place", (), tuple(layers))
+    return ScalingSite("site", (), tuple(layers))
 
 
 def quantised_error(inputs: FloatArray, weight: FloatArray, factors: FloatArray) -> float:
@@ -232,7 +232,7 @@ def gaussian(*shape: int) -> FloatArray:
 def test_even_channels_stay_as_they_are() -> None:
     random = np.random.default_rng(0)
     weight, inputs = (random.uniform(-1, 1, shape).astype(np.float32) for shape in ((64, 32), (200, 64)))
-    assert choose(place_of(weight), inputs, INT8) is None
+    assert choose_factors(site_of(weight), inputs, INT8) is None
 
 
 @pytest.mark.parametrize("readers", [1, 3])
@@ -241,7 +241,7 @@ def test_a_channel_a_hundred_times_the_others_is_divided_and_the_error_falls(rea
     inputs[:, 7] *= 100
     # A trained layer reads such a channel with small weights.
     weights[:, 7] /= 30
-    factors = choose(place_of(*weights), inputs, INT8)
+    factors = choose_factors(site_of(*weights), inputs, INT8)
     assert factors is not None
     assert (factors.dtype, factors.shape) == (np.float32, (64,))
     assert factors[7] > 5 * np.delete(factors, 7).max()
@@ -261,7 +261,7 @@ def test_channels_that_are_never_used_get_usable_factors(unused: str) -> None:
         weight[3] = 0
     if unused == "different ones":
         weight[4] = 0
-    factors = choose(place_of(weight), inputs, INT8)
+    factors = choose_factors(site_of(weight), inputs, INT8)
     assert factors is not None
     assert np.isfinite(factors).all()
     assert (factors > 0).all()
@@ -269,15 +269,15 @@ def test_channels_that_are_never_used_get_usable_factors(unused: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_nothing_is_read_or_nothing_comes_of_it_there_is_nothing_to_choose() -> None:
-    assert choose(place_of(gaussian(64, 32)), np.zeros((9, 64), np.float32), INT8) is None
-    assert choose(place_of(np.zeros((64, 32), np.float32)), gaussian(9, 64), INT8) is None
+def test_where_nothing_is_read_or_nothing_comes_of_it_there_is_nothing_to_choose_factors() -> None:
+    assert choose_factors(site_of(gaussian(64, 32)), np.zeros((9, 64), np.float32), INT8) is None
+    assert choose_factors(site_of(np.zeros((64, 32), np.float32)), gaussian(9, 64), INT8) is None
 
 
 def test_a_reader_of_zeros_beside_another_does_not_spoil_the_choice() -> None:
     inputs, weight = gaussian(200, 64), gaussian(64, 32)
     inputs[:, 7] *= 100
     weight[7] /= 30
-    factors = choose(place_of(weight, np.zeros_like(weight)), inputs, INT8)
+    factors = choose_factors(site_of(weight, np.zeros_like(weight)), inputs, INT8)
     assert factors is not None
     assert np.isfinite(factors).all()

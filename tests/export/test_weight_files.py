@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir import tensor_adapters
 from safetensors import safe_open
 
+from exporting import SENSITIVE
 from fgclip_rt import parity
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import MANIFEST, Bundle
@@ -24,7 +25,7 @@ from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.lower import lower
 from fgclip_rt.export.precision.precisions import PRECISIONS
 from fgclip_rt.manifest import Limits, Lowering, Parity
-from helpers import SENSITIVE, graph_inputs
+from helpers import graph_inputs
 
 GRAPHS = ("vision", "dense", "text", "region")
 LIMITS = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
@@ -121,10 +122,10 @@ def test_weights_of_one_name_must_be_the_same_to_the_byte() -> None:
 def test_a_file_that_does_not_last_is_not_referred_to_later(tmp_path: Path) -> None:
     files = WeightFiles(tmp_path)
     files.write({"a.onnx": model(w=full(1))}, "first.safetensors")
-    files.write({"b.onnx": model(w=full(1), v=full(2))}, "for-now.safetensors", lasting=False)
-    assert locations(tmp_path / "b.onnx") == {"w": "first.safetensors", "v": "for-now.safetensors"}
+    files.write({"b.onnx": model(w=full(1), v=full(2))}, "scratch.safetensors", lasting=False)
+    assert locations(tmp_path / "b.onnx") == {"w": "first.safetensors", "v": "scratch.safetensors"}
     files.write({"c.onnx": model(w=full(1), v=full(2))}, "second.safetensors")
-    files.write({"d.onnx": model(u=full(3))}, "for-now.safetensors", lasting=False)
+    files.write({"d.onnx": model(u=full(3))}, "scratch.safetensors", lasting=False)
     assert locations(tmp_path / "c.onnx") == {"w": "first.safetensors", "v": "second.safetensors"}
     np.testing.assert_array_equal(values(tmp_path / "d.onnx")["u"], full(3))
 
@@ -298,7 +299,7 @@ def test_what_is_kept_gives_the_same_numbers_from_files_that_hold_nothing_else(
     assembly: Assembly, masked_graphs: Mapping[str, ir.Model], kept: list[str], weights: set[str]
 ) -> None:
     write(assembly, masked_graphs, "fp32", "fp16", "int8")
-    before = {precision: results(assembly.bundle(), precision) for precision in kept}
+    before = {precision: results(assembly.write_manifest(), precision) for precision in kept}
     assembly.finish(kept)
     assert_whole(assembly.folder, kept)
     bundle = Bundle.open(assembly.folder)
@@ -314,7 +315,7 @@ def test_what_is_kept_gives_the_same_numbers_from_files_that_hold_nothing_else(
         assert "pooling.out.weight" in everything
 
 
-def test_what_was_written_for_now_is_gone_at_the_end(assembly: Assembly, masked_graphs: Mapping[str, ir.Model]) -> None:
+def test_scratch_files_are_gone_at_the_end(assembly: Assembly, masked_graphs: Mapping[str, ir.Model]) -> None:
     write(assembly, masked_graphs, "fp32")
     # As smoothing would: graphs with some new weights, from which a precision is then made.
     changed = {name: ir.load(assembly.folder / f"{name}.onnx") for name in GRAPHS}
@@ -323,15 +324,15 @@ def test_what_was_written_for_now_is_gone_at_the_end(assembly: Assembly, masked_
             if str(value.name).endswith("mlp.fc1.weight") and value.const_value is not None:
                 value.const_value = ir.Tensor(value.const_value.numpy() * 2, name=str(value.name) + ".smoothed")
                 value.name = str(value.name) + ".smoothed"
-    assembly.write_for_now(changed)
-    assert "weights.for-now.safetensors" in locations(assembly.folder / "vision.for-now.onnx").values()
+    assembly.write_scratch(changed)
+    assert "weights.scratch.safetensors" in locations(assembly.folder / "vision.scratch.onnx").values()
     types = {layer.name: ir.DataType.FLOAT for layer in find_layers(changed["vision"])}
     assembly.write("fp16", {name: lower(graph, types, {}) for name, graph in changed.items()}, LIMITS, LOWERING)
     assembly.set_measured("fp16", [])
-    before = results(assembly.bundle(), "fp16")
+    before = results(assembly.write_manifest(), "fp16")
     assembly.finish(["fp32", "fp16"])
     assert_whole(assembly.folder, ["fp32", "fp16"])
-    assert not [name for name in assembly.manifest.files if "for-now" in name]
+    assert not [name for name in assembly.manifest.files if "scratch" in name]
     after = results(Bundle.open(assembly.folder), "fp16")
     np.testing.assert_array_equal(after["vision"][0], before["vision"][0])
     plain = results(Bundle.open(assembly.folder), "fp32")

@@ -63,8 +63,8 @@ def test_every_engine_keeps_the_limits(built: Path, library: str, precision: str
     model = load(built, library, precision)
     probe = Probe.load(built / model.manifest.parity.probe)
     rows = parity.check(model, probe, model.manifest.parity.limits[precision])
+    assert len(rows) == len(model.manifest.parity.measured["fp32"])
     assert [row for row in rows if not row.passed] == []
-    assert len(rows) == parity.count_rows(probe)
 
 
 @pytest.mark.parametrize("name", SQUARE_NAMES)

@@ -1,4 +1,4 @@
-"""fg-clip2-pocket: what it must mean, and that the bundle decides as the reference does."""
+"""fg-clip2-pocket: its answers are right, and the bundle decides as the reference does."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from safetensors import safe_open
 
 import fgclip_rt
 from fgclip_rt import export
+from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.evaluation.measures import Measure
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import base as families
-from fgclip_rt.graphs import FloatArray
 from fgclip_rt.heatmap import largest_at
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state
@@ -31,7 +31,7 @@ from fgclip_rt.scores import l2_normalize, similarity_maps
 from helpers import assert_one_sentence
 
 FOLDER = Path(fgclip_rt.__file__).parent / "models/fg-clip2-pocket"
-#: The least that the checkpoint must reach on unseen scenes.
+#: Least share of right choices of the checkpoint on unseen scenes.
 LEAST: dict[Measure, float] = {
     "short text to image": 0.80,
     "image to short text": 0.80,
@@ -67,7 +67,7 @@ def test_the_model_card_gives_these_figures(evaluation: Evaluation) -> None:
 
 
 def test_a_wrong_preparation_shows(pocket: Model, hundred: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the figures are for: a mistake in the pixels shows in the answers."""
+    """The figures exist to show this: a mistake in the pixels changes the answers."""
     prepare = pocket.preparation
 
     def swapped(image: Image.Image, max_num_patches: int | None = None) -> Patches:
@@ -96,14 +96,14 @@ def test_lower_precisions_keep_their_floors_on_scenes_that_were_held_out(pocket_
             assert sum(row.count for row in held_out if row.graph == graph) == count
 
 
-# On a CPU, onnxruntime computes 16-bit layers in float32 with rounded weights, and of this checkpoint, which is stored
-# in fp16, few are rounded. What a GPU rounds besides is emulated when the bundle is exported.
+# On a CPU, onnxruntime computes 16-bit layers in float32 with rounded weights. This checkpoint is stored in fp16, so
+# few weights are rounded. The export emulates the further rounding of a GPU.
 
 
 def test_int8_answers_almost_as_fp32(pocket_path: Path, hundred: Evaluation) -> None:
     lower = fgclip_rt.load(pocket_path, device="cpu", precision="int8")
     losses = lost(hundred, evaluate(lower, scenes=100))
-    # Of a hundred answers, two are not many; of all of them they would be.
+    # One figure may lose two of its hundred answers, but not the mean of all figures.
     assert max(losses) < 0.0201
     assert np.mean(losses) < 0.005
 
@@ -117,8 +117,8 @@ def test_fp16_answers_as_fp32_on_500_scenes(pocket_path: Path, evaluation: Evalu
 def test_int8_loses_half_a_point_at_most_on_2000_scenes(pocket_path: Path) -> None:
     """Half a point must be more than chance.
 
-    Of 500 scenes, int8 answers about nine otherwise than fp32 by dense maps, some rightly and some wrongly, so that the
-    difference of two equally good models has a standard deviation of 0.6 points. Of 2,000 scenes it has 0.3.
+    By dense maps, int8 answers about nine of 500 scenes otherwise than fp32, some rightly and some wrongly. The
+    difference of two equally good models then has a standard deviation of 0.6 points. On 2,000 scenes it is 0.3.
     """
     exact, lower = (
         evaluate(fgclip_rt.load(pocket_path, device="cpu", precision=precision), scenes=2000)
@@ -129,7 +129,7 @@ def test_int8_loses_half_a_point_at_most_on_2000_scenes(pocket_path: Path) -> No
 
 
 def lost(exact: Evaluation, lower: Evaluation) -> list[float]:
-    """How much smaller each share of right answers is."""
+    """Loss of each share of right answers."""
     return [a.share - b.share for a, b in zip(exact.figures, lower.figures, strict=True)]
 
 
@@ -225,7 +225,7 @@ def test_the_bundle_decides_as_the_reference(pocket: Model) -> None:
 
 
 def assert_same_choices(actual: FloatArray, expected: FloatArray) -> None:
-    """In every row the largest value is at the same place, or at one that the reference finds as good."""
+    """In every row the largest value is at the same place, or at one that is as large in the reference."""
     chosen = np.take_along_axis(expected, actual.argmax(axis=1)[:, None], axis=1)[:, 0]
     best = expected.max(axis=1)
     assert (best - chosen <= 1e-5 * np.abs(expected).max()).all()

@@ -1,4 +1,4 @@
-"""The training of the pocket checkpoint: its short cuts give what the reference gives, and a few steps run."""
+"""The training of the pocket checkpoint: its shortcuts compute the same as the reference, and a few steps run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporting import hasten
 from fgclip_rt import export
 from fgclip_rt.pocket.captions import LANGUAGES, as_worded, box_caption, long_caption, state
 from fgclip_rt.pocket.scenes import make_scene
 from fgclip_rt.text import Tokenizer
-from helpers import hasten
 from tools.pocket import losses, train
 from tools.pocket.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -67,7 +67,7 @@ def test_tables_of_positions_tell_places_apart_from_the_start() -> None:
     assert table.std().item() == pytest.approx(0.5, abs=0.05)
     distances = torch.cdist(table, table)
     assert (distances + 9 * torch.eye(64)).min() > 1.0
-    # What is near has nearly the same, so that a table of any other size can be resized from it.
+    # Neighbours are similar, so that a table of any other size can be resized from it.
     assert (distances[0, 1:] > distances[0, 1]).sum() >= 61
     model = train.new_model()
     text, vision = model.text_model.embeddings, model.vision_model.embeddings
@@ -92,19 +92,19 @@ def test_the_wording_loss_reads_the_first_colour_and_the_worded_relation() -> No
 
 
 def test_boxes_of_background_meet_no_thing() -> None:
-    found = 0
+    count = 0
     for seed in range(100):
         scene = make_scene(seed, "train")
         box = losses._empty_box(scene, random.Random(seed))
         if box is None:
             continue
-        found += 1
+        count += 1
         assert 0 <= box[0] < box[2] <= scene.width
         assert 0 <= box[1] < box[3] <= scene.height
         for thing in scene.things:
             left, top, right, bottom = thing.box
             assert min(right, box[2]) <= max(left, box[0]) or min(bottom, box[3]) <= max(top, box[1])
-    assert found > 60
+    assert count > 60
 
 
 def test_captions_of_single_things_are_labelled_by_what_is_shown() -> None:
@@ -127,9 +127,9 @@ def test_a_few_steps_write_a_checkpoint_that_exports(
     train.train(tmp_path / "made", steps=2, scale=1.0, threads=2, start=None)
     bundle = export.export(export.checkpoint_source(str(tmp_path / "made")), tmp_path / "bundle")
     assert bundle.manifest.embedding_size == 160
-    again = tmp_path / "again"
-    train.train(again, steps=1, scale=1.0, threads=2, start=tmp_path / "made")
-    assert (again / "tokenizer.json").read_bytes() == (tmp_path / "made/tokenizer.json").read_bytes()
+    resumed = tmp_path / "resumed"
+    train.train(resumed, steps=1, scale=1.0, threads=2, start=tmp_path / "made")
+    assert (resumed / "tokenizer.json").read_bytes() == (tmp_path / "made/tokenizer.json").read_bytes()
 
 
 def test_the_tokenizer_is_of_gemmas_kind() -> None:

@@ -1,4 +1,4 @@
-"""Pocket scenes: reproducible, apart from each other by split, and truly described."""
+"""Pocket scenes: reproducible, disjoint between splits, and truly described."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ def test_a_seed_gives_one_scene(seed: int, split: Split) -> None:
 
 
 def test_scenes_and_captions_stay_what_they_were() -> None:
-    """The figures of the model card are of these."""
+    """The figures of the model card hold for these scenes and captions."""
     assert digest([asdict(make_scene(seed)) for seed in range(20)]) == SCENES
-    said = []
+    worded = []
     for seed in range(20):
         scene = make_scene(seed)
         statement = state(scene, seed)
         for language, wrong in product(LANGUAGES, (statement, falsify(scene, statement, seed)[0])):
-            said += [short_caption(wrong, language, seed), long_caption(scene, language, seed)]
-            said += [box_caption(thing.look, language, seed) for thing in scene.things]
-    assert digest(said) == CAPTIONS
+            worded += [short_caption(wrong, language, seed), long_caption(scene, language, seed)]
+            worded += [box_caption(thing.look, language, seed) for thing in scene.things]
+    assert digest(worded) == CAPTIONS
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a value whose numbers are rounded, for the last digits are the machine's."""
+    """SHA-256 of a value whose numbers are rounded, because the last digits differ between machines."""
     rounded = json.loads(json.dumps(value), parse_float=lambda number: round(float(number), 6))
     return hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
 
@@ -132,7 +132,7 @@ def test_the_same_scene_is_the_same_picture() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_things_are_drawn_where_the_description_says(seed: int) -> None:
-    """Where the picture differs from the same scene without a thing, that thing's outline is, and nowhere else."""
+    """A picture differs from that of the scene without a thing inside the thing's outline, and nowhere else."""
     scene = make_scene(seed, size=(260, 220))
     for index, thing in enumerate(scene.things):
         without_it = Scene(**{**vars(scene), "things": scene.things[:index] + scene.things[index + 1 :]})
@@ -214,7 +214,7 @@ WORDS = {
 
 
 def without(text: str, attribute: str, language: Language) -> str:
-    """A caption less the words of one attribute."""
+    """A caption without the words of one attribute."""
     tables = [table[language] for table in WORDS[attribute]]
     words = {word for table in tables for options in table.values() for word in options}
     return re.sub("|".join(sorted(words, key=len, reverse=True)), "", text)
@@ -243,14 +243,14 @@ def test_true_and_false_captions_share_their_wording(scene: Scene, language: Lan
 
 @given(scenes, seeds, seeds)
 def test_a_statement_is_worded_from_either_side(scene: Scene, choice: int, phrasing: int) -> None:
-    said = state(scene, choice)
-    worded = as_worded(said, phrasing)
-    if worded != said:
+    statement = state(scene, choice)
+    worded = as_worded(statement, phrasing)
+    if worded != statement:
         things = {thing.look: thing for thing in scene.things}
-        assert (worded.first, worded.second) == (said.second, said.first)
+        assert (worded.first, worded.second) == (statement.second, statement.first)
         assert worded.relation == relation(things[worded.first], things[worded.second])
     # The caption names its first thing first.
-    caption = short_caption(said, "en", phrasing)
+    caption = short_caption(statement, "en", phrasing)
     colours = [look.colour for look in (worded.first, worded.second)]
     words = re.findall(r"\b(" + "|".join(COLOURS) + r")\b", caption.replace("violet", "purple"))
     assert words == colours
@@ -259,21 +259,21 @@ def test_a_statement_is_worded_from_either_side(scene: Scene, choice: int, phras
 
 
 def test_both_sides_are_worded() -> None:
-    said = state(make_scene(0), 0)
-    assert 80 < sum(as_worded(said, phrasing) == said for phrasing in range(200)) < 120
+    statement = state(make_scene(0), 0)
+    assert 80 < sum(as_worded(statement, phrasing) == statement for phrasing in range(200)) < 120
 
 
 def test_every_colour_is_clearly_dark_or_light() -> None:
-    """This decides whether a pattern is lighter or darker, so the noise in a colour must not change it."""
+    """Whether a pattern is lighter or darker depends on this, so the noise in a colour must not change it."""
     for colour in scenes_module._RGB.values():
         assert abs(scenes_module._luma(colour) - scenes_module._DARK) > 20
 
 
 @given(scenes, seeds)
 def test_a_false_statement_can_keep_to_some_looks(scene: Scene, choice: int) -> None:
-    known = {*LOOKS["train"], *(thing.look for thing in scene.things)}
+    allowed = {*LOOKS["train"], *(thing.look for thing in scene.things)}
     wrong, _ = falsify(scene, state(scene, choice), choice, LOOKS["train"])
-    assert {wrong.first, wrong.second} <= known
+    assert {wrong.first, wrong.second} <= allowed
 
 
 @given(st.lists(st.sampled_from(ALL_LOOKS), min_size=2, max_size=2, unique=True), languages, seeds, seeds)

@@ -19,26 +19,26 @@ GOOD, SIZE = [1.0, 2.0, 30.0, 40.0], (50, 100)
 
 
 @pytest.mark.parametrize(
-    ("box", "reason"),
+    ("box", "reason", "code"),
     [
-        ([math.nan, 0, 1, 1], "not a finite number"),
-        ([0, 0, 1, math.inf], "not a finite number"),
-        ([0, -math.inf, 1, 1], "not a finite number"),
-        ([None] * 4, "not a finite number"),
-        ([5, 0, 4, 1], "reversed"),
-        ([0, 5, 1, 4], "reversed"),
-        ([5, 0, 5, 1], "empty"),
-        ([0, 5, 1, 5], "empty"),
-        ([-5, 0, 0, 10], "outside"),
-        ([0, -5, 10, 0], "outside"),
-        ([100, 0, 110, 10], "outside"),
-        ([0, 50, 10, 60], "outside"),
+        ([math.nan, 0, 1, 1], "not a finite number", "box_invalid"),
+        ([0, 0, 1, math.inf], "not a finite number", "box_invalid"),
+        ([0, -math.inf, 1, 1], "not a finite number", "box_invalid"),
+        ([None] * 4, "not a finite number", "box_invalid"),
+        ([5, 0, 4, 1], "reversed", "box_reversed"),
+        ([0, 5, 1, 4], "reversed", "box_reversed"),
+        ([5, 0, 5, 1], "empty", "box_empty"),
+        ([0, 5, 1, 5], "empty", "box_empty"),
+        ([-5, 0, 0, 10], "outside", "box_outside"),
+        ([0, -5, 10, 0], "outside", "box_outside"),
+        ([100, 0, 110, 10], "outside", "box_outside"),
+        ([0, 50, 10, 60], "outside", "box_outside"),
     ],
 )
-def test_a_bad_box_is_refused_by_its_index(box: list[float], reason: str) -> None:
+def test_a_bad_box_is_refused_by_its_index(box: list[float], reason: str, code: str) -> None:
     with pytest.raises(BoxError) as info:
         check_boxes([GOOD, GOOD, box, GOOD], SIZE)
-    assert_one_sentence(info.value, "box 2 ", reason)
+    assert_one_sentence(info.value, "box 2 ", reason, code=code)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_bad_box_is_refused_by_its_index(box: list[float], reason: str) -> Non
 def test_what_is_not_rows_of_four_numbers_is_refused(model: Model, boxes: Any) -> None:
     with pytest.raises(BoxError) as info:
         model.embed_regions(picture(*SIZE), boxes)
-    assert_one_sentence(info.value, "box")
+    assert_one_sentence(info.value, "box", code="box_invalid")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_a_box_that_reaches_too_far_is_refused(model: Model) -> None:
     for far in (1.1e6, 1e30):
         with pytest.raises(BoxError) as info:
             model.embed_regions(picture(*SIZE), [[0, 0, far, 10]])
-        assert_one_sentence(info.value, "box 0", "1,000,000")
+        assert_one_sentence(info.value, "box 0", "1,000,000", code="box_invalid")

@@ -38,11 +38,11 @@ def bundle(masked_bundle_path: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copy)
 
 
-def refused(path: Path, *parts: str) -> None:
+def refused(path: Path, *parts: str, code: str = "bundle_invalid") -> None:
     for open_bundle in (Bundle.open, fgclip_rt.load):
         with pytest.raises(BundleError) as info:
             open_bundle(path)
-        assert_one_sentence(info.value, *parts)
+        assert_one_sentence(info.value, *parts, code=code)
 
 
 def test_an_intact_bundle_opens(bundle: Path) -> None:
@@ -55,7 +55,7 @@ def test_an_intact_bundle_opens(bundle: Path) -> None:
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
-    refused(bundle, name)
+    refused(bundle, name, code="bundle_missing" if name == "manifest.json" else "bundle_incomplete")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,14 +63,14 @@ def test_an_altered_byte_is_noticed_unless_hashes_are_not_checked(bundle: Path, 
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
-    refused(bundle, name)
+    refused(bundle, name, code="bundle_altered")
     assert Bundle.open(bundle, check_hashes=False).manifest
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_noticed_even_without_hashes(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
-    refused(bundle, name)
+    refused(bundle, name, code="bundle_altered")
     with pytest.raises(BundleError, match=name):
         Bundle.open(bundle, check_hashes=False)
 
@@ -79,7 +79,7 @@ def test_a_truncated_file_is_noticed_even_without_hashes(bundle: Path, name: str
 def test_an_extra_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).parent.mkdir(exist_ok=True)
     (bundle / name).touch()
-    refused(bundle, name)
+    refused(bundle, name, code="bundle_extra_file")
 
 
 def test_engines_may_come_and_go(bundle: Path) -> None:
@@ -92,7 +92,7 @@ def test_engines_may_come_and_go(bundle: Path) -> None:
 def test_a_linked_folder_is_named(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (bundle / "more").symlink_to(tmp_path / "elsewhere")
-    refused(bundle, "more")
+    refused(bundle, "more", code="bundle_extra_file")
 
 
 def assign(*keys: str | int, value: Any) -> Callable[[Json], None]:
@@ -141,11 +141,7 @@ def delete(*keys: str | int) -> Callable[[Json], None]:
         (delete("files", "text.onnx"), ["text.onnx"]),
         (delete("files", "tokenizer.json"), ["tokenizer.json"]),
         (delete("files", "probe.safetensors"), ["probe.safetensors"]),
-        (delete("files", "weights.safetensors"), ["weights.safetensors"]),
         (assign("graphs", "text", "fp32", "file", value="other.onnx"), ["other.onnx"]),
-        (assign("files", "text.onnx", "sha256", value="0" * 64), ["text.onnx"]),
-        (assign("files", "text.onnx", "size", value=1), ["text.onnx"]),
-        (assign("format_version", value=FORMAT_VERSION + 1), [f"version {FORMAT_VERSION + 1}", "upgrade"]),
         (assign("format_version", value=-3), ["format_version"]),
         (assign("image", "buckets", value=[]), ["buckets"]),
         (assign("image", "patch_size", value=0), ["patch_size"]),
@@ -176,6 +172,26 @@ def test_a_manifest_that_is_not_as_specified_is_refused(
     refused(bundle, *parts)
 
 
+@pytest.mark.parametrize(
+    ("edit", "parts", "code"),
+    [
+        (delete("files", "weights.safetensors"), ["weights.safetensors"], "bundle_extra_file"),
+        (assign("files", "text.onnx", "sha256", value="0" * 64), ["text.onnx"], "bundle_altered"),
+        (assign("files", "text.onnx", "size", value=1), ["text.onnx"], "bundle_altered"),
+        (
+            assign("format_version", value=FORMAT_VERSION + 1),
+            [f"version {FORMAT_VERSION + 1}", "upgrade"],
+            "bundle_newer",
+        ),
+    ],
+)
+def test_a_manifest_of_other_files_or_a_newer_version_is_refused(
+    bundle: Path, edit: Callable[[Json], None], parts: list[str], code: str
+) -> None:
+    edit_manifest(bundle, edit)
+    refused(bundle, *parts, code=code)
+
+
 @pytest.mark.parametrize("name", ["../x", "engines/../../x", "/etc/hostname", "..", "", "..\\x", "manifest.json"])
 def test_a_file_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
     (bundle.parent / "x").write_bytes(b"")
@@ -194,11 +210,11 @@ def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, text: bytes)
 
 def test_what_is_no_bundle_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "absent", "absent", "does not exist")
-    refused(bundle / "manifest.json", "manifest.json", "is a file")
-    refused(tmp_path / "empty", "empty", "no manifest.json")
+    refused(tmp_path / "absent", "absent", "does not exist", code="bundle_missing")
+    refused(bundle / "manifest.json", "manifest.json", "is a file", code="bundle_missing")
+    refused(tmp_path / "empty", "empty", "no manifest.json", code="bundle_missing")
     (tmp_path / "empty" / "manifest.json").mkdir()
-    refused(tmp_path / "empty", "manifest.json", "cannot be read")
+    refused(tmp_path / "empty", "manifest.json", "cannot be read", code="bundle_unreadable")
 
 
 def test_the_manifest_survives_a_round_trip(bundle_path: Path, masked_bundle_path: Path) -> None:
@@ -229,7 +245,7 @@ def test_a_probe_without_texts_by_walk_type_is_refused(bundle: Path, texts: Any)
     save_file(load_file(path), path, metadata={"texts": json.dumps(texts)})
     with pytest.raises(BundleError, match="is not a probe") as info:
         Probe.load(path)
-    assert_one_sentence(info.value, "probe.safetensors")
+    assert_one_sentence(info.value, "probe.safetensors", code="bundle_invalid")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "tokens", "text"])
@@ -239,4 +255,4 @@ def test_a_damaged_probe_is_refused(bundle: Path, damage: str) -> None:
     path.write_bytes((bundle / "weights.safetensors").read_bytes() if other is None else other)
     with pytest.raises(BundleError, match="is not a probe") as info:
         Probe.load(path)
-    assert_one_sentence(info.value, "probe.safetensors")
+    assert_one_sentence(info.value, "probe.safetensors", code="bundle_invalid")

@@ -1,14 +1,16 @@
-"""How many cores a process may keep busy, in containers too."""
+"""What a machine has: how many cores a process may keep busy, in containers too, and which versions of packages."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from fgclip_rt import machine
-from fgclip_rt.machine import usable_cores
+from fgclip_rt.machine import this_machine, usable_cores, versions
 
 
 @pytest.fixture
@@ -79,3 +81,34 @@ def test_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_here() -> None:
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_the_machine_is_described_as_it_is(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host / "cpuinfo").write_text("model name\t: Fast CPU @ 3 GHz\nflags\t\t: fpu avx2\n")
+    (host / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:    2000 kB\n")
+    monkeypatch.setattr(machine, "_CPUINFO", host / "cpuinfo")
+    monkeypatch.setattr(machine, "_MEMINFO", host / "meminfo")
+    found = this_machine()
+    assert (found.cpu, found.flags, found.cores, found.memory) == ("Fast CPU @ 3 GHz", {"fpu", "avx2"}, 4, 2_048_000)
+    assert (found.architecture, found.system) == (platform.machine(), platform.platform())
+    monkeypatch.setattr(machine, "_CPUINFO", host / "missing")
+    monkeypatch.setattr(machine, "_MEMINFO", host / "missing")
+    assert this_machine().memory is None
+    assert this_machine().cpu in (platform.processor(), platform.machine())
+
+
+def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"numpy": "2.0", "onnxruntime-gpu": "1.22"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    # The package for GPUs is the same one by another name.
+    assert versions("onnxruntime", "tea", "numpy") == {
+        "python": platform.python_version(),
+        "onnxruntime": "1.22",
+        "numpy": "2.0",
+    }

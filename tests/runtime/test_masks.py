@@ -189,10 +189,10 @@ def test_the_order_in_memory_does_not_matter(order: Any) -> None:
 # What is refused
 
 
-def refused(masks: Any, *parts: str, size: Size = SIZE, grid: Size = GRID) -> None:
+def refused(masks: Any, *parts: str, code: str = "mask_invalid") -> None:
     with pytest.raises(MaskError) as info:
-        mask_weights(masks, size, grid)
-    assert_one_sentence(info.value, *parts)
+        mask_weights(masks, SIZE, GRID)
+    assert_one_sentence(info.value, *parts, code=code)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def refused(masks: Any, *parts: str, size: Size = SIZE, grid: Size = GRID) -> No
     ],
 )
 def test_another_shape_is_refused_with_both_that_will_do(shape: tuple[int, ...]) -> None:
-    refused(np.ones(shape), f"the shape {list(shape)}", "[m, 12, 20]", "[m, 3, 4]")
+    refused(np.ones(shape), f"the shape {list(shape)}", "[m, 12, 20]", "[m, 3, 4]", code="mask_misshaped")
 
 
 @pytest.mark.parametrize("size", [SIZE, GRID])
@@ -234,7 +234,7 @@ def test_a_grey_picture_is_no_mask() -> None:
 def test_a_mask_of_nothing_is_refused_by_its_index(size: Size, dtype: type) -> None:
     masks = np.ones((3, *size), dtype)
     masks[1] = 0
-    refused(masks, "mask 1 ", "zero everywhere")
+    refused(masks, "mask 1 ", "zero everywhere", code="mask_empty")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,6 @@ def test_a_mask_of_nothing_is_refused_by_its_index(size: Size, dtype: type) -> N
         "0.5",
         ["mask", "mask"],
         [[["a"] * 20] * 12],
-        7,
         None,
         [None],
         {"mask": 1},
@@ -257,6 +256,10 @@ def test_a_mask_of_nothing_is_refused_by_its_index(size: Size, dtype: type) -> N
 )
 def test_what_is_not_masks_is_refused(masks: Any) -> None:
     refused(masks, "masks", "[m, ")
+
+
+def test_a_single_number_is_refused() -> None:
+    refused(7, "masks", "[m, ", code="mask_misshaped")
 
 
 def test_a_number_of_many_digits_is_refused() -> None:

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
-from fgclip_rt.backends import Array, Finished
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Finished
 from fgclip_rt.backends.onnxruntime import open_session, run_session
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
 from fgclip_rt.graphs import ImageInputs
@@ -130,18 +131,18 @@ def test_texts_that_come_again_are_not_computed_again(bundle_path: Path, monkeyp
     monkeypatch.setattr(model.backend, "submit", counting)
     texts = ["a cat", "A CAT", "a dog", "a cat"]
     vectors = model.embed_texts(texts)
-    assert computed == [2], "what is alike once it is lower-cased is computed once"
+    assert computed == [2], "texts that are equal in lower case are computed once"
     assert_same(vectors, np.concatenate([embed_anew(model, [text]) for text in texts]))
     computed.clear()
 
     vectors[:] = 0
-    again = model.embed_texts(["a dog", "a bird", "a cat"])
+    repeated = model.embed_texts(["a dog", "a bird", "a cat"])
     assert computed == [1]
-    assert_same(again, embed_anew(model, ["a dog", "a bird", "a cat"]))
+    assert_same(repeated, embed_anew(model, ["a dog", "a bird", "a cat"]))
     computed.clear()
     model.embed_texts("a cat", "box")
     model.embed_texts("a cat", normalize=False)
-    assert computed == [1, 1], "other features of a text are not known by those"
+    assert computed == [1, 1], "another walk type and other features have vectors of their own"
     with pytest.raises(TextError, match="text 2"):
         model.embed_texts(["a cat", "a dog", 3])  # type: ignore[list-item]
 
@@ -155,7 +156,7 @@ def test_the_vectors_of_so_many_texts_are_kept_and_no_more(bundle_path: Path, mo
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_images_may_be_closed_once_they_are_given(model: Model, tmp_path: Path, closed: bool) -> None:
-    """Threads read ahead, while whoever made an image goes on."""
+    """Threads read ahead while the caller goes on."""
     paths = [tmp_path / f"{index}.png" for index in range(6)]
     for index, path in enumerate(paths):
         Image.fromarray(picture(32, 48, index)).save(path)
@@ -175,10 +176,10 @@ def test_texts_are_taken_only_as_they_are_needed_and_keep_their_order(
     model: Model, masked_model: Model, walk_type: str
 ) -> None:
     texts = [f"{word} {i}" for i in range(12) for word in ("a cat", "红色的汽车", "")]
-    for each in (model, masked_model):
-        vectors = each.embed_texts((text for text in texts), walk_type)
-        assert vectors.shape == (len(texts), each.dim)
-        assert_same(vectors, np.concatenate([embed_anew(each, [text], walk_type) for text in texts]))
+    for tested in (model, masked_model):
+        vectors = tested.embed_texts((text for text in texts), walk_type)
+        assert vectors.shape == (len(texts), tested.dim)
+        assert_same(vectors, np.concatenate([embed_anew(tested, [text], walk_type) for text in texts]))
 
 
 def test_one_counts_as_a_list_of_one(model: Model) -> None:
@@ -224,27 +225,27 @@ def test_regions_are_those_of_the_images_dense_features(model: Model) -> None:
 
 
 def counting_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, list[str]]:
-    """A model, and the graphs that it has run."""
-    model, ran = fgclip_rt.load(bundle, device="cpu"), list[str]()
+    """A model, and the list of the graphs that it has run."""
+    model, runs = fgclip_rt.load(bundle, device="cpu"), list[str]()
     submit = model.backend.submit
 
     def counting(graph: str, inputs: dict[str, np.ndarray[Any, Any]], outputs: list[str]) -> Any:
-        ran.append(graph)
+        runs.append(graph)
         return submit(graph, inputs, outputs)
 
     monkeypatch.setattr(model.backend, "submit", counting)
-    return model, ran
+    return model, runs
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_boxes_and_maps_of_one_image_take_one_run_of_the_tower(
     model: Model, bundle_path: Path, normalize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, ran = counting_model(bundle_path, monkeypatch)
+    counted, runs = counting_model(bundle_path, monkeypatch)
     dense = counted.dense(IMAGES[1])
-    assert ran == [], "the tower runs when its features are needed"
+    assert runs == [], "the tower runs when its features are needed"
     regions, features, maps = dense.regions(BOXES, normalize), dense.features(normalize), dense.map(["a cat", "窗"])
-    assert ran.count("dense") == 1
+    assert runs.count("dense") == 1
     np.testing.assert_array_equal(regions, model.embed_regions(IMAGES[1], BOXES, normalize=normalize))
     [expected] = model.dense_features(IMAGES[1], normalize=normalize)
     np.testing.assert_array_equal(features, expected)
@@ -259,7 +260,7 @@ def test_boxes_and_maps_of_one_image_take_one_run_of_the_tower(
 def test_bad_boxes_and_masks_are_refused_before_the_tower_runs(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, ran = counting_model(bundle_path, monkeypatch)
+    counted, runs = counting_model(bundle_path, monkeypatch)
     dense = counted.dense(IMAGES[1])
     with pytest.raises(BoxError) as info:
         dense.regions([[5, 5, 5, 9]])
@@ -268,17 +269,17 @@ def test_bad_boxes_and_masks_are_refused_before_the_tower_runs(
     with pytest.raises(ArgumentError) as refused:
         dense.masks(np.ones((1, 4, 4)))
     assert_one_sentence(refused.value, "no features of masks")
-    assert ran == []
+    assert runs == []
 
 
 def test_threads_that_share_an_image_run_its_tower_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, ran = counting_model(bundle_path, monkeypatch)
+    counted, runs = counting_model(bundle_path, monkeypatch)
     dense = counted.dense(IMAGES[1])
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: dense.regions(BOXES), range(8)))
-    assert ran.count("dense") == 1
-    for regions in found:
-        np.testing.assert_array_equal(regions, found[0])
+        results = list(threads.map(lambda _: dense.regions(BOXES), range(8)))
+    assert runs.count("dense") == 1
+    for regions in results:
+        np.testing.assert_array_equal(regions, results[0])
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
@@ -456,7 +457,7 @@ def test_it_says_what_it_is(model: Model) -> None:
 def test_a_bundle_that_was_replaced_since_is_noticed(
     bundle_path: Path, masked_bundle_path: Path, tmp_path: Path
 ) -> None:
-    """Graphs are loaded when they are needed: those of another model must not join those that are loaded already."""
+    """Graphs are loaded when they are needed; another model's graphs must not join those that are already loaded."""
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_path, folder)
     model = fgclip_rt.load(folder)
@@ -473,8 +474,8 @@ def test_a_bundle_that_was_replaced_since_is_noticed(
 
 def test_no_texts_give_no_probabilities(model: Model) -> None:
     softmax = with_score(model, Score(activation="softmax", logit_scale=4.0, logit_bias=0.0))
-    for each in (model, softmax):
-        assert each.probabilities(each.embed_images(IMAGES[:2]), each.embed_texts([])).shape == (2, 0)
+    for tested in (model, softmax):
+        assert tested.probabilities(tested.embed_images(IMAGES[:2]), tested.embed_texts([])).shape == (2, 0)
 
 
 @pytest.fixture
@@ -487,11 +488,11 @@ def mixture(tmp_path: Path) -> list[Any]:
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(model: Model, mixture: list[Any]) -> None:
-    found = model.embed_images(mixture, on_error="skip", batch_size=2)
-    assert found.rows == (0, 2, 6)
-    np.testing.assert_allclose(found.vectors, model.embed_images([mixture[0], mixture[2], mixture[6]]), atol=1e-6)
-    assert [failure.index for failure in found.failures] == [1, 3, 4, 5]
-    for failure, part in zip(found.failures, ("damaged.png", "image 3", "missing.jpg", "image 5"), strict=True):
+    embedded = model.embed_images(mixture, on_error="skip", batch_size=2)
+    assert embedded.rows == (0, 2, 6)
+    np.testing.assert_allclose(embedded.vectors, model.embed_images([mixture[0], mixture[2], mixture[6]]), atol=1e-6)
+    assert [failure.index for failure in embedded.failures] == [1, 3, 4, 5]
+    for failure, part in zip(embedded.failures, ("damaged.png", "image 3", "missing.jpg", "image 5"), strict=True):
         assert_one_sentence(failure.error, part)
 
 
@@ -504,8 +505,8 @@ def test_the_first_image_that_cannot_be_read_ends_a_call_that_skips_none(model: 
 
 
 def test_no_image_that_can_be_read_leaves_no_vector(model: Model, tmp_path: Path) -> None:
-    found = model.embed_images([tmp_path / "a.png"], on_error="skip")
-    assert (found.vectors.shape, found.rows, len(found.failures)) == ((0, model.dim), (), 1)
+    embedded = model.embed_images([tmp_path / "a.png"], on_error="skip")
+    assert (embedded.vectors.shape, embedded.rows, len(embedded.failures)) == ((0, model.dim), (), 1)
 
 
 def test_a_wrong_argument_is_no_failure_of_an_image(model: Model) -> None:

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fgclip_rt
 from fgclip_rt import parity
+from fgclip_rt.bundle import MANIFEST, Bundle
 from fgclip_rt.manifest import Limits
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
-from helpers import WALK_TYPES, picture
+from helpers import FP32_LIMITS, GOLDEN_NAMES, SQUARE_NAMES, WALK_TYPES, Progress, picture
 
-FP32 = parity.LIMITS["fp32"]
+FP32 = FP32_LIMITS
 REPORTED = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
 Array = np.ndarray[Any, Any]
 
@@ -129,8 +131,10 @@ def test_whole_numbers_are_compared_row_by_row() -> None:
 
 def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
     probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
-    rows = parity.check(pocket, probe, FP32)
-    assert len(rows) == parity.count_rows(probe)
+    progress = Progress()
+    rows = parity.check(pocket, probe, FP32, progress, "check")
+    # An image: its preparation, its features, its parts. Then the mixed batch, tokens and features, and logits.
+    assert progress.finished() == {"check": 3 * len(probe.images) + 1 + 2 * len(probe.walk_types) + 1}
     for row in rows:
         assert row.passed
         assert (row.logit_shift is None) == (row.flips is None) == (row.graph in ("preparation", "tokens")), row
@@ -210,10 +214,11 @@ def with_features(probe: Probe, walk_type: str, features: Array) -> Probe:
 
 
 def test_a_held_out_probe_is_compared_by_bucket_and_walk_type(pocket: Model, held_out: Probe) -> None:
-    steps: list[None] = []
-    rows = parity.check_held_out(pocket, held_out, FP32, lambda: steps.append(None))
+    progress = Progress()
+    rows = parity.check_held_out(pocket, held_out, FP32, progress)
     assert tuple((row.graph, row.case) for row in rows) == CASES
-    assert len(steps) == len(rows) == parity.count_held_out_rows(pocket, held_out)
+    buckets = {pocket.preparation.bucket(*image.rgb.shape[1::-1]) for image in held_out.images}
+    assert progress.finished() == {"check held out": 2 * len(buckets) + len(held_out.walk_types)}
     for row in rows:
         assert row.passed
         assert row.min_cosine == pytest.approx(1, abs=1e-9)
@@ -295,6 +300,18 @@ def test_what_a_model_has_and_its_probe_lacks_fails(pocket: Model, held_out: Pro
     images = tuple(dataclasses.replace(image, **{part: None}) for image in held_out.images[:1])
     rows = parity.check_held_out(pocket, dataclasses.replace(held_out, images=images), FP32)
     assert {row.graph for row in rows if not row.passed} == {graph}
+
+
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, *SQUARE_NAMES, "pocket"])
+def test_every_family_passes_in_all_its_precisions(name: str, made: Callable[[str], Path]) -> None:
+    [manifest] = made(name).rglob(MANIFEST)
+    path = manifest.parent
+    bundle = Bundle.open(path)
+    probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
+    for precision, limits in bundle.manifest.parity.limits.items():
+        rows = parity.check(fgclip_rt.load(path, device="cpu", precision=precision), probe, limits)
+        assert len(rows) == parity.count_rows(probe)
+        assert [row for row in rows if not row.passed] == []
 
 
 def test_a_probe_keeps_the_texts_of_each_walk_type(held_out: Probe, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_an_unknown_walk_type_lists_those_there_are(model: Model, walk_type: Any
     for call in (model.embed_texts, model.tokenizer):
         with pytest.raises(ArgumentError) as info:
             call(texts, walk_type)
-        assert_one_sentence(info.value, repr(walk_type), "short, box, long")
+        assert_one_sentence(info.value, repr(walk_type), "short, box, long", code="walk_type_missing")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_is_no_text_is_refused_by_its_index(model: Model, bad: Any, reason:
     for call in (model.embed_texts, model.truncated):
         with pytest.raises(TextError) as info:
             call(texts)
-        assert_one_sentence(info.value, f"text {index} ", reason)
+        assert_one_sentence(info.value, f"text {index} ", reason, code="text_invalid")
 
 
 def test_the_index_counts_on_over_many_batches(masked_model: Model) -> None:
@@ -124,7 +124,7 @@ def test_the_index_counts_on_over_many_batches(masked_model: Model) -> None:
 def test_texts_that_are_no_list_are_refused(model: Model, texts: Any) -> None:
     with pytest.raises(ArgumentError) as info:
         model.embed_texts(texts)
-    assert_one_sentence(info.value, type(texts).__name__)
+    assert_one_sentence(info.value, type(texts).__name__, code="argument_invalid")
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(model: Model) -> None:

@@ -1,1 +1,1 @@
-"""How fg-clip2-pocket was trained: ``python -m tools.pocket OUTPUT`` (needs the export extra)."""
+"""Training of fg-clip2-pocket: ``python -m tools.pocket OUTPUT`` (needs the export extra)."""

@@ -1,16 +1,20 @@
-"""What the pocket checkpoint is trained for.
+"""Losses of the pocket checkpoint's training.
 
-FG-CLIP 2's losses (https://arxiv.org/abs/2510.10921) on a small scale: the sigmoid loss on short and on long captions;
-the same between dense features, pooled over boxes by RoIAlign, and box captions; and each short caption against false
-ones that differ from it in one attribute.
+They are FG-CLIP 2's losses (https://arxiv.org/abs/2510.10921) on a small scale. The sigmoid loss compares images with
+short and with long captions, and dense features, pooled over boxes by RoIAlign, with box captions. A cross entropy
+compares each short caption with false ones that differ from it in one attribute.
 
-Some of the help is ours, for a model that is to learn within two hours what usually takes days. Most of it is linear
-maps that are thrown away afterwards. In pooled dense features they find each attribute; without them the model knows
-colours at once and shapes very late. In image and short-text features alike (one set for both) they find which
-attributes go with which colour, and where colours lie. In short-text features alone they find which colour is named
-first and which relation is worded. Only both together say on which side a colour lies, and without this help the model
-did not learn to combine them. Short captions of single things, with and without their place, teach what captions of
-pairs are made of.
+Further losses are ours, because the model must learn within two hours what usually takes days. Most of them train
+linear maps that are thrown away afterwards:
+
+- From pooled dense features, they predict each attribute. Without them the model knows colours at once and shapes very
+  late.
+- From image and short-text features (one set of maps for both), they predict which attributes go with which colour, and
+  where colours lie.
+- From short-text features alone, they predict the colour that is named first and the relation that is worded. Only the
+  two together tell the side on which a colour lies; without these maps the model did not learn to combine them.
+
+Short captions of single things, with and without their place, teach the parts of captions of pairs.
 """
 
 from __future__ import annotations
@@ -49,23 +53,23 @@ from fgclip_rt.pocket.looks import ATTRIBUTES, COLOURS, LOOKS, Look
 from fgclip_rt.pocket.scenes import Scene
 from fgclip_rt.text import Tokenizer
 
-_BOX_TEXTS, _THING_CAPTIONS = 64, 48  # distinct box captions and captions of one thing in a batch, at most
+_BOX_TEXTS, _THING_CAPTIONS = 64, 48  # most distinct box captions, and captions of one thing, in a batch
 _FALSE_CAPTIONS, _FALSE_WEIGHT = 2, 3.0
 _TRAIN_LOOKS = frozenset(LOOKS["train"])
 _ALL_PLACES: tuple[Place, ...] = tuple(product(range(3), range(3)))
-#: An attribute, a colour, and the value that goes with it.
+#: An attribute, a colour, and the attribute's value that goes with the colour.
 Fact: TypeAlias = tuple[str, str, str]
 _FACTS: tuple[Fact, ...] = tuple(
     (name, colour, value) for name in ("size", "texture", "shape") for colour in COLOURS for value in ATTRIBUTES[name]
 )
 _WORDED_RELATIONS: tuple[Relation | None, ...] = (None, *get_args(Relation))
-_SIDE = 0.5  # how far to a side a text that names the side puts a colour
+_SIDE = 0.5  # position of a colour whose side a text names; 1 is the border
 _FACT_WEIGHT, _POSITION_WEIGHT = 0.5, 2.0
-_CLASSIFIED_SCALE = 8.0  # of the normalised features, for the classifiers
+_CLASSIFIED_SCALE = 8.0  # factor of the normalised features before the linear maps
 
 
 class TrainedModel(nn.Module):
-    """The reference's modules, run for a batch that shares one grid, and what only training needs."""
+    """The reference's modules, run for a batch that shares one grid, and parameters that only training needs."""
 
     def __init__(self, model: reference.Fgclip2) -> None:
         super().__init__()
@@ -132,7 +136,7 @@ def batch_loss(
 
     Args:
         trained: the model.
-        tokenizer: of its texts.
+        tokenizer: tokenizer of its texts.
         scenes: B scenes of one size.
         pixels: uint8 [B, N, P·P·3], their patches.
         grid: (rows, columns) of the patches.
@@ -169,9 +173,9 @@ def _caption_loss(
             lies.append(falsify(scene, truths[-1], phrasing + k, _TRAIN_LOOKS)[0])
             worded_lies.append(as_worded(lies[-1], phrasing))
             false.append(short_caption(lies[-1], language, phrasing))
-    said = [*truths, *lies]
+    statements = [*truths, *lies]
     named, shows = _single_things(scenes, random_)
-    # Long captions cost three times as much, and a quarter of the scenes teach as well.
+    # Long captions cost three times as much as short ones, and a quarter of the scenes teach as well as all.
     long = [long_caption(scene, random_.choice(LANGUAGES), random_.getrandbits(32)) for scene in scenes[::4]]
 
     short_texts = trained.texts(tokenizer, [*true, *false, *named], "short")
@@ -186,21 +190,21 @@ def _caption_loss(
     mine = count + _FALSE_CAPTIONS * torch.arange(count)[:, None] + torch.arange(_FALSE_CAPTIONS)
     choices = short_logits.gather(1, torch.cat([torch.arange(count)[:, None], mine], dim=1))
     shown_facts = _labels(_facts_shown(scene) for scene in scenes)
-    said_facts = _labels(map(_facts_said, said))
-    said_texts = short_texts[: len(said)]
+    stated_facts = _labels(map(_facts_stated, statements))
+    statement_texts = short_texts[: len(statements)]
     return (
         _sigmoid_loss(short_logits, positive)
         + _sigmoid_loss(long_logits, own[: len(long), : len(long)])
         + _FALSE_WEIGHT * F.cross_entropy(choices, torch.zeros(count, dtype=torch.long))
         + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * images), shown_facts)
-        + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * said_texts), said_facts)
+        + _FACT_WEIGHT * _sigmoid_loss(trained.facts(_CLASSIFIED_SCALE * statement_texts), stated_facts)
         + _position_loss(trained, images, map(_positions_shown, scenes))
-        + _position_loss(trained, said_texts, map(_positions_said, said))
-        + _wording_loss(trained, said_texts, [*worded_truths, *worded_lies])
+        + _position_loss(trained, statement_texts, map(_positions_stated, statements))
+        + _wording_loss(trained, statement_texts, [*worded_truths, *worded_lies])
     )
 
 
-def _facts_said(statement: Statement) -> set[Fact]:
+def _facts_stated(statement: Statement) -> set[Fact]:
     """The attributes that a statement gives to colours."""
     return _facts_of(statement.first) | _facts_of(statement.second)
 
@@ -215,16 +219,16 @@ def _facts_of(look: Look) -> set[Fact]:
 
 
 def _labels(facts: Iterable[set[Fact]]) -> Tensor:
-    """bool [n, facts]."""
+    """Labels bool [n, facts] of sets of facts."""
     return torch.tensor([[fact in held for fact in _FACTS] for held in facts])
 
 
-#: Of a colour, where it lies: its number times two, plus one for y, and -1 (left, top) to 1.
+#: A colour's axis, its number times two and plus one for y; and its position there, from -1 (left, top) to 1.
 Position: TypeAlias = tuple[int, float]
 
 
-def _positions_said(statement: Statement) -> list[Position]:
-    """On which side of the other each of two colours is said to lie."""
+def _positions_stated(statement: Statement) -> list[Position]:
+    """Positions of a statement's two colours, on opposite sides; empty if it has no relation or only one colour."""
     if statement.relation is None or statement.first.colour == statement.second.colour:
         return []
     axis = int(statement.relation in ("above", "below"))
@@ -234,7 +238,7 @@ def _positions_said(statement: Statement) -> list[Position]:
 
 
 def _positions_shown(scene: Scene) -> list[Position]:
-    """Where the colours lie that only one thing of a scene has."""
+    """Positions of the colours that only one thing of a scene has."""
     colours = [thing.look.colour for thing in scene.things]
     positions: list[Position] = []
     for thing in scene.things:
@@ -246,9 +250,9 @@ def _positions_shown(scene: Scene) -> list[Position]:
 
 
 def _position_loss(trained: TrainedModel, embeds: Tensor, positions: Iterable[list[Position]]) -> Tensor:
-    """Squared error of where colours lie: one linear map for images, which show it, and texts, which say a side.
+    """Squared error of colours' positions, by one linear map for images, which show them, and texts, which name a side.
 
-    Where both use the same directions, the product of an image with "a left of b" grows with how far a is to the left.
+    If both use the same directions, the product of an image with "a left of b" grows the further left a lies.
     """
     rows, columns, values = [], [], []
     for row, entries in enumerate(positions):
@@ -261,7 +265,7 @@ def _position_loss(trained: TrainedModel, embeds: Tensor, positions: Iterable[li
 
 
 def _wording_loss(trained: TrainedModel, embeds: Tensor, worded: Sequence[Statement]) -> Tensor:
-    """Cross entropies of the colour that a text names first and of the relation as it words it."""
+    """Cross entropies of the colour that a text names first and of the relation that it words."""
     scaled = _CLASSIFIED_SCALE * embeds
     colours = torch.tensor([COLOURS.index(statement.first.colour) for statement in worded])
     relations = torch.tensor([_WORDED_RELATIONS.index(statement.relation) for statement in worded])
@@ -269,17 +273,17 @@ def _wording_loss(trained: TrainedModel, embeds: Tensor, worded: Sequence[Statem
 
 
 def _single_things(scenes: Sequence[Scene], random_: random.Random) -> tuple[list[str], Tensor]:
-    """Captions of one thing each, a third with its place and a third with a wrong place; which scenes they fit."""
+    """Captions of one thing each, a third with its place and a third with a wrong one; and the scenes that they fit."""
     looks = list(dict.fromkeys(thing.look for scene in scenes for thing in scene.things))
     placed = {(thing.look, place_of(thing, scene)) for scene in scenes for thing in scene.things}
     captions: list[str] = []
-    said: list[tuple[Look, Place | None]] = []
+    contents: list[tuple[Look, Place | None]] = []
     places = dict(sorted(placed, key=repr))
     for look in random_.sample(looks, min(_THING_CAPTIONS // 3, len(looks))):
         wrong = random_.choice([place for place in _ALL_PLACES if (look, place) not in placed])
         for place in (None, places[look], wrong):
             language, phrasing = random_.choice(LANGUAGES), random_.getrandbits(32)
-            said.append((look, place))
+            contents.append((look, place))
             captions.append(
                 box_caption(look, language, phrasing)
                 if place is None
@@ -288,7 +292,7 @@ def _single_things(scenes: Sequence[Scene], random_: random.Random) -> tuple[lis
     true = [
         {(thing.look, place) for thing in scene.things for place in (None, place_of(thing, scene))} for scene in scenes
     ]
-    return captions, torch.tensor([[entry in holds for entry in said] for holds in true])
+    return captions, torch.tensor([[entry in holds for entry in contents] for holds in true])
 
 
 def _region_loss(
@@ -321,7 +325,7 @@ def _fast() -> torch.autocast:
 
 @contextmanager
 def _attention_as_two_products() -> Iterator[None]:
-    """On a CPU, PyTorch's own attention takes several times as long to train in bfloat16."""
+    """Replace PyTorch's attention, which takes several times as long to train in bfloat16 on a CPU."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: None = None, *_: object, **__: object) -> Tensor:
         assert attn_mask is None
@@ -333,7 +337,7 @@ def _attention_as_two_products() -> Iterator[None]:
 
 
 def _boxes(scenes: Sequence[Scene], random_: random.Random) -> tuple[Tensor, Tensor, list[Look | None]]:
-    """Boxes [R, 4] of every thing and one of background a scene, the scenes they are in [R], and what they show."""
+    """Boxes [R, 4] of every thing and one of background per scene, their scenes [R], and the looks that they show."""
     boxes: list[tuple[float, float, float, float]] = []
     at: list[int] = []
     shown: list[Look | None] = []
@@ -349,7 +353,7 @@ def _boxes(scenes: Sequence[Scene], random_: random.Random) -> tuple[Tensor, Ten
 
 
 def _empty_box(scene: Scene, random_: random.Random) -> tuple[float, float, float, float] | None:
-    """A box that meets no thing, if a few attempts find one."""
+    """A box that meets no thing; None if eight attempts find none."""
     side = (scene.width * scene.height) ** 0.5
     for _ in range(8):
         width, height = (random_.uniform(0.1, 0.35) * side for _ in range(2))

@@ -1,4 +1,4 @@
-"""Writing the pocket checkpoint as ``save_pretrained`` would."""
+"""Files of the pocket checkpoint, as ``save_pretrained`` writes them."""
 
 from __future__ import annotations
 

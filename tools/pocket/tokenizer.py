@@ -18,8 +18,8 @@ _LONGEST_TOKEN = 10  # characters: words, never phrases
 def train_tokenizer(captions: Iterable[str], size: int) -> str:
     """The ``tokenizer.json`` of ``size`` tokens trained on ``captions``, lower-cased.
 
-    Printable ASCII and Latin-1 and common full-width punctuation are tokens of their own whether or not they occur;
-    whatever else does not occur is spelt in bytes, so that any text has tokens.
+    Each character of printable ASCII and Latin-1 and of common full-width punctuation is a token, even if it does not
+    occur. Other characters that do not occur are spelt in bytes, so that any text has tokens.
     """
     alphabet = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100)) if not chr(code).isupper()]
     alphabet += [_SPACE, *"，。！？：；、（）《》“”‘’…—·"]
@@ -32,7 +32,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> str:
     )
     trained = tokenizers.Tokenizer(models.BPE(unk_token=UNK, fuse_unk=True, byte_fallback=True))
     trained.normalizer = normalizers.Replace(" ", _SPACE)
-    # While training, words stay apart; afterwards no token crosses them, so the split is not needed.
+    # Training keeps words apart. Afterwards no token crosses words, so the split is not needed.
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(_SPACE, "merged_with_next"),
@@ -44,7 +44,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> str:
 
 
 def _with_byte_tokens(document: dict[str, Any]) -> str:
-    """Put the 256 bytes after the special tokens, and finish the definition as Gemma's is."""
+    """Put the 256 bytes after the special tokens, and finish the definition like Gemma's."""
     vocabulary = document["model"]["vocab"]
     learned = sorted(vocabulary, key=vocabulary.__getitem__)[len(SPECIAL_TOKENS) :]
     order = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *learned]

@@ -1,7 +1,7 @@
 """Training the pocket checkpoint.
 
-A batch is many scenes of one size, so that all share a grid and no patch is padding. The drawn scenes take 8 GB of
-memory. Training is in bfloat16 where the CPU has it, so that another machine gives weights that differ a little.
+A batch holds scenes of one size, so that all share a grid and no patch is padding. The drawn scenes take 8 GB of
+memory. Training is in bfloat16 if the CPU has it, so weights differ slightly between machines.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ CONFIG = Config.from_json(MODELS["fg-clip2-pocket"].config)
 _PREPARATION = NaflexPreparation(fgclip2.image_spec(CONFIG))
 _TEXT_SPEC = fgclip2.text_spec(CONFIG, pad_token_id=SPECIAL_TOKENS.index(PAD), masked=False)
 
-#: By bucket: how many sizes, how many scenes of each, how many of them in a batch.
+#: By bucket: number of sizes, number of scenes of each size, and number of scenes in a batch.
 _GROUPS = {128: (24, 1600, 128), 256: (12, 640, 64), 576: (8, 256, 28), 784: (5, 200, 20), 1024: (5, 200, 16)}
 #: Shares of the buckets in the steps of the first and of the second part of training.
 _SHARES = ((0.8, 0.2, 0.0, 0.0, 0.0), (0.6, 0.25, 0.08, 0.03, 0.04))
-_SECOND_PART = 0.65  # of the steps done, when it begins
-_REGIONS_ONLY = 400  # steps at the start
+_SECOND_PART = 0.65  # share of the steps, after which it begins
+_REGIONS_ONLY = 400  # first steps, which train regions alone
 _REPORT_EVERY, _SAVE_EVERY = 50, 250  # steps
-_WARM_UP = 50
-_TOKENS_STD = 0.3  # at the start
+_WARM_UP = 50  # steps
+_TOKENS_STD = 0.3  # standard deviation of the token table before training
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ def draw_groups(scale: float) -> list[Group]:
     """The training scenes; ``scale`` multiplies the number of scenes of each size."""
     orders, seeds = [], iter(range(10_000_000))
     for bucket, (sizes, count, _) in _GROUPS.items():
-        found = 0
-        while found < sizes:
+        drawn = 0
+        while drawn < sizes:
             seed = next(seeds)
             scene = make_scene(seed, "train")
             if _PREPARATION.bucket(scene.width, scene.height) == bucket:
                 orders.append((bucket, scene.width, scene.height, max(1, round(count * scale)), 100_000 * (seed + 1)))
-                found += 1
-    # Not by fork: what torch's threads hold at that moment stays held in the children.
+                drawn += 1
+    # Not by fork: locks that torch's threads hold at that moment would stay locked in the children.
     with multiprocessing.get_context("spawn").Pool() as pool:
         return pool.map(_group, orders, chunksize=1)
 
@@ -106,9 +106,9 @@ def _captions(count: int) -> Iterator[str]:
 
 
 def new_model() -> reference.Fgclip2:
-    """The model before training: random weights, and tables of positions that tell where things are from the start.
+    """The model before training: random weights, and sinusoidal tables of positions.
 
-    With small random tables image features told nothing of where things lie, even after an hour of training.
+    With small random tables, image features did not tell where things lie, even after an hour of training.
     """
     model = reference.Fgclip2(CONFIG)
     initialise(model, seed=0)
@@ -127,7 +127,7 @@ def new_model() -> reference.Fgclip2:
 
 
 def _sinusoids(length: int, width: int) -> Tensor:
-    """[length, width]: sines and cosines, from half a turn in all to a quarter turn a place (std 0.5)."""
+    """Sines and cosines [length, width], from half a turn in all to a quarter turn per position (std 0.5)."""
     turns = torch.logspace(math.log10(0.5), math.log10(length / 4), width // 2)
     angles = math.tau * turns * torch.arange(length)[:, None] / length
     return torch.cat([angles.sin(), angles.cos()], dim=1) / math.sqrt(2)
@@ -206,7 +206,7 @@ def train(output: Path, steps: int, scale: float, threads: int, start: Path | No
 
 
 def validate(checkpoint: Path) -> str:
-    """Evaluate a saved checkpoint on validation scenes as its users would meet it: from an exported bundle."""
+    """Evaluate a saved checkpoint on validation scenes, in the form that users run: an exported bundle."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(checkpoint_source(str(checkpoint)), Path(folder) / "bundle")
         result = evaluate(open_model(bundle, "cpu"), scenes=100, split="validation")

@@ -11,10 +11,10 @@ import msgspec
 from fgclip_rt.errors import CheckpointError
 
 from ...checkpoints.options import PixelOptions, read_options
-from ...reference.blocks import Positive, TowerConfig
+from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
 
-#: Tokens of a text that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378); the positions
-#: between the others are stretched by four.
+#: Number of first tokens that keep their positions in long text (LongCLIP, https://arxiv.org/abs/2403.15378), and the
+#: factor by which the other positions are stretched.
 _KEEP_LEN, _STRETCH = 20, 4
 
 
@@ -35,7 +35,7 @@ class VisionConfig(TowerConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(TowerConfig):
+class TextConfig(TextTowerConfig):
     """The text tower."""
 
     hidden_size: Positive = 512
@@ -48,12 +48,12 @@ class TextConfig(TowerConfig):
 
     @property
     def keep_len(self) -> int:
-        """Tokens that keep their positions in a long text."""
+        """Number of tokens that keep their positions in a long text."""
         return _KEEP_LEN
 
     @property
     def longtext_len(self) -> int:
-        """Tokens of a long text."""
+        """Number of tokens of a long text."""
         return _STRETCH * self.max_position_embeddings - (_STRETCH - 1) * _KEEP_LEN
 
 
@@ -70,8 +70,8 @@ class Config:
         """Read a parsed ``config.json``.
 
         Raises:
-            CheckpointError: an option has a value that the model cannot be built with; those that are not named here
-                are passed over.
+            CheckpointError: an option has a value that the model cannot be built with; options that are not named
+                here are ignored.
         """
         config = read_options(document, cls, "config.json")
         config.vision_config.check("vision_config")
@@ -92,7 +92,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PreprocessorConfig(PixelOptions):
-    """How images are prepared once they are squares; the defaults are CLIP's."""
+    """The preparation of square images; the defaults are CLIP's."""
 
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.26862954, 0.26130258, 0.27577711)

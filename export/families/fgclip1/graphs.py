@@ -14,14 +14,14 @@ from ...graphs.text import Positions, TextGraph
 from ...reference.blocks import WalkType
 from . import reference
 
-#: The kinds of text that differ, and their indices in the input ``walk_type`` of the text graph.
+#: Indices of the walk types in the text graph's input ``walk_type``; short and box texts are the same.
 KINDS: dict[WalkType, int] = {"short": 0, "box": 0, "long": 1}
 
 
 def vision_tower(model: reference.Fgclip1, mean: Sequence[float], std: Sequence[float]) -> ClassTokenTower:
     """The vision tower, with the pixels' normalisation in it."""
     vision = model.vision_model
-    weight = vision.embeddings.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1)  # as patches are: row, column, RGB
+    weight = vision.embeddings.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1)  # patch order: row, column, RGB
     return ClassTokenTower(
         PatchEmbedding(weight, None, mean, std),
         vision.embeddings.class_embedding,

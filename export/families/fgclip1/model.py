@@ -1,4 +1,4 @@
-"""FG-CLIP, as the pipeline asks for it."""
+"""FG-CLIP as a :class:`fgclip_rt.export.families.base.ReferenceModel`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Fgclip1Model(SquareModel):
 
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Fgclip1Model:
-    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
     preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), sizes.vision_config)
     tokenizer_json, tokenizer = read_tokenizer(checkpoint)

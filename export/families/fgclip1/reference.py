@@ -1,7 +1,7 @@
 """FG-CLIP in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameter
-names are those of the checkpoint.
+Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameters
+have the checkpoint's names.
 
 Source: 360CVGroup/FG-CLIP, branch ``v1.0``, ``fgclip/model/clip_strc/fgclip.py``; the towers are CLIP's
 (``models/clip/modeling_clip.py`` in transformers), with the long text of LongCLIP. FG-CLIP is
@@ -67,7 +67,7 @@ class TextModel(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embeddings = LongTextEmbeddings(config)
+        self.embeddings = LongTextEmbeddings(config, config.longtext_len, config.keep_len)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -92,7 +92,7 @@ class Fgclip1(nn.Module):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.text_filip_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))
-        # Of two losses in training; nothing here uses them.
+        # Scales of two training losses; nothing here uses them.
         self.logit_scale_finegraind = nn.Parameter(torch.empty(()))
         self.logit_scale_hardneg = nn.Parameter(torch.empty(()))
 
@@ -103,7 +103,7 @@ class Fgclip1(nn.Module):
         return self.visual_projection(vision.post_layernorm(states[:, 0]))
 
     def get_image_dense_features(self, pixel_values: Tensor) -> Tensor:
-        """Features of the patches, float [B, N, D], not normalised: the last block's without attention."""
+        """Features of the patches, float [B, N, D], not normalised, from the last block without attention."""
         vision = self.vision_model
         x, last = vision.before_last(pixel_values), vision.last
         x = x + last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(x)))

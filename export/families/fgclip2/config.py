@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fgclip_rt.errors import CheckpointError
 
-from ...reference.blocks import Positive
+from ...reference.blocks import Length, Positive
 from ..siglip2 import config as siglip2
 
 
@@ -14,7 +14,7 @@ from ..siglip2 import config as siglip2
 class TextConfig(siglip2.TextConfig):
     """The text tower."""
 
-    longtext_len: siglip2.Length = 196
+    longtext_len: Length = 196
     keep_len: Positive = 20
 
 
@@ -25,7 +25,7 @@ class Config(siglip2.Config):
     text_config: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
-        """Raise CheckpointError where two options do not go together."""
+        """Raise CheckpointError if two options contradict each other."""
         super().check()
         if self.text_config.keep_len > self.text_config.longtext_len:
             raise CheckpointError(

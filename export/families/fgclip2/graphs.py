@@ -1,4 +1,4 @@
-"""What FG-CLIP 2 adds to SigLIP 2's graphs: the dense head."""
+"""The dense head, which FG-CLIP 2 adds to SigLIP 2's graphs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DenseHead(nn.Module):
 
 
 class DenseGraph(nn.Module):
-    """``dense.onnx``: as :class:`VisionGraph`, and dense features [B, N, D]."""
+    """``dense.onnx``: the outputs of :class:`VisionGraph`, and dense features [B, N, D]."""
 
     def __init__(self, tower: VisionTower, pooling: PoolingHead, dense: DenseHead) -> None:
         super().__init__()

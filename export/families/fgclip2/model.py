@@ -1,4 +1,4 @@
-"""FG-CLIP 2, as the pipeline asks for it."""
+"""FG-CLIP 2 as a :class:`fgclip_rt.export.families.base.ReferenceModel`."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ class Fgclip2Model(siglip2.Siglip2Model):
 
 
 def image_spec(config: Config) -> manifest.NaflexSpec:
-    """How images become patches for a model of these sizes."""
+    """Preparation of images for a model of these sizes."""
     return siglip2.image_spec(config, _BUCKETS)
 
 
 def text_spec(config: Config, pad_token_id: int, masked: bool) -> manifest.TextSpec:
-    """How texts become tokens for a model of these sizes, with an attention mask or without."""
+    """Tokenisation of texts for a model of these sizes, with an attention mask or without."""
     short, long = config.text_config.max_position_embeddings, config.text_config.longtext_len
     lengths: dict[str, int] = {name: long if name == "long" else short for name in reference.Fgclip2.walk_types}
     return siglip2.text_spec(lengths, pad_token_id, masked)
 
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Fgclip2Model:
-    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
     parts = siglip2.load_parts(checkpoint, sizes)
     return Fgclip2Model(load_module(lambda: reference.Fgclip2(sizes), checkpoint), *parts)

@@ -1,6 +1,6 @@
 """FG-CLIP 2 in plain PyTorch: SigLIP 2's towers, with long text, names of boxes and dense features.
 
-As :mod:`fgclip_rt.export.families.siglip2.reference`, it follows the released computation step by step and shares no
+Like :mod:`fgclip_rt.export.families.siglip2.reference`, it follows the released computation step by step and shares no
 rewrite with the graphs.
 
 Source: 360CVGroup/FG-CLIP, ``fgclip2/model/strcs/fgclip2.py``; FG-CLIP 2 is https://arxiv.org/abs/2510.10921.
@@ -29,10 +29,11 @@ class Fgclip2(Siglip2):
 
     def text_embeddings(self) -> LongTextEmbeddings:
         """The text tower's tables, without weights yet."""
-        return LongTextEmbeddings(self.config.text_config)
+        config = self.config.text_config
+        return LongTextEmbeddings(config, config.longtext_len, config.keep_len)
 
     def head(self, walk_type: WalkType) -> nn.Linear:
-        """What turns the pooled state of a text of a kind into features."""
+        """The layer that turns the pooled state of a text of this kind into features."""
         return {"short": self.text_model.head, "box": self.boxtext_head, "long": self.longtext_head}[walk_type]
 
     def get_image_dense_features(
@@ -40,7 +41,7 @@ class Fgclip2(Siglip2):
     ) -> Tensor:
         """One feature per patch, not normalised: float [B, N, D]; rows past an image's grid mean nothing.
 
-        Arguments as for :meth:`get_image_features`.
+        Arguments are those of :meth:`get_image_features`.
         """
         mask = key_mask(pixel_attention_mask, pixel_values.dtype)
         hidden = self.vision_model(pixel_values, mask, spatial_shapes)

@@ -43,7 +43,7 @@ class VisionConfig:
 
     @property
     def heads(self) -> int:
-        """Heads of attention."""
+        """Number of attention heads."""
         return self.width // self.head_width
 
     @property
@@ -79,8 +79,8 @@ class Config:
         """Read a parsed ``model_config.json``.
 
         Raises:
-            CheckpointError: an option has a value that the model cannot be built with; those that are not named here
-                are passed over.
+            CheckpointError: an option has a value that the model cannot be built with; options that are not named
+                here are ignored.
         """
         config = read_options(document, cls, FILE)
         vision, text = config.vision_cfg, config.text_cfg
@@ -97,12 +97,14 @@ class Config:
             if getattr(vision, name) != value:
                 raise CheckpointError(
                     f"{FILE}: vision_cfg.{name} is {getattr(vision, name)!r}, and FineCLIP's towers are those of "
-                    f"EVA02-CLIP, where it is {value!r}; give the file of such a model."
+                    f"EVA02-CLIP, where it is {value!r}; give the file of such a model.",
+                    code="checkpoint_unsupported",
                 )
         if text.ls_init_value is not None:
             raise CheckpointError(
                 f"{FILE}: text_cfg.ls_init_value is {text.ls_init_value!r}, and FineCLIP's text tower has no such "
-                "scales; give the file of such a model."
+                "scales; give the file of such a model.",
+                code="checkpoint_unsupported",
             )
         for whole, part in (("image_size", "patch_size"), ("width", "head_width")):
             if getattr(vision, whole) % getattr(vision, part):

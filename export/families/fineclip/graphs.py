@@ -1,7 +1,7 @@
 """FineCLIP as the graphs of a bundle: the reference's weights, rewritten for inference.
 
-The rotary positions turn pairs of channels. Here the channels of every head are reordered, in the weights of queries
-and keys alike, so that the first and the second of all pairs are two halves; no score changes by that.
+Rotary positions rotate pairs of channels. Here each head holds the first channels of all pairs, then the second ones.
+The weights of queries and keys are reordered alike, so no score changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...graphs.text import Positions, TextGraph
 from . import reference
 from .config import VisionConfig
 
-#: The kinds of text and their indices; they are all the same.
+#: Indices of the walk types; all kinds of text are the same.
 KINDS = {"short": 0, "box": 0}
 
 
@@ -37,13 +37,13 @@ class RotaryAttention(blocks.Attention):
         v = Linear(attention.v_proj.weight, attention.v_bias)
         super().__init__(q, k, v, Linear.of(attention.proj), attention.heads)
         self.norm = attention.inner_attn_ln
-        # Both channels of a pair turn alike; the class token, which comes first, does not turn.
+        # Both channels of a pair have one angle; the class token, which comes first, is not rotated.
         angles = F.pad(reference.rotary_angles(config)[:, ::2], (0, 0, 1, 0))[:, None]
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
     def rotated(self, x: Tensor) -> Tensor:
-        """Queries or keys with their positions in them; of queries there may be but the class token's."""
+        """Queries or keys with rotary positions applied; a single query is the class token's, which is not rotated."""
         if x.shape[1] == 1:
             return x
         first, second = x.unflatten(-1, (self.heads, 2, -1)).unbind(-2)  # [B, 1 + N, heads, c / 2]
@@ -51,7 +51,7 @@ class RotaryAttention(blocks.Attention):
         return torch.cat(turned, dim=-1).flatten(2)
 
     def project(self, mixed: Tensor) -> Tensor:
-        """What the heads found, joined."""
+        """Output projection of the joined heads, after the LayerNorm."""
         return self.out(self.norm(mixed))
 
 
@@ -76,7 +76,7 @@ def vision_tower(model: reference.FineClip, mean: Sequence[float], std: Sequence
     """The vision tower, with the pixels' normalisation in it."""
     visual = model.visual
     projection = visual.patch_embed.proj
-    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # as patches are: row, column, RGB
+    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # patch order: row, column, RGB
     return ClassTokenTower(
         PatchEmbedding(weight, projection.bias, mean, std),
         visual.cls_token[0, 0],
@@ -94,7 +94,7 @@ def _vision_block(block: nn.Module, config: VisionConfig) -> blocks.Block:
 
 
 def text_graph(model: reference.FineClip, end_token: int) -> TextGraph:
-    """The text tower; ``end_token`` has the largest of all ids."""
+    """The text tower; ``end_token`` is the largest of all ids."""
     text = model.text
     tower = CausalTextTower(
         text.token_embedding.weight,

@@ -1,4 +1,4 @@
-"""FineCLIP, as the pipeline asks for it."""
+"""FineCLIP as a :class:`fgclip_rt.export.families.base.ReferenceModel`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FineClipModel(SquareModel):
     """A loaded FineCLIP."""
 
     module: reference.FineClip
-    # OpenAI's CLIP's, which the released code has as constants.
+    # Values of OpenAI's CLIP, which are constants in the released code.
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
     def __init__(self, model: reference.FineClip, tokenizer_json: str) -> None:
@@ -77,10 +77,10 @@ class FineClipModel(SquareModel):
 
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> FineClipModel:
-    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
     tokenizer_json = fineclip_tokenizer(checkpoint.text(TOKENIZER))
-    # The rotations' sines and cosines, which follow from the sizes.
+    # Unused are the rotations' sines and cosines, which follow from the sizes.
     module = load_module(lambda: reference.FineClip(sizes), checkpoint, unused=("freqs_cos", "freqs_sin"))
     model = FineClipModel(module, tokenizer_json)
     if model.end_token >= sizes.text_cfg.vocab_size:

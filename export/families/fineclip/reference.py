@@ -1,7 +1,7 @@
 """FineCLIP in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameter
-names are those of the checkpoint.
+Written for reading: it follows the released computation step by step and shares no rewrite with the graphs. Parameters
+have the checkpoint's names.
 
 Source: Timsty1/FineCLIP, ``open_clip/eva_clip/eva_vit_model.py`` and ``transformer.py``: the towers of EVA02-CLIP
 (https://arxiv.org/abs/2303.15389), with dense features as CLIPSelf takes them (https://arxiv.org/abs/2310.01403).
@@ -24,15 +24,15 @@ _THETA = 10_000.0
 class Rotation:
     """Rotary positions along rows and columns (RoPE, https://arxiv.org/abs/2104.09864), on pairs of channels.
 
-    The first half of a head's channels turns with the row, the second with the column. Checkpoints hold the sines and
-    cosines too; the released code passes over them and computes its own, and so does this.
+    The first half of a head's channels rotates with the row, the second with the column. Checkpoints hold the sines and
+    cosines too; the released code ignores them and computes its own, and so does this class.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         self._config = config
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn ``x`` [B, heads, N, c]."""
+        """Rotate ``x`` [B, heads, N, c]."""
         angles = rotary_angles(self._config).to(x.device)
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack([-second, first], dim=-1).flatten(-2)
@@ -43,10 +43,10 @@ def rotary_angles(config: VisionConfig) -> Tensor:
     """Angles [N, c] of every patch and channel; both channels of a pair have the same."""
     pairs = config.head_width // 4
     frequencies = _THETA ** -(torch.arange(pairs, dtype=torch.float32) / pairs)
-    places = torch.arange(config.grid, dtype=torch.float32)
+    positions = torch.arange(config.grid, dtype=torch.float32)
     if config.intp_freq:
-        places = places / config.grid * config.pt_hw_seq_len
-    along = (places[:, None] * frequencies).repeat_interleave(2, dim=1)
+        positions = positions / config.grid * config.pt_hw_seq_len
+    along = (positions[:, None] * frequencies).repeat_interleave(2, dim=1)
     rows, columns = along[:, None].expand(-1, config.grid, -1), along[None].expand(config.grid, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
@@ -77,11 +77,11 @@ class Attention(nn.Module):
         return self.project(mixed.transpose(1, 2).flatten(2))
 
     def values(self, x: Tensor) -> Tensor:
-        """What attention mixes."""
+        """Values, which attention mixes."""
         return self.v_proj(x) + self.v_bias
 
     def project(self, mixed: Tensor) -> Tensor:
-        """What follows the mixing."""
+        """Output projection of the mixed values, after the LayerNorm."""
         return self.proj(self.inner_attn_ln(mixed))
 
 
@@ -229,7 +229,7 @@ class FineClip(nn.Module):
         return self.visual.head(self.visual.norm(last(x))[:, 0])
 
     def get_image_dense_features(self, pixel_values: Tensor) -> Tensor:
-        """Features of the patches, float [B, N, D], of length one: the last block's without attention."""
+        """Features of the patches, float [B, N, D], of length one, from the last block without attention."""
         x, last = self.visual.before_last(pixel_values)
         x = self.visual.head(self.visual.norm(last.forward_without_attn(x)[:, 1:]))
         return F.normalize(x, dim=-1)
@@ -241,5 +241,5 @@ class FineClip(nn.Module):
 
 
 def mask_features(dense: Tensor, masks: Tensor) -> Tensor:
-    """Means [m, D] of dense features [N, D], weighed by ``masks`` [m, N]."""
+    """Means [m, D] of dense features [N, D], weighted by ``masks`` [m, N]."""
     return (dense * masks[:, :, None]).sum(dim=1) / (masks.sum(dim=1, keepdim=True) + 1e-12)

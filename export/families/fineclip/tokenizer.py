@@ -13,40 +13,44 @@ import tokenizers
 from fgclip_rt.errors import CheckpointError
 
 _REMEDY = "give CLIP's own with --tokenizer, such as that of openai/clip-vit-base-patch16"
-#: How CLIP's file and how EVA-CLIP spell start and end. A text that holds the latter gets these tokens for it.
+#: Start and end as CLIP's file spells them, and as EVA-CLIP does; a text that holds the latter gets these tokens.
 _SPELLINGS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
-#: CLIP's pattern; as it ignores case, ſ is an s, and the combining iota (U+0345) is neither a letter nor anything else.
+#: CLIP's pattern. It ignores case, so ſ is an s, and the combining iota (U+0345) matches no part of it.
 _WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\u0345]+"
 _QUOTES = str.maketrans(dict.fromkeys("\u02bc‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
-#: Entities may be escaped themselves, and more than once.
+#: An ampersand, which may be escaped itself, and more than once.
 _AMPERSANDS = r"(?:&|＆)(?:(?:amp|AMP|#0*38(?!\d)|#[xX]0*26(?![0-9a-fA-F]));?)+"
 _TERMINAL_ESCAPE = r"\x1b\[[0-9;]*[A-Za-z]"
-#: A sigma that ends a word has a lower case of its own. ``\K`` drops what was matched before it.
+#: A sigma that ends a word has a lower case of its own. ``\K`` drops the match before it.
 _FINAL_SIGMA = r"\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})"
-#: What looks like a start or end token right after punctuation is none: its bracket belongs to the punctuation.
+#: Right after punctuation there is no start or end token: its bracket belongs to the punctuation.
 _NO_TOKEN = r"(?<=[^\s\p{L}\p{N}])<(?=(?:start|end)_of_text>)"
 
 
 def fineclip_tokenizer(clip_tokenizer_json: str) -> str:
-    """Make FineCLIP's ``tokenizer.json`` of CLIP's: vocabulary and merges are kept, everything around them is new.
+    """Make FineCLIP's ``tokenizer.json`` from CLIP's: vocabulary and merges are kept, everything around them is new.
 
-    The original cleans texts in Python, by ``ftfy.fix_text``, ``html.unescape`` (twice) and ``str.lower``. Of that a
-    normalizer can do: straight quotes, normal width, no ligatures, no control characters or terminal escapes, C1
-    controls and HTML entities of the characters of Windows-1252, NFC, and lower case with its final sigma. Other
-    entities stay, and so does text that was decoded in a wrong encoding: repairing it takes a look at the whole.
+    The original cleans texts in Python, by ``ftfy.fix_text``, ``html.unescape`` (twice) and ``str.lower``. A
+    normalizer can do a part: straight quotes, normal width, no ligatures, no control characters or terminal escapes,
+    C1 controls and HTML entities of the characters of Windows-1252, NFC, and lower case with its final sigma. Other
+    entities stay. Text in a wrong encoding stays too, because its repair depends on the whole text.
 
     Raises:
-        CheckpointError: the text is not JSON, not a tokenizer, or not one with CLIP's start and end tokens; the end
+        CheckpointError: the text is not JSON, not a tokenizer, or not one with CLIP's start and end tokens. The end
             must have the largest of all ids, because FineCLIP finds it by that.
     """
     try:
         document = json.loads(clip_tokenizer_json)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"CLIP's tokenizer.json is not JSON ({error}); {_REMEDY}.") from None
+        raise CheckpointError(
+            f"CLIP's tokenizer.json is not JSON ({error}); {_REMEDY}.", code="checkpoint_damaged"
+        ) from None
     try:
         tokenizers.Tokenizer.from_str(clip_tokenizer_json)
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"CLIP's tokenizer.json is not a tokenizer ({error}); {_REMEDY}.") from None
+        raise CheckpointError(
+            f"CLIP's tokenizer.json is not a tokenizer ({error}); {_REMEDY}.", code="checkpoint_damaged"
+        ) from None
     model = document["model"]
     if (model.get("type"), model.get("end_of_word_suffix")) != ("BPE", "</w>"):
         raise CheckpointError(f"CLIP's tokenizer.json is another model's, with no BPE that ends in </w>; {_REMEDY}.")
@@ -79,7 +83,7 @@ def fineclip_tokenizer(clip_tokenizer_json: str) -> str:
 
 
 def _normalizers() -> list[dict[str, Any]]:
-    # One pass for all that becomes the same, in any case: passes take time, and alternatives within one hardly any.
+    # One pass for all patterns with one replacement, case ignored: a pass takes time, an alternative hardly any.
     passes: dict[str, list[str]] = {}
     for pattern, content in _replacements():
         passes.setdefault(content.translate(_QUOTES).lower(), []).append(pattern)
@@ -98,7 +102,7 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
 
 
 def _replacements() -> Iterator[tuple[str, str]]:
-    """Regular expressions, and what takes the place of their matches. Later ones see what earlier ones made."""
+    """Regular expressions and their replacements. Later ones see the results of earlier ones."""
     yield _AMPERSANDS, "&"
     yield _TERMINAL_ESCAPE, ""
     # Controls except white space, deprecated Arabic ones, byte order marks, annotations and objects.
@@ -124,7 +128,7 @@ def _replacements() -> Iterator[tuple[str, str]]:
 
 
 def _entity(char: str, code: int) -> str:
-    """How HTML may write a character; by its ``code`` in Windows-1252 too, as browsers allow."""
+    """The spellings of a character in HTML; by its ``code`` in Windows-1252 too, as browsers allow."""
     # Some names need no semicolon, unless they begin a longer one.
     names = sorted((name for name, value in html5.items() if value == char), reverse=True)
     forms = [name if name.endswith(";") else rf"{name}(?![0-9A-Za-z]*;)" for name in names]

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
-
-import msgspec
+from typing import Any, Self
 
 from fgclip_rt.errors import CheckpointError
 
 from ...checkpoints.options import PixelOptions, read_options
-from ...reference.blocks import Positive, TowerConfig
-
-#: A text of one token would be its end alone.
-Length = Annotated[int, msgspec.Meta(gt=1)]
+from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,9 @@ class VisionConfig(TowerConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(TowerConfig):
+class TextConfig(TextTowerConfig):
     """The text tower."""
 
-    vocab_size: Positive = 32000
-    max_position_embeddings: Length = 64
     projection_size: Positive | None = None
 
     @property
@@ -58,14 +51,14 @@ class Config:
 
         Raises:
             CheckpointError: an option has a value that the model cannot be built with. Options that are not named here
-                are passed over, as transformers does: they steer training, not the forward pass.
+                are ignored, as in transformers: they steer training, not the forward pass.
         """
         config = read_options(document, cls, "config.json")
         config.check()
         return config
 
     def check(self) -> None:
-        """Raise CheckpointError where two options do not go together."""
+        """Raise CheckpointError if two options contradict each other."""
         self.vision_config.check("vision_config")
         self.text_config.check("text_config")
         if self.vision_config.num_channels != 3:
@@ -87,7 +80,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PreprocessorConfig(PixelOptions):
-    """How images are prepared; the defaults are those of the released processor."""
+    """The preparation of images; the defaults are those of the released processor."""
 
     patch_size: int = 16
     max_num_patches: Positive = 256

@@ -1,7 +1,7 @@
 """SigLIP 2's towers as graphs: the reference's weights, rewritten for inference.
 
-Each rewrite is algebra on the same weights and is held to the reference by the probe. Besides what
-:mod:`fgclip_rt.export.graphs.blocks` rewrites, and without any loop over the batch:
+Each rewrite is algebra on the same weights, and the probe compares it with the reference. These are added to the
+rewrites of :mod:`fgclip_rt.export.graphs.blocks`, without any loop over the batch:
 
 - the attention mask comes from ``spatial_shapes``;
 - the antialiased resize of the position table is a product of two triangle-filter matrices;
@@ -30,7 +30,7 @@ from . import reference
 
 
 class VisionTower(nn.Module):
-    """Raw patches to the last hidden state [B, N, D], and the bias [B, N] that hides what lies past each grid."""
+    """Raw patches to the last hidden state [B, N, D], and the bias [B, N] that hides the patches past each grid."""
 
     def __init__(self, model: reference.VisionModel, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class VisionTower(nn.Module):
 def triangle_weights(position: Tensor, size: Tensor, source: int) -> Tensor:
     """Weights of an antialiased bilinear resize along one axis.
 
-    As ``torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)`` from ``source`` to
+    Equals ``torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)`` from ``source`` to
     ``size`` samples (Pillow's triangle filter): when shrinking, the triangle is as wide as the step.
 
     Args:
@@ -92,7 +92,7 @@ class PoolingHead(nn.Module):
         bq, _, bv = attention.in_proj_bias.detach().chunk(3)
         query = (head.probe.detach().view(width).double() @ wq.double().T + bq.double()) * (width // heads) ** -0.5
         keys = torch.einsum("hd,hdc->ch", query.view(heads, -1), wk.double().view(heads, -1, width))
-        # The key bias shifts every score of a head alike, and the softmax takes it away again.
+        # The key bias shifts every score of a head alike, and the softmax cancels it.
         self.keys = nn.Parameter(keys.float(), requires_grad=False)
         self.values = nn.Parameter(wv.view(heads, -1, width).transpose(1, 2), requires_grad=False)
         self.value_bias = nn.Parameter(bv, requires_grad=False)
@@ -121,7 +121,7 @@ class VisionGraph(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens to the pooled state, the last position."""
+    """Tokens to the pooled state [B, D], that of the last position."""
 
     def __init__(self, model: reference.TextModel, walk_types: Sequence[WalkType]) -> None:
         """Take a tower; the graph's input ``walk_type`` is an index of ``walk_types``."""
@@ -146,12 +146,12 @@ class TextTower(nn.Module):
 def vision_source(
     graph: nn.Module, model: reference.VisionModel, more_outputs: Mapping[str, Sequence[str | int]] | None = None
 ) -> GraphSource:
-    """How to trace a graph of the vision tower.
+    """A graph of the vision tower, ready to trace.
 
     Args:
         graph: the module.
         model: the reference's tower.
-        more_outputs: names and axes of what it returns besides features and embeds.
+        more_outputs: names and axes of the outputs after features and embeds.
     """
     embeddings = model.embeddings
     width = embeddings.patch_embedding.out_features

@@ -1,12 +1,12 @@
-"""SigLIP 2 NaFlex, as the pipeline asks for it."""
+"""SigLIP 2 NaFlex as a :class:`fgclip_rt.export.families.base.ReferenceModel`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgclip_rt.manifest import NaflexSpec, Score, TextSpec, WalkTypeSpec
 
@@ -21,11 +21,12 @@ from ..base import ReferenceModel
 from . import reference
 from .config import Config, PreprocessorConfig
 from .graphs import PoolingHead, TextTower, VisionGraph, VisionTower, vision_source
+from .one_grid import OneGrid
 
-#: The largest count that the released models are shown with (dense maps of FG-CLIP 2).
+#: The largest patch count in the released models' examples (dense maps of FG-CLIP 2).
 MAX_NUM_PATCHES = 16_384
 
-#: Logit scale and bias beside random weights, near to those of the released models.
+#: Logit scale and bias of models with random weights, near those of the released models.
 RANDOM_SCALARS = {"logit_scale": 4.7, "logit_bias": -12.0}
 
 
@@ -81,12 +82,20 @@ class Siglip2Model(ReferenceModel):
         channels = pixels.unflatten(-1, (-1, len(mean))).to(torch.float32)
         pixel_values = ((channels / 255 - mean) / std).flatten(2)
         mask = torch.arange(pixels.shape[1], device=pixels.device) < spatial_shapes.prod(1, keepdim=True)
-        # The reference reads the grids as numbers; from a GPU it would wait for each.
+        # On the CPU, because the reference reads each grid as numbers and would wait for a GPU every time.
         return pixel_values, mask.float(), spatial_shapes.cpu()
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None, walk_type: str) -> Tensor:
         mask = attention_mask if self._masked else None
         return self.module.get_text_features(input_ids, cast(WalkType, walk_type), mask)
+
+    def one_grid(self, graph: Literal["vision", "dense"], grid: tuple[int, int]) -> nn.Module:
+        return OneGrid(self.module, graph, grid)
+
+    def siglip2_towers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        sizes = self.module.config
+        config = {"vision_config": dict(vars(sizes.vision_config)), "text_config": dict(vars(sizes.text_config))}
+        return config, self.module.state_dict()
 
     def _vision_parts(self) -> tuple[VisionTower, PoolingHead]:
         vision = self.module.vision_model
@@ -102,7 +111,7 @@ class Siglip2Model(ReferenceModel):
 
 
 def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:
-    """How images become patches for a model of these sizes."""
+    """Preparation of images for a model of these sizes."""
     vision = config.vision_config
     return NaflexSpec(
         patch_size=vision.patch_size,
@@ -114,7 +123,7 @@ def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:
 
 
 def text_spec(lengths: Mapping[str, int], pad_token_id: int, masked: bool) -> TextSpec:
-    """How texts become tokens: padded to a length by walk type, with an attention mask or without."""
+    """Tokenisation of texts: padded to a length by walk type, with an attention mask or without."""
     return TextSpec(
         tokenizer=TOKENIZER,
         lowercase=True,
@@ -127,7 +136,7 @@ def text_spec(lengths: Mapping[str, int], pad_token_id: int, masked: bool) -> Te
 
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Siglip2Model:
-    """Load a checkpoint, as :class:`fgclip_rt.export.families.table.Family` says."""
+    """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
     parts = load_parts(checkpoint, sizes)
     return Siglip2Model(load_module(lambda: reference.Siglip2(sizes), checkpoint), *parts)
@@ -140,7 +149,7 @@ def random(config: Mapping[str, Any], seed: int) -> Siglip2Model:
 
 
 def load_parts(checkpoint: Checkpoint, config: Config) -> tuple[PreprocessorConfig, str, int, bool]:
-    """What a :class:`Siglip2Model` takes of a checkpoint besides its weights.
+    """The arguments of a :class:`Siglip2Model` after its weights, from a checkpoint.
 
     Raises:
         CheckpointError: a file is missing or damaged, or asks for a preparation that a bundle cannot express.
@@ -152,5 +161,5 @@ def load_parts(checkpoint: Checkpoint, config: Config) -> tuple[PreprocessorConf
 
 
 def random_parts() -> tuple[PreprocessorConfig, str, int, bool]:
-    """The same for random weights."""
+    """The same arguments for random weights."""
     return PreprocessorConfig(), byte_tokenizer(), 0, False

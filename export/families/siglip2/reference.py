@@ -1,8 +1,8 @@
 """SigLIP 2's NaFlex towers in plain PyTorch: the arithmetic that every graph and engine is measured against.
 
-Written for reading, not for speed: it follows the published computation step by step, one image at a time where that
-does, and shares no rewrite with :mod:`fgclip_rt.export.families.siglip2.graphs`, so that agreement between the two
-means something. Parameter names are those of the checkpoint, which makes loading strict by key.
+Written for reading, not for speed: it follows the published computation step by step, one image at a time if the source
+does. It shares no rewrite with :mod:`fgclip_rt.export.families.siglip2.graphs`, so that agreement between the two means
+something. Parameters have the checkpoint's names, which makes loading strict by key.
 
 Source: ``models/siglip2/modeling_siglip2.py`` in transformers; SigLIP 2 is https://arxiv.org/abs/2502.14786.
 """
@@ -60,7 +60,7 @@ class VisionEmbeddings(nn.Module):
 def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bilinear resize of ``table`` [1, D, g, g] to [1, D, height, width]."""
     if width == 1 < height:
-        # PyTorch 2.13 on a CPU repeats the first row when the result is one column wide; lying down, it is right.
+        # PyTorch 2.13 on a CPU repeats the first row when the result is one column wide; transposed, it is right.
         return resize_positions(table.mT, width, height).mT
     return F.interpolate(table, (height, width), mode="bilinear", align_corners=False, antialias=True)
 
@@ -117,7 +117,7 @@ class Siglip2(nn.Module):
         return TextEmbeddings(self.config.text_config)
 
     def head(self, walk_type: WalkType) -> nn.Linear:  # noqa: ARG002 (SigLIP 2 has but one)
-        """What turns the pooled state of a text of a kind into features."""
+        """The layer that turns the pooled state of a text of this kind into features."""
         return self.text_model.head
 
     def get_image_features(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:

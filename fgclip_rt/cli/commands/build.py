@@ -9,8 +9,8 @@ import click
 
 from ...answers import EnginesBuilt, engine_built
 from ...bundle import Bundle
-from ...errors import ArgumentError, MissingDependencyError
-from ...packages import ENGINE_PACKAGES, missing_packages
+from ...errors import ArgumentError
+from ...packages import ENGINE_PACKAGES, require
 from .. import options
 from ..output import numbers, say, say_json, say_table, words
 from ..progress import progress_bars
@@ -67,12 +67,9 @@ def run(
     graph, weights, library, targets and shapes, is kept. Each engine appears whole or not at all, and those that are
     finished when the command is interrupted stay.
     """
-    if backend in ENGINE_PACKAGES and (missing := missing_packages(ENGINE_PACKAGES[backend])):
+    if backend in ENGINE_PACKAGES:
         extra = "tensorrt" if backend == "onnxruntime-tensorrt" else backend
-        raise MissingDependencyError(
-            f"backend {backend!r} needs {', '.join(missing)}, which is not installed; run pip install "
-            f"'fgclip-rt[{extra}]'."
-        )
+        require(extra, ENGINE_PACKAGES[backend], f"backend {backend!r} needs {{}}, which is not installed")
     from ... import engines
 
     shapes = engines.Shapes(

@@ -11,9 +11,10 @@ import click
 from ...answers import Diagnosed, EngineHere
 from ...bundle import Bundle
 from ...choice import fit_engines
-from ...doctor import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Check, Timing, examine, time_precisions
+from ...doctor import Check, examine
 from ...errors import ArgumentError
 from ...model import RandomWeightsWarning
+from ...timing import NOT_FASTER, ROUNDS, TIMED_GRAPHS, Timing, time_precisions
 from .. import options
 from ..output import numbers, say, say_json, say_table, words
 from ..progress import progress_bars

@@ -20,7 +20,7 @@ from ..inputs import find_images, read_texts, warn_truncated
 from ..options import Loading, Pixels
 from ..output import printable, say, say_json, warn
 from ..progress import progress_bars
-from ..status import Command, Failed, error_code
+from ..status import Command, Failed
 
 _T = TypeVar("_T")
 
@@ -93,7 +93,7 @@ def run(
         rows=rows.index(),
         skipped=[Skipped(str(path), str(reason)) for path, reason in skipped],
         truncated_texts=truncated,
-        error=UNSET if error is None else Problem(error_code(error), str(error)),
+        error=UNSET if error is None else Problem(error.code, str(error)),
     )
     if json:
         say_json(answer)

@@ -13,9 +13,9 @@ from fgclip_rt.export.checkpoints.registry import ModelSpec
 from ... import answers
 from ...answers import Exported, Problem, Refused
 from ...bundle import Bundle
-from ...errors import ArgumentError, ImageError, MissingDependencyError, ParityError
+from ...errors import ArgumentError, ImageError, ParityError
 from ...outputs import check_space
-from ...packages import EXPORT_PACKAGES, missing_packages
+from ...packages import require
 from .. import options
 from ..inputs import find_images, read_texts
 from ..interrupt import stopping_at_once
@@ -23,7 +23,7 @@ from ..options import WeightFiles
 from ..output import say, say_json, warn
 from ..parity import LEGEND, describe_lowering, floored, say_parity
 from ..progress import progress_bars
-from ..status import Command, Failed, error_code
+from ..status import Command, Failed
 
 
 @click.command(cls=Command, epilog=LEGEND)
@@ -53,12 +53,6 @@ from ..status import Command, Failed, error_code
     help="Texts to calibrate int8 and fp8 on, one a line; - reads standard input.  [default: none]",
 )
 @click.option(
-    "--calibration-method",
-    default="percentile",
-    shell_complete=options.completed(request.METHODS),
-    help="How the ranges of int8 and fp8 are found: percentile or entropy.",
-)
-@click.option(
     "--floor",
     type=float,
     help="Smallest cosine to accept in lower precisions.  [default: that of each, 0.99 to 0.9995]",
@@ -78,7 +72,6 @@ def run(
     precision: tuple[str, ...],
     calibration: tuple[Path, ...],
     calibration_texts: Path | None,
-    calibration_method: str,
     floor: float | None,
     random_weights: bool,
     seed: int,
@@ -94,14 +87,14 @@ def run(
     that falls below its floor is refused, and the others are kept. Calibration images and texts are of the kind that
     the model will meet; a fourth of them is held out to measure on.
     """
-    require_export_packages()
+    require("export")
     _check_files(random_weights, revision, files)
     # Torch and ONNX, which take seconds, are imported when nothing is left to refuse without them.
     spec = request.check_model(model, random=random_weights)
     images, texts = _calibration(calibration, calibration_texts)
     if images:
         request.check_enough(len(set(images)), len(set(texts)))
-    request.check(precision, floor, calibration_method, measured=bool(images))
+    request.check(precision, floor, measured=bool(images))
     has_own = spec is not None and spec.folder is not None and not random_weights
     request.check_calibrated(precision, measured=bool(images) or has_own)
     path = output or _default_output(model, spec, random=random_weights)
@@ -127,7 +120,6 @@ def run(
                 path,
                 precision,
                 inputs=exporter.CalibrationInputs(images, texts) if images else None,
-                method=calibration_method,
                 floor=floor,
                 overwrite=overwrite,
                 begin=begin,
@@ -140,18 +132,6 @@ def run(
         say_json(answer)
     else:
         _say(answer)
-
-
-def require_export_packages() -> None:
-    """Make sure that what :mod:`fgclip_rt.export` needs is there, before its import fails for want of it.
-
-    Raises:
-        MissingDependencyError: a package is not installed.
-    """
-    if missing := missing_packages(EXPORT_PACKAGES):
-        raise MissingDependencyError(
-            f"this command needs {', '.join(missing)}, which is not installed; run pip install 'fgclip-rt[export]'."
-        )
 
 
 def _check_files(random_weights: bool, revision: str | None, files: WeightFiles) -> None:
@@ -191,7 +171,7 @@ def _say_refused(error: ParityError, path: Path, *, json: bool, every: bool) -> 
                 bundle=None if kept is None else str(kept.path),
                 precisions=list(error.kept),
                 refused=error.measured,
-                error=Problem(error_code(error), str(error)),
+                error=Problem(error.code, str(error)),
             )
         )
         return

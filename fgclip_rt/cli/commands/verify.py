@@ -8,7 +8,8 @@ from msgspec import UNSET
 from ...answers import Problem, Verified
 from ...bundle import Bundle
 from ...errors import ParityError
-from ...parity import check, count_rows
+from ...packages import require
+from ...parity import check
 from ...probe import Probe
 from ...progress import BeginStage
 from .. import options
@@ -17,8 +18,7 @@ from ..options import Loading, WeightFiles
 from ..output import say, say_json
 from ..parity import LEGEND, say_parity
 from ..progress import progress_bars
-from ..status import Command, Failed, error_code
-from .export import require_export_packages
+from ..status import Command, Failed
 
 
 @click.command(cls=Command, epilog=LEGEND)
@@ -39,8 +39,7 @@ def run(loading: Loading, checkpoint: str | None, files: WeightFiles, every: boo
             probe = Probe.load(model.bundle.file(model.manifest.parity.probe))
         else:
             probe = _record_anew(model.bundle, checkpoint, files, begin)
-        done = begin("check parity", count_rows(probe))
-        rows = check(model, probe, model.manifest.parity.limits[model.precision], done)
+        rows = check(model, probe, model.manifest.parity.limits[model.precision], begin)
 
     failed = sum(not row.passed for row in rows)
     where = f"{model.precision} on {model.backend}"
@@ -60,7 +59,7 @@ def run(loading: Loading, checkpoint: str | None, files: WeightFiles, every: boo
                 backend=str(model.backend),
                 passed=not failed,
                 rows=rows,
-                error=Problem(error_code(error), str(error)) if failed else UNSET,
+                error=Problem(error.code, str(error)) if failed else UNSET,
             )
         )
     else:
@@ -73,13 +72,10 @@ def run(loading: Loading, checkpoint: str | None, files: WeightFiles, every: boo
 
 def _record_anew(bundle: Bundle, checkpoint: str, files: WeightFiles, begin: BeginStage) -> Probe:
     """The probe computed by a checkpoint's reference."""
-    require_export_packages()
+    require("export")
     with stopping_at_once():
         import fgclip_rt.export as exporter
         from fgclip_rt.export import verify_against
 
-    done = begin("run reference", 1)
     local = exporter.LocalFiles(files.weights, files.config, files.tokenizer)
-    probe = verify_against(bundle, checkpoint, local)
-    done()
-    return probe
+    return verify_against(bundle, checkpoint, local, begin)

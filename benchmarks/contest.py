@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from time import perf_counter, sleep
+from functools import partial
 
 import numpy as np
+
+from fgclip_rt.turns import take_turns
 
 from .results import Row
 from .task import Case, Contender, Problem, Ran
@@ -51,7 +53,8 @@ class Contest:
     def measure(self, case: Case, progress: Callable[[], None] = lambda: None) -> list[Row]:
         """Every contender on ``case``, in turns; those that cannot say why."""
         rows: dict[str, Row] = {}
-        able: list[tuple[Worker, float]] = []
+        turns: dict[str, Callable[[], float | None]] = {}
+        peaks: dict[str, int] = {}
         reference: list[float] | None = None
         for worker in self._workers:
             name, answer = worker.contender.name, worker.prepare(case)
@@ -60,32 +63,27 @@ class Contest:
                 continue
             # The first run of something short may have compiled for long; the second tells how long a turn takes.
             again = worker.again(1, warm_up=False) if answer.seconds < _LONG else None
-            able.append((worker, again.seconds if isinstance(again, Ran) else answer.seconds))
+            usual = again.seconds if isinstance(again, Ran) else answer.seconds
             if reference is None:
                 reference = answer.vector
             rows[name] = Row(name, first=answer.seconds, cosine=_cosine(answer.vector, reference), loaded=answer.loaded)
-        seconds: dict[str, list[float]] = {worker.contender.name: [] for worker, _ in able}
-        peaks = dict.fromkeys(seconds, 0)
-        start = perf_counter()
-        for _ in range(self._rounds):
-            for worker, usual in able:
-                name = worker.contender.name
-                sleep(_PAUSE)
-                ran = worker.again(math.ceil(_TURN / usual), warm_up=usual < _SHORT)
-                if isinstance(ran, Problem):
-                    rows[name] = Row(name, problem=ran.reason)
-                    seconds.pop(name, None)
-                else:
-                    seconds[name].append(ran.seconds)
-                    peaks[name] = ran.peak
-            able = [(worker, usual) for worker, usual in able if worker.contender.name in seconds]
-            progress()
-            if perf_counter() - start > self._seconds:
-                break
-        for name, turns in seconds.items():
+            turns[name] = partial(_turn, worker, usual, rows, peaks)
+        measured = take_turns(turns, self._rounds, seconds=self._seconds, pause=_PAUSE, progress=progress)
+        for name, seconds in measured.items():
             known = rows[name]
-            rows[name] = Row(name, tuple(turns), known.first, known.cosine, known.loaded, peaks[name])
+            rows[name] = Row(name, tuple(seconds), known.first, known.cosine, known.loaded, peaks[name])
         return [rows[contender.name] for contender in self._contenders]
+
+
+def _turn(worker: Worker, usual: float, rows: dict[str, Row], peaks: dict[str, int]) -> float | None:
+    """Seconds of a run that ``usual``-ly takes so long; where it cannot, the row says why."""
+    name = worker.contender.name
+    ran = worker.again(math.ceil(_TURN / usual), warm_up=usual < _SHORT)
+    if isinstance(ran, Problem):
+        rows[name] = Row(name, problem=ran.reason)
+        return None
+    peaks[name] = ran.peak
+    return ran.seconds
 
 
 def _cosine(vector: Sequence[float], other: Sequence[float]) -> float | None:

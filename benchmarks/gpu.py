@@ -1,0 +1,136 @@
+"""A bundle on a GPU, the model alone: inputs lie on the device before the clock starts, and outputs stay there."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import onnxruntime as ort
+
+# PyTorch comes with CUDA's libraries, which onnxruntime finds once they are loaded.
+import torch
+
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.choice import fit_engines
+from fgclip_rt.engine_files import Engine
+from fgclip_rt.graphs import feed
+from fgclip_rt.model import Model, open_model
+from fgclip_rt.turns import timed
+
+from .events import between_events
+from .inputs import make_inputs
+from .runtime import end_to_end
+from .task import Array, Case, Clocked, Contender, Run, UnableError
+
+
+class Provider:
+    """A precision of a bundle by onnxruntime's provider for the device, timed by the host's clock.
+
+    The provider has a stream of its own, in which no event can be put.
+    """
+
+    def __init__(self, contender: Contender) -> None:
+        self._device = contender.device
+        self._bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
+        self._backend = OnnxRuntimeBackend(self._bundle, contender.precision, self._device, contender.threads)
+
+    def prepare(self, case: Case) -> Run:
+        """As :meth:`fgclip_rt.benchmarks.task.Runner.prepare`."""
+        if case.end_to_end:
+            return end_to_end(Model(self._bundle, self._backend), case)
+        inputs = _inputs(self._bundle, case)
+        session = self._backend.session(case.graph)
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
+        binding.bind_output(session.get_outputs()[-1].name, self._device)
+
+        def run() -> None:
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        def compute() -> Array:
+            run()
+            (output,) = binding.copy_outputs_to_cpu()
+            return output
+
+        return Clocked(compute, partial(timed, run))
+
+
+class Engines:
+    """A precision of a bundle by the engines of one library, timed by events."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
+        self._model = open_model(
+            self._bundle, contender.device, contender.precision, contender.threads, backend=contender.library
+        )
+        self._engines = [
+            fit.engine
+            for fit in fit_engines(self._bundle, contender.precision)
+            if not fit.problem and fit.engine.key.library.name == contender.library
+        ]
+
+    def prepare(self, case: Case) -> Run:
+        """As :meth:`fgclip_rt.benchmarks.task.Runner.prepare`."""
+        if case.end_to_end:
+            return end_to_end(self._model, case)
+        inputs = _inputs(self._bundle, case)
+        found = (engine for engine in self._engines if engine.key.graph == case.graph and _takes(engine, inputs))
+        engine = next(found, None)
+        if engine is None:
+            raise UnableError(f"no engine takes {case}")
+        return _run_engine(engine, inputs, self._bundle)
+
+
+def _inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
+    """What the graph of a case takes, by name."""
+    if case.graph not in bundle.manifest.graphs:
+        raise UnableError(f"the model has no {case.graph} graph")
+    # A graph takes the same inputs in every precision.
+    return feed(make_inputs(bundle, case), next(iter(bundle.manifest.graphs[case.graph].values())))
+
+
+def _takes(engine: Engine, inputs: dict[str, Array]) -> bool:
+    """Whether every input lies within the engine's profile of it."""
+    return all(
+        least <= size <= most
+        for name, profile in engine.key.profiles.items()
+        for size, least, most in zip(inputs[name].shape, profile.min, profile.max, strict=True)
+    )
+
+
+def _run_engine(engine: Engine, inputs: dict[str, Array], bundle: Bundle) -> Run:
+    from fgclip_rt.engines.execution import TensorRtPlan
+    from fgclip_rt.engines.libraries import LIBRARIES, TensorRtLibrary
+
+    library = LIBRARIES[engine.key.library.name]()
+    assert isinstance(library, TensorRtLibrary)
+    plan = TensorRtPlan(library, engine)
+    execution = plan.execution({name: array.shape for name, array in inputs.items()})
+    specs = bundle.manifest.graphs[engine.key.graph][engine.key.precision].outputs
+    taken = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
+    given = {
+        spec.name: torch.empty(execution.output_shape(spec.name), dtype=getattr(torch, spec.dtype), device="cuda")
+        for spec in specs
+    }
+    activations = torch.empty(max(1, execution.memory), dtype=torch.uint8, device="cuda")
+    addresses = {name: tensor.data_ptr() for name, tensor in {**taken, **given}.items()}
+    execution.bind(addresses, activations.data_ptr(), activations.numel())
+    stream = torch.cuda.Stream()
+    # The inputs were copied in another stream.
+    torch.cuda.synchronize()
+
+    # An engine runs in memory that its execution does not own, and that must live as long as this function.
+    def enqueue(_owned: object = (plan, taken, activations)) -> None:
+        execution.enqueue(stream.cuda_stream)
+
+    def compute() -> Array:
+        enqueue()
+        stream.synchronize()
+        output: Array = given[specs[-1].name].cpu().numpy()
+        return output
+
+    return Clocked(compute, between_events(enqueue, stream))

@@ -1,0 +1,60 @@
+"""The clock of every comparison: what is compared takes turns, so that other work of the machine falls on all alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from time import perf_counter, sleep
+from typing import TypeVar
+
+Name = TypeVar("Name")
+
+
+def timed(run: Callable[[], object], runs: int = 1, warm_up: int = 0) -> float:
+    """Seconds that a run takes: the mean of ``runs``, after ``warm_up`` runs that are not timed."""
+    for _ in range(warm_up):
+        run()
+    start = perf_counter()
+    for _ in range(runs):
+        run()
+    return (perf_counter() - start) / runs
+
+
+def take_turns(
+    turns: Mapping[Name, Callable[[], float | None]],
+    rounds: int,
+    *,
+    warm_up: int = 0,
+    seconds: float = math.inf,
+    pause: float = 0.0,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[Name, list[float]]:
+    """Give each its turn, round after round.
+
+    Args:
+        turns: by name, a function that takes one turn and returns its seconds, as :func:`timed` does; None where it
+            could not, and then it is left out from there on.
+        rounds: that count.
+        warm_up: rounds before them that do not.
+        seconds: after so many there is no further round, though always one that counts.
+        pause: seconds of rest before each turn.
+        progress: is called after each round that counts.
+
+    Returns:
+        Seconds of each turn that counts, by the names of those that could take every one.
+    """
+    measured: dict[Name, list[float]] = {name: [] for name in turns}
+    start = perf_counter()
+    for number in range(1 - warm_up, rounds + 1):
+        for name in tuple(measured):
+            sleep(pause)
+            taken = turns[name]()
+            if taken is None:
+                del measured[name]
+            elif number > 0:
+                measured[name].append(taken)
+        if number > 0:
+            progress()
+            if perf_counter() - start > seconds:
+                break
+    return measured

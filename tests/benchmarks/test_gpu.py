@@ -1,0 +1,141 @@
+"""``fgclip-rt bench --device cuda``, as far as a machine without a GPU can tell: its contenders, run on the CPU.
+
+What is measured here is of no use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from fgclip_rt.benchmarks.bench import available_peers, bench, usual_cases
+from fgclip_rt.benchmarks.contest import Contest
+from fgclip_rt.benchmarks.report import unequal, verdicts
+from fgclip_rt.benchmarks.results import Row, Table, ratio
+from fgclip_rt.benchmarks.task import Case, CheckpointName, Contender
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.errors import ArgumentError, DeviceError, MissingDependencyError
+from helpers import GOLDENS, assert_one_sentence, run_command
+
+#: The module, whose name its package gives to the function in it.
+measuring = importlib.import_module("fgclip_rt.benchmarks.bench")
+
+CHECKPOINT = CheckpointName(str(GOLDENS / "fgclip2" / "checkpoint"))
+
+
+def test_its_contenders_compute_what_the_runtime_does(bundle_path: Path) -> None:
+    def contender(kind: str) -> Contender:
+        return Contender(kind, kind, str(bundle_path), 1, checkpoint=CHECKPOINT)
+
+    names = ["fgclip-rt", "onnxruntime provider", "pytorch", "pytorch autocast"]
+    cases = [Case("vision", 128, 2), Case("vision", 12, 2, end_to_end=True), Case("text", 64), Case("region", 12, 3)]
+    with Contest(list(map(contender, names)), rounds=1, seconds=0.0) as contest:
+        for case in cases:
+            for row in contest.measure(case):
+                exact = row.contender != "pytorch autocast"
+                assert row.cosine == pytest.approx(1, abs=1e-6 if exact else 5e-4), (case, row)
+                assert row.median > 0
+        problems = {row.problem for row in contest.measure(Case("vision", 17_000, end_to_end=True))}
+        assert problems == {"the model takes no images of 17,000 patches"}
+
+
+def test_a_plain_export_is_not_measured_end_to_end(bundle_path: Path) -> None:
+    case = Case("vision", 12, end_to_end=True)
+    (table,) = bench(bundle_path, [case], peers=["onnxruntime"], checkpoint=CHECKPOINT, rounds=1, seconds=0.0).tables
+    ours, plain = table.rows
+    assert ours.seconds
+    assert plain.problem == "it takes images that are prepared"
+    assert str(table.case) == "vision, 12 patches, end to end"
+
+
+def test_engines_that_are_not_there_are_a_row_that_says_so(bundle_path: Path) -> None:
+    path = str(bundle_path)
+    contenders = [
+        Contender("ours", "fgclip-rt", path, 1),
+        Contender("engines", "engines", path, 1, "cuda", library="tensorrt"),
+    ]
+    with Contest(contenders, rounds=1, seconds=0.0) as contest:
+        ours, engines = contest.measure(Case("text", 64))
+    assert ours.seconds
+    assert not engines.seconds
+    assert "no tensorrt engine in fp32" in engines.problem
+
+
+def test_usual_cases_come_in_batches_and_end_to_end(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    cases = usual_cases(bundle, "cuda")
+    assert len(set(cases)) == len(cases)
+    for bucket in bundle.manifest.image.buckets:
+        for batch in (1, 8, 32):
+            assert {Case("vision", bucket, batch), Case("vision", bucket, batch, end_to_end=True)} <= set(cases)
+    assert {case.graph for case in cases} == {"vision", "text"}
+    assert not any(case.end_to_end for case in usual_cases(bundle))
+
+
+def test_the_share_of_a_rate_is_of_the_product_that_was_measured() -> None:
+    row = Row("fgclip-rt fp32", (2.0,))
+    table = Table(Case("vision", 256), 1, (row,), products=(1.0,), operations=500, product_operations=1000)
+    assert table.rate == 1000
+    assert table.share(row).value == pytest.approx(0.25)
+
+
+def test_float16_is_held_to_float16() -> None:
+    def table(*rows: Row) -> Table:
+        return Table(Case("vision", 256), 1, rows, products=(1.0,), operations=1)
+
+    ours = Row("fgclip-rt fp32", (1.0,), cosine=1.0)
+    half = Row("pytorch autocast", (1.0,), cosine=0.9996)
+    assert not list(unequal([table(ours, half)]))
+    for other in (Row("pytorch", (1.0,), cosine=0.9996), Row("pytorch autocast", (1.0,), cosine=0.9994)):
+        assert [row for _, row in unequal([table(ours, other)])] == [other]
+    # Nothing is known of the others where ours was not run, and they were compared with something else.
+    assert not list(unequal([table(Row("fgclip-rt fp32", problem="no provider"), half, Row("pytorch", (1.0,)))]))
+
+
+def test_an_engine_that_is_not_faster_is_named() -> None:
+    rows = (Row("fgclip-rt fp32", (1.0,)), Row("fgclip-rt fp16 tensorrt", (0.99,)), Row("fgclip-rt fp16", (0.5,)))
+    assert ratio(rows[1], rows[0]).value == 0.99
+    (line,) = verdicts([Table(Case("text", 64), 1, rows, (1.0,), 1)])
+    assert line.startswith("fp16 tensorrt is not faster than fp32 here")
+
+
+def test_without_a_gpu_it_says_so_before_anything_is_measured(
+    pocket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "nvidia_gpus", list)
+    monkeypatch.setattr(measuring, "Contest", None)
+    with pytest.raises(DeviceError) as info:
+        bench(pocket_path, device="cuda")
+    assert_one_sentence(info.value, "'cuda'", "NVIDIA GPU", "nvidia-smi", "device 'cpu'")
+    output = run_command("bench", pocket_path, "--device", "cuda", status=1)
+    assert output.stdout == ""
+    assert output.stderr.strip().endswith(str(info.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--device", "abacus"], ["abacus", "cpu, cuda"]),
+        (["--device", "cuda", "--peer", "openvino"], ["openvino", "'cuda'", "pytorch autocast"]),
+        (["--peer", "pytorch autocast"], ["pytorch autocast", "'cpu'", "openvino"]),
+        (["--device", "cuda", "--images", "."], ["--images", "--device"]),
+    ],
+)
+def test_errors(pocket_path: Path, options: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "nvidia_gpus", lambda: ["a GPU"])
+    assert_one_sentence(run_command("bench", pocket_path, *options, status=1).stderr.strip(), *parts)
+
+
+def test_a_gpu_is_measured_with_torch(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "nvidia_gpus", lambda: ["a GPU"])
+    monkeypatch.setattr("fgclip_rt.packages._installed", lambda package: package != "torch")
+    with pytest.raises(MissingDependencyError, match=r"torch.*fgclip-rt\[bench\]"):
+        bench(bundle_path, device="cuda")
+
+
+def test_every_peer_runs_somewhere() -> None:
+    assert set(available_peers("cuda")) == {"pytorch", "pytorch autocast", "pytorch autocast compiled"}
+    with pytest.raises(ArgumentError, match="unknown"):
+        bench(Path(), device="abacus")  # type: ignore[arg-type]

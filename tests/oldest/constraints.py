@@ -1,0 +1,22 @@
+"""Prints constraints for pip: the oldest version that ``pyproject.toml`` allows of what the runtime requires."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def oldest(requirement: str) -> str:
+    """``name==lowest`` of a requirement ``name>=lowest``, with whatever else follows."""
+    found = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
+    if found is None:
+        raise SystemExit(f"{requirement} in pyproject.toml has no lower bound to test; begin it with one.")
+    return "{}=={}".format(*found.groups())
+
+
+if __name__ == "__main__":
+    for requirement in tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]:
+        print(oldest(requirement))
