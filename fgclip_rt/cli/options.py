@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..bundle import Bundle
 from ..errors import ArgumentError, TextError
 from .output import warn
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..model import Model
 
 _T = TypeVar("_T")
@@ -33,13 +34,19 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 def completed(values: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """Shell completion of an option by ``values``. Other values are refused later, by what takes them."""
-    return lambda ctx, param, incomplete: [  # noqa: ARG005 (click gives them)
-        CompletionItem(value) for value in values if value.startswith(incomplete)
-    ]
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(value) for value in values if value.startswith(incomplete)]
+
+    return complete
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The models that have a name, and whatever path begins so."""
+    from click.shell_completion import CompletionItem
+
     from fgclip_rt.export.checkpoints.registry import MODELS
 
     names = completed(tuple(MODELS))(ctx, param, incomplete)

@@ -90,7 +90,7 @@ def say_evaluated() -> None:
 
 def say_timings() -> None:
     timing = Timing("vision", "1,024 patches", "int8", 12345.67, 9, "fp32", 0.98, "onnxruntime 1.32.0 on cpu")
-    doctor._say_timings(answers.Diagnosed("bundle", [], [timing], []))
+    doctor._say_timings(doctor.Diagnosed("bundle", [], [timing], []))
 
 
 def say_result() -> None:
