@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("fgclip-rt", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fgclip-rt")
 
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and programs that they start would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Whether this is one of several processes that share the tests.
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
