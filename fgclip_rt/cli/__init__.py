@@ -18,7 +18,7 @@ _PACKAGES = ("click", "rich")
 
 def main() -> None:
     """Entry point of the ``fgclip-rt`` command."""
-    # What is imported stays: looking for garbage in it takes a fortieth of a start. Commands turn it on again.
+    # What is imported stays: looking for garbage in it takes a fortieth of a start.
     gc.disable()
     with stopping_at_once():
         missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
@@ -30,4 +30,7 @@ def main() -> None:
             )
         from .app import run
 
-        run()
+        try:
+            run()
+        finally:
+            gc.enable()
