@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from ..bundle import Bundle
 from ..errors import ArgumentError, TextError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..model import Model
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Struct)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -86,8 +86,7 @@ def walk_type(default: str) -> _Decorator:
     )
 
 
-@dataclass(frozen=True)
-class Loading:
+class Loading(Struct, frozen=True):
     """Which model to load, and how; as for :func:`fgclip_rt.load`."""
 
     bundle: Path
@@ -106,8 +105,7 @@ class Loading:
         return model
 
 
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(Struct, frozen=True):
     """How images are read and how large they become."""
 
     max_num_patches: int | None
@@ -119,8 +117,7 @@ class Pixels:
         limit_pixels(self.max_image_pixels)
 
 
-@dataclass(frozen=True)
-class Texts:
+class Texts(Struct, frozen=True):
     """Texts, and of which kind they are."""
 
     text: tuple[str, ...]
@@ -139,8 +136,7 @@ class Texts:
                 raise TextError(f"--text number {number} is not valid UTF-8; check the terminal's encoding.") from None
 
 
-@dataclass(frozen=True)
-class WeightFiles:
+class WeightFiles(Struct, frozen=True):
     """What goes with a model that comes as a file of weights."""
 
     weights: Path | None = None
@@ -165,7 +161,7 @@ def limit_pixels(limit: int | None) -> None:
 
 def _group(name: str, kind: type[_T], *options: _Decorator) -> Callable[[_Function], _Function]:
     """A decorator that adds ``options`` and hands their values to the command as ``name``, one ``kind``."""
-    own = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    own = kind.__struct_fields__
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)

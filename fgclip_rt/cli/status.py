@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import signal
 import sys
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
+        gc.enable()
         raising_interrupts()
         # A service manager stops a process by SIGTERM; as an exception it cleans up like Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
