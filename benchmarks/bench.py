@@ -153,7 +153,7 @@ def usual_cases(bundle: Bundle, device: Device = "cpu") -> list[Case]:
 
 
 def describe_machine(device: Device) -> dict[str, str]:
-    """What the figures depend on."""
+    """The machine in words, as far as figures depend on it."""
     machine = this_machine()
     return {
         **({} if device == "cpu" else {"gpu": "; ".join(nvidia_gpus())}),

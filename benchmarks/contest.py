@@ -76,7 +76,7 @@ class Contest:
 
 
 def _turn(worker: Worker, usual: float, rows: dict[str, Row], peaks: dict[str, int]) -> float | None:
-    """Seconds of a run that ``usual``-ly takes so long; where it cannot, the row says why."""
+    """Take one turn, in which a run takes ``usual`` seconds or so; if it fails, the contender's row says why."""
     name = worker.contender.name
     ran = worker.again(math.ceil(_TURN / usual), warm_up=usual < _SHORT)
     if isinstance(ran, Problem):

@@ -10,6 +10,7 @@ import onnxruntime as ort
 # PyTorch comes with CUDA's libraries, which onnxruntime finds once they are loaded.
 import torch
 
+from fgclip_rt.arrays import Array
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.choice import fit_engines
@@ -21,7 +22,7 @@ from fgclip_rt.turns import timed
 from .events import between_events
 from .inputs import make_inputs
 from .runtime import end_to_end
-from .task import Array, Case, Clocked, Contender, Run, UnableError
+from .task import Case, Clocked, Contender, Run, UnableError
 
 
 class Provider:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from fgclip_rt.arrays import ByteArray
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.graphs import ImageInputs, Inputs, RegionInputs, TextInputs
 from fgclip_rt.manifest import ImageSpec
@@ -15,8 +15,6 @@ from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
 
 from .task import Case, UnableError
-
-Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Long enough for every walk type. What it says does not change the time.
 _TEXT = "a cat on a window sill looks at the rain while somebody reads a book about birds in the room behind it " * 20
@@ -79,8 +77,8 @@ def _check_length(spec: ImageSpec, case: Case) -> None:
         raise UnableError(f"the model takes no images of {case.length:,} patches")
 
 
-def _noise(spec: ImageSpec, count: int, length: int) -> Pixels:
-    """Pixels uint8 [B, N, P·P·3] of ``count`` images of ``length`` patches."""
+def _noise(spec: ImageSpec, count: int, length: int) -> ByteArray:
+    """ByteArray uint8 [B, N, P·P·3] of ``count`` images of ``length`` patches."""
     shape = (count, length, spec.patch_size**2 * spec.channels)
     return np.random.default_rng(length).integers(0, 256, shape, np.uint8)
 

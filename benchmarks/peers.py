@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgclip_rt.arrays import Array
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
@@ -22,7 +23,7 @@ from fgclip_rt.preparation import preparation
 
 from .events import between_events
 from .inputs import make_inputs, noise_images, walk_type
-from .task import Array, Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
+from .task import Case, CheckpointName, Clocked, Contender, Device, Run, UnableError
 
 Function: TypeAlias = Callable[..., Tensor]
 
@@ -82,7 +83,7 @@ class Tower:
         return self._image_inputs(inputs)
 
     def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
-        """What the function takes, made of images in memory."""
+        """The same of images in memory, which are prepared for it."""
         return self._image_inputs(ImageInputs.of([self._preparation(image, length) for image in images]))
 
     def _image_inputs(self, inputs: ImageInputs) -> tuple[Tensor, ...]:
@@ -98,7 +99,7 @@ class PyTorch:
     """The reference, eager.
 
     Attributes:
-        autocast: whether PyTorch may compute in float16 what it thinks fit for it.
+        autocast: whether PyTorch computes in float16 the operators that its ``autocast`` lists.
     """
 
     autocast = False
@@ -125,7 +126,7 @@ class PyTorch:
         return Clocked(lambda: _on_host(run(inputs)), between_events(lambda: run(inputs)))
 
     def compiled(self, call: Function) -> Function:
-        """What is called instead of ``call``."""
+        """The function to call instead of ``call``."""
         return call
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from fgclip_rt.arrays import Array
 from fgclip_rt.bundle import Bundle
 
-from .task import Array, Case, CheckpointName, Contender, Run, UnableError
+from .task import Case, CheckpointName, Contender, Run, UnableError
 
 #: Names of the inputs of a plain export.
 _TEXT, _IMAGE = ("input_ids",), ("pixel_values", "mask")

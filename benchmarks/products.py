@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .task import Array, Case, Clocked, Contender, Device, Run
+from fgclip_rt.arrays import Array
+
+from .task import Case, Clocked, Contender, Device, Run
 
 #: Rows, inner size and columns of the product, the shape of an MLP's first layer.
 ROWS, INNER, COLUMNS = 1024, 768, 3072

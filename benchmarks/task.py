@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-import numpy as np
-
+from fgclip_rt.arrays import Array
 from fgclip_rt.manifest import Strict
 
-Array: TypeAlias = np.ndarray[Any, Any]
 #: Computes once. The result begins with the vector of the first image, text, patch or box.
 Run: TypeAlias = Callable[[], Array]
 

@@ -11,6 +11,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
+from fgclip_rt.arrays import Array
 from fgclip_rt.children import serve
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.turns import timed
@@ -19,7 +20,6 @@ from .memory import peak_memory, reset_peak_memory, resident_memory
 from .task import (
     Again,
     Answer,
-    Array,
     Case,
     Clocked,
     Contender,

@@ -8,8 +8,8 @@ The names of ``__all__`` are the public interface, with the public attributes of
 :data:`fgclip_rt.errors.CODES`. Everything else may change from one version to the next.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import importlib
+import typing
 
 from .errors import (
     ArgumentError,
@@ -28,7 +28,7 @@ from .errors import (
     TextError,
 )
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from .bundle import Bundle
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
@@ -68,7 +68,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

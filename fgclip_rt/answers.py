@@ -10,13 +10,10 @@ from numpy.typing import ArrayLike
 
 from .arrays import FloatArray
 from .bundle import Bundle
-from .doctor import Check
 from .engine_files import Engine, EngineKey, EngineRecord, find_engines
-from .heatmap import largest_at
 from .images import ImageSource
 from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
-from .timing import Timing
 from .vectors import Row
 
 Numbers: TypeAlias = list[list[float]]
@@ -175,22 +172,6 @@ class Inspected(Answer, frozen=True):
     engines: dict[str, EngineRecord]
 
 
-class EngineHere(Answer, frozen=True):
-    """An engine of a bundle, and why it cannot run here, if it cannot."""
-
-    engine: str
-    problem: str | None
-
-
-class Diagnosed(Answer, frozen=True):
-    """What this machine can do with a bundle."""
-
-    bundle: str
-    checks: list[Check]
-    timings: list[Timing]
-    engines: list[EngineHere]
-
-
 class EngineBuilt(Answer, frozen=True):
     """An engine, and whether it was there already; the rest is its record."""
 
@@ -303,6 +284,9 @@ def regions(
 
 def found(text: str, values: FloatArray, size: tuple[int, int]) -> Found:
     """Where a text is found by its map [h, w] of an image of ``size`` (width, height)."""
+    # Pillow's fonts, which come with it, take as long to import as a small image to embed.
+    from .heatmap import largest_at
+
     return Found(
         text=text,
         largest=float(values.max()),

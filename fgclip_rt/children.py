@@ -44,7 +44,7 @@ class Child(Generic[Answer]):
         Args:
             module: name of the module that calls :func:`serve`.
             argument: for its command line.
-            answers: type of what it answers, a struct or a union of tagged structs.
+            answers: type of its answers, a struct or a union of tagged structs.
             environment: variables beyond this process's own.
         """
         self._decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(answers)
@@ -116,7 +116,7 @@ def serve(requests: Any, handle: Callable[[Any, Callable[[object], None]], None]
         requests: type of a request, a struct or a union of tagged structs.
         handle: is called with a request, and with a function that sends an answer.
     """
-    # Libraries write to standard output, so what is left of it for them is standard error.
+    # Libraries write to standard output as well; from here on their lines go to standard error.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     decoder = msgspec.json.Decoder(requests)

@@ -1,4 +1,4 @@
-"""What this machine can run, and why not for the rest."""
+"""Checks of this machine: which ways to export, build and run it has, and what the others lack."""
 
 from __future__ import annotations
 

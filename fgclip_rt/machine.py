@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -61,6 +60,8 @@ def this_machine() -> Machine:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the installed ones of ``packages``, by name."""
+    import importlib.metadata  # 35 ms, which a start to a first vector need not take
+
     found = {"python": platform.python_version()}
     for package in packages:
         for name in (package, _OTHER_NAMES.get(package, package)):

@@ -66,7 +66,8 @@ def check_space(path: Path, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"{path} needs {needed:,} bytes and its disk has {free:,} free; free some space, or choose another "
-            "--output."
+            "--output.",
+            code="disk_full",
         )
 
 

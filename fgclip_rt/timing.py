@@ -1,4 +1,4 @@
-"""What the precisions of a bundle are worth on this machine: a quick look, in this process."""
+"""Times of a bundle's precisions on this machine: a quick look, in this process."""
 
 from __future__ import annotations
 

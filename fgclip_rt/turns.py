@@ -1,4 +1,4 @@
-"""The clock of every comparison: what is compared takes turns, so that other work of the machine falls on all alike."""
+"""The clock of every comparison: contenders take turns, so that other work of the machine falls on all alike."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def take_turns(
     """Give each its turn, round after round.
 
     Args:
-        turns: by name, a function that takes one turn and returns its seconds, as :func:`timed` does; None where it
-            could not, and then it is left out from there on.
-        rounds: that count.
-        warm_up: rounds before them that do not.
-        seconds: after so many there is no further round, though always one that counts.
+        turns: by name, a function that takes one turn and returns its seconds, as :func:`timed` does. If it returns
+            None, it failed and has no further turn.
+        rounds: number of rounds that count.
+        warm_up: number of rounds before them that do not count.
+        seconds: limit after which no round begins, though one always counts.
         pause: seconds of rest before each turn.
         progress: is called after each round that counts.
 
     Returns:
-        Seconds of each turn that counts, by the names of those that could take every one.
+        Seconds of each turn that counts, by name; without the names of turns that failed.
     """
     measured: dict[Name, list[float]] = {name: [] for name in turns}
     start = perf_counter()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgclip_rt.graphs import DENSE_FEATURES, IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES
+from fgclip_rt.manifest import Axis
 
 from .blocks import Block, Linear, PatchEmbedding
 from .trace import GraphSource
@@ -89,9 +90,9 @@ def vision_sources(tower: ClassTokenTower, *, normalised: bool) -> dict[str, Gra
     """The graphs ``vision`` and ``dense`` of a tower, ready to trace."""
     (count, _), width = tower.positions.shape, tower.projection.weight.shape[1]
     inputs = {PATCHES: torch.zeros(2, count, tower.patch_embedding.weight.shape[0], dtype=torch.uint8)}
-    axes = {PATCHES: {0: "batch"}}
-    outputs = {IMAGE_FEATURES: ("batch", width), IMAGE_EMBEDS: ("batch", width)}
-    dense = {**outputs, DENSE_FEATURES: ("batch", count, width)}
+    axes = {PATCHES: {0: Axis.BATCH}}
+    outputs = {IMAGE_FEATURES: (Axis.BATCH, width), IMAGE_EMBEDS: (Axis.BATCH, width)}
+    dense = {**outputs, DENSE_FEATURES: (Axis.BATCH, count, width)}
     sensitive = ("vision.projection",)
     return {
         "vision": GraphSource(VisionGraph(tower), inputs, axes, outputs, sensitive),

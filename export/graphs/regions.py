@@ -25,6 +25,7 @@ from fgclip_rt.graphs import (
     REGION_FEATURES,
     SPATIAL_SHAPES,
 )
+from fgclip_rt.manifest import Axis
 
 from .trace import GraphSource
 
@@ -138,13 +139,13 @@ def region_source(width: int) -> GraphSource:
         BOX_IMAGES: torch.zeros(3, dtype=torch.int32),
     }
     axes = {
-        DENSE_FEATURES: {0: "batch", 1: "patches"},
-        SPATIAL_SHAPES: {0: "batch"},
-        IMAGE_SIZES: {0: "batch"},
-        BOXES: {0: "boxes"},
-        BOX_IMAGES: {0: "boxes"},
+        DENSE_FEATURES: {0: Axis.BATCH, 1: Axis.PATCHES},
+        SPATIAL_SHAPES: {0: Axis.BATCH},
+        IMAGE_SIZES: {0: Axis.BATCH},
+        BOXES: {0: Axis.BOXES},
+        BOX_IMAGES: {0: Axis.BOXES},
     }
-    outputs = {REGION_FEATURES: ("boxes", width), REGION_EMBEDS: ("boxes", width)}
+    outputs = {REGION_FEATURES: (Axis.BOXES, width), REGION_EMBEDS: (Axis.BOXES, width)}
     return GraphSource(RegionGraph(), inputs, axes, outputs)
 
 
@@ -156,9 +157,9 @@ def mask_source(width: int) -> GraphSource:
         MASK_IMAGES: torch.zeros(3, dtype=torch.int32),
     }
     axes = {
-        DENSE_FEATURES: {0: "batch", 1: "patches"},
-        MASKS: {0: "masks", 1: "patches"},
-        MASK_IMAGES: {0: "masks"},
+        DENSE_FEATURES: {0: Axis.BATCH, 1: Axis.PATCHES},
+        MASKS: {0: Axis.MASKS, 1: Axis.PATCHES},
+        MASK_IMAGES: {0: Axis.MASKS},
     }
-    outputs = {MASK_FEATURES: ("masks", width), MASK_EMBEDS: ("masks", width)}
+    outputs = {MASK_FEATURES: (Axis.MASKS, width), MASK_EMBEDS: (Axis.MASKS, width)}
     return GraphSource(MaskGraph(), inputs, axes, outputs)

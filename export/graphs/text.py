@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgclip_rt.graphs import ATTENTION_MASK, INPUT_IDS, TEXT_EMBEDS, TEXT_FEATURES, WALK_TYPE
+from fgclip_rt.manifest import Axis
 
 from .blocks import Linear
 from .trace import GraphSource
@@ -73,12 +74,12 @@ def text_source(graph: TextGraph, length: int, width: int, *, masked: bool = Fal
         masked: whether the tower takes an attention mask.
     """
     inputs = {INPUT_IDS: torch.zeros(2, length, dtype=torch.int32)}
-    axes = {INPUT_IDS: {0: "batch", 1: "tokens"}}
+    axes = {INPUT_IDS: {0: Axis.BATCH, 1: Axis.TOKENS}}
     if graph.count > 1:
         inputs[WALK_TYPE] = torch.zeros(2, dtype=torch.int32)
-        axes[WALK_TYPE] = {0: "batch"}
+        axes[WALK_TYPE] = {0: Axis.BATCH}
     if masked:
         inputs[ATTENTION_MASK] = torch.ones_like(inputs[INPUT_IDS])
         axes[ATTENTION_MASK] = axes[INPUT_IDS]
-    outputs = {TEXT_FEATURES: ("batch", width), TEXT_EMBEDS: ("batch", width)}
+    outputs = {TEXT_FEATURES: (Axis.BATCH, width), TEXT_EMBEDS: (Axis.BATCH, width)}
     return GraphSource(graph, inputs, axes, outputs, sensitive=("text_heads",))

@@ -59,10 +59,24 @@ def trace(source: GraphSource) -> ir.Model:
         )
     assert program is not None
     model = program.model
+    _check_axes(model, source)
     _tidy(model, source)
     expand_key_biases(model)
     add_definition(model)
     return model
+
+
+def _check_axes(model: ir.Model, source: GraphSource) -> None:
+    """Make sure that the dynamic axes of the inputs are dynamic.
+
+    The exporter tries one strategy after another, and a later one fixes an axis that the first could not trace.
+    """
+    for value in model.graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
+        for index, axis in source.dynamic.get(value.name, {}).items():
+            if str(value.shape[index]) != axis:
+                raise ValueError(f"the exporter fixed axis {index} ({axis}) of {value.name} to {value.shape[index]}")
 
 
 def _tidy(model: ir.Model, source: GraphSource) -> None:

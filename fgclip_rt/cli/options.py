@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..bundle import Bundle
-from ..errors import ArgumentError, FgclipError, TextError
+from ..errors import ArgumentError, TextError
 from .output import warn
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..model import Model
 
 _T = TypeVar("_T")
@@ -27,26 +28,25 @@ PATH = click.Path(path_type=Path)
 _DEVICES = ("auto", "cpu", "cuda")
 _BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 _WALK_TYPES = ("short", "box", "long")
+#: Of which a bundle has some.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 def completed(values: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """Shell completion of an option by ``values``. Other values are refused later, by what takes them."""
-    return lambda ctx, param, incomplete: [  # noqa: ARG005 (click gives them)
-        CompletionItem(value) for value in values if value.startswith(incomplete)
-    ]
 
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+        from click.shell_completion import CompletionItem
 
-def complete_precision(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The precisions of the bundle that was named before."""
-    try:
-        bundle = Bundle.open(ctx.params["bundle"], check_hashes=False)
-    except (FgclipError, KeyError, TypeError):
-        return []
-    return completed(bundle.manifest.precisions)(ctx, param, incomplete)
+        return [CompletionItem(value) for value in values if value.startswith(incomplete)]
+
+    return complete
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The models that have a name, and whatever path begins so."""
+    from click.shell_completion import CompletionItem
+
     from fgclip_rt.export.checkpoints.registry import MODELS
 
     names = completed(tuple(MODELS))(ctx, param, incomplete)
@@ -56,7 +56,7 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 bundle = click.argument("bundle", type=PATH, metavar="BUNDLE", help="Bundle folder, made by 'fgclip-rt export'.")
 precision = click.option(
     "--precision",
-    shell_complete=complete_precision,
+    shell_complete=completed(PRECISIONS),
     help="One of the bundle's precisions.  [default: its first]",
 )
 device = click.option("--device", default="auto", shell_complete=completed(_DEVICES), help="auto, cpu or cuda.")

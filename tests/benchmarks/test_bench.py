@@ -21,7 +21,7 @@ from PIL import Image
 import fgclip_rt
 from exporting import SQUARE_CHECKPOINTS
 from fgclip_rt.benchmarks import advice, advise, bench
-from fgclip_rt.benchmarks.bench import PEERS
+from fgclip_rt.benchmarks.bench import available_peers
 from fgclip_rt.benchmarks.contest import Contest
 from fgclip_rt.benchmarks.inputs import grid
 from fgclip_rt.benchmarks.operations import OperationCounter
@@ -55,7 +55,7 @@ def test_every_contender_computes_the_same(bundle_path: Path) -> None:
     others = ["pytorch", "onnxruntime", "openvino"]
     tables = (
         *measure(["transformers", *others], Case("vision", 128, 2), Case("vision", 128)),
-        *measure(PEERS, Case("text", 64)),
+        *measure(available_peers("cpu"), Case("text", 64)),
         *measure(["pytorch", "openvino"], Case("dense", 12)),
         *measure(["pytorch", "transformers"], Case("region", 12, 3)),
     )
@@ -63,7 +63,7 @@ def test_every_contender_computes_the_same(bundle_path: Path) -> None:
     assert ran == {
         "vision, 128 patches, batch 2": {"fgclip-rt fp32", "transformers", *others},
         "vision, 128 patches": {"fgclip-rt fp32", "transformers", *others},
-        "text, 64 tokens": {"fgclip-rt fp32", *PEERS},
+        "text, 64 tokens": {"fgclip-rt fp32", *available_peers("cpu")},
         "dense, 12 patches": {"fgclip-rt fp32", "pytorch", "openvino"},
         "region, 12 patches, 3 boxes": {"fgclip-rt fp32", "pytorch"},
     }

@@ -13,13 +13,16 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 import fgclip_rt
 from fgclip_rt import answers
@@ -27,13 +30,17 @@ from fgclip_rt.benchmarks.advice import Advice, BucketAdvice
 from fgclip_rt.benchmarks.results import BundleInfo, Pipeline, Result, Row, Table
 from fgclip_rt.benchmarks.task import Case
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.cli.app import COMMANDS, program
+from fgclip_rt.cli import options
+from fgclip_rt.cli.app import COMMANDS
 from fgclip_rt.cli.commands import bench, build, doctor, evaluate
-from fgclip_rt.doctor import Timing
 from fgclip_rt.engine_files import Engine, EngineKey, EngineRecord, Library, Profile
 from fgclip_rt.engines import Built
+from fgclip_rt.export import PRECISIONS, request
+from fgclip_rt.export.checkpoints.registry import MODELS
+from fgclip_rt.export.families import table as families
 from fgclip_rt.manifest import FileInfo
-from helpers import edit_manifest, run_command, run_program
+from fgclip_rt.timing import Timing
+from helpers import edit_manifest, run_command
 
 PROGRAM = Path(sys.executable).with_name("fgclip-rt")
 PHOTO = Path(__file__).parents[1] / "goldens/fgclip2/images/1_chelsea_451x300.png"
@@ -83,7 +90,7 @@ def say_evaluated() -> None:
 
 def say_timings() -> None:
     timing = Timing("vision", "1,024 patches", "int8", 12345.67, 9, "fp32", 0.98, "onnxruntime 1.32.0 on cpu")
-    doctor._say_timings(answers.Diagnosed("bundle", [], [timing], []))
+    doctor._say_timings(doctor.Diagnosed("bundle", [], [timing], []))
 
 
 def say_result() -> None:
@@ -135,7 +142,9 @@ def table_lines(text: str) -> list[str]:
     found = []
     for rule, following in zip(rules, [*rules[1:], len(lines) + 2], strict=True):
         # A title stands before the next header, and a sentence after the last table: neither has columns.
-        found += takewhile(lambda line: "  " in line or line.startswith("─"), lines[rule - 1 : following - 2])
+        found += takewhile(
+            lambda line: "  " in line or len(line) < 20 or line.startswith("─"), lines[rule - 1 : following - 2]
+        )
     return found
 
 
@@ -197,11 +206,12 @@ def completions(words: str, incomplete: str) -> set[str]:
     return {line.partition(",")[2] for line in result.stdout.splitlines()}
 
 
-def test_a_shell_completes_commands_options_and_values(bundle_path: Path) -> None:
+def test_a_shell_completes_commands_options_and_values() -> None:
     assert completions("", "e") == {"export", "embed", "evaluate"}
     assert {"--device", "--precision"} <= completions("embed", "--")
     assert completions("embed --device", "c") == {"cpu", "cuda"}
-    assert completions(f"embed {bundle_path} --precision", "") == {"fp32"}
+    assert completions("embed bundle --precision", "fp") == {"fp32", "fp16", "fp8"}
+    assert completions("score bundle --walk-type", "") == {"short", "box", "long"}
     assert completions("export --model", "fg-clip2-p") == {"fg-clip2-pocket"}
     for shell in ("bash", "zsh", "fish"):
         script = subprocess.run(
@@ -397,6 +407,37 @@ def test_answers_have_schemas() -> None:
         assert msgspec.json.schema(kind)
 
 
-def test_the_program_is_one_group() -> None:
-    assert list(program.commands) == list(COMMANDS)
-    assert run_program("--version").stdout.startswith("fgclip-rt ")
+def test_what_can_be_asked_of_an_export_is_what_it_can_do() -> None:
+    """The names that are checked before it is imported are those that it has."""
+    assert tuple(PRECISIONS) == request.NAMES == options.PRECISIONS
+    assert tuple(name for name, precision in PRECISIONS.items() if precision.is_quantised) == request.QUANTISED
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_registry_knows_how_many_weights_a_model_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = MODELS[name]
+
+    def count(build: Callable[[], torch.nn.Module], *_: object, **__: object) -> NoReturn:
+        with torch.device("meta"):
+            raise Counted(sum(parameter.numel() for parameter in build().parameters()))
+
+    monkeypatch.setattr(f"fgclip_rt.export.families.{spec.family}.model.random_module", count)
+    with pytest.raises(Counted) as counted:
+        families.random(spec.family, spec.config)
+    assert counted.value.args == (spec.parameters,)
+
+
+class Counted(Exception):  # noqa: N818 (it carries a number)
+    """Ends the making of a model."""
+
+
+def test_a_bundle_takes_what_was_estimated(pocket_export: tuple[Path, object]) -> None:
+    """Never less, or an export that fits would be refused, and not much more."""
+    folder, _ = pocket_export
+    files = (folder / "fg-clip2-pocket").glob("weights*.safetensors")
+    size = sum(path.stat().st_size for path in files)
+    least = request.least_bytes("fg-clip2-pocket", None, ["fp32", "fp16", "int8"])
+    assert 0.8 * size < least <= size
+    # A folder tells as much as a name.
+    named = MODELS["fg-clip2-pocket"].folder
+    assert request.least_bytes(str(named), None, ["fp32"]) == 4 * MODELS["fg-clip2-pocket"].parameters

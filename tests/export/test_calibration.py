@@ -195,7 +195,7 @@ def test_an_image_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Pa
 def test_only_what_is_not_held_out_runs_and_each_image_by_itself() -> None:
     seen: list[Any] = []
     recorder = SimpleNamespace(
-        has={"dense"}.__contains__,
+        graphs=SimpleNamespace(has={"dense"}.__contains__),
         dense_features=seen.append,
         embed_texts=lambda values, walk_type: seen.append((walk_type, list(values))),
     )

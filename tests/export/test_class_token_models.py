@@ -28,7 +28,7 @@ from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
 from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model

@@ -25,7 +25,7 @@ from fgclip_rt.errors import ArgumentError, OutputError, ParityError
 from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.bundle.output import new_folder
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.model import Model
@@ -223,7 +223,7 @@ def test_attention_is_what_its_definition_says(masked_model: Model, tmp_path: Pa
         tokens = masked_model.tokenizer(Golden("fgclip2-masked").texts, "box")
         inputs = {
             "input_ids": tokens.input_ids,
-            "walk_type": np.array([1, 0], np.int32),
+            "walk_type": np.arange(len(tokens.input_ids), dtype=np.int32) % 2,
             "attention_mask": tokens.attention_mask,
         }
     else:

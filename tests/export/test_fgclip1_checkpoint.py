@@ -18,7 +18,7 @@ from torch import Tensor
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.checkpoints.stand_ins import clip_byte_tokenizer
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.families.fgclip1.config import Config, PreprocessorConfig, VisionConfig
 from fgclip_rt.export.families.table import FAMILIES
@@ -53,7 +53,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> ReferenceModel:
-    return families.load(locate(str(path)))
+    return families.load(locate(str(path)))[1]
 
 
 def refused(path: Path, *parts: str) -> str:

@@ -12,8 +12,8 @@ from test_precisions import export_masked
 import fgclip_rt
 from exporting import hasten
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.doctor import time_precisions
 from fgclip_rt.errors import DeviceError
+from fgclip_rt.timing import time_precisions
 from helpers import assert_one_sentence, run_command
 
 #: Whether the one that is installed has float8 on a CPU.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import fgclip_rt
 from fgclip_rt import errors
 from fgclip_rt.bundle import Bundle
@@ -24,6 +26,7 @@ MODEL = (
     "embed_regions",
     "embed_texts",
     "graphs",
+    "has_random_weights",
     "logit_bias",
     "logit_scale",
     "logits",
@@ -53,12 +56,18 @@ def public(value: object) -> list[str]:
 
 
 def test_every_public_name_is_exported_and_nothing_else() -> None:
-    names = [
+    bound = {
         name
         for name, value in vars(fgclip_rt).items()
         if name == "__version__" or not (name.startswith("_") or isinstance(value, ModuleType))
-    ]
-    assert fgclip_rt.__all__ == sorted(names)
+    }
+    assert fgclip_rt.__all__ == sorted(bound | set(fgclip_rt._HOMES))
+
+
+@pytest.mark.parametrize("name", fgclip_rt.__all__)
+def test_an_exported_name_is_of_this_package(name: str) -> None:
+    value = getattr(fgclip_rt, name)
+    assert name == "__version__" or value.__module__.startswith("fgclip_rt.")
 
 
 def test_every_kind_of_error_is_exported() -> None:

@@ -40,7 +40,7 @@ class Fgclip2Model(siglip2.Siglip2Model):
         model, width = self.module, self.embedding_size
         tower, pooling = self._vision_parts()
         dense = DenseGraph(tower, pooling, DenseHead(model.dense_feature_head))
-        dense_outputs = {DENSE_FEATURES: ("batch", "patches", width)}
+        dense_outputs = {DENSE_FEATURES: (manifest.Axis.BATCH, manifest.Axis.PATCHES, width)}
         return {
             "vision": vision_source(VisionGraph(tower, pooling), model.vision_model),
             "dense": vision_source(dense, model.vision_model, dense_outputs),

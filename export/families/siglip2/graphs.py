@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgclip_rt.graphs import IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES, SPATIAL_SHAPES
+from fgclip_rt.manifest import Axis
 
 from ...graphs.attention import HIDDEN
 from ...graphs.blocks import Block, Linear, Mlp, PatchEmbedding
@@ -159,6 +160,6 @@ def vision_source(
         PATCHES: torch.zeros(2, 12, embeddings.patch_embedding.in_features, dtype=torch.uint8),
         SPATIAL_SHAPES: torch.tensor([[3, 4], [2, 5]], dtype=torch.int32),
     }
-    axes = {PATCHES: {0: "batch", 1: "patches"}, SPATIAL_SHAPES: {0: "batch"}}
-    outputs = {IMAGE_FEATURES: ("batch", width), IMAGE_EMBEDS: ("batch", width)}
+    axes = {PATCHES: {0: Axis.BATCH, 1: Axis.PATCHES}, SPATIAL_SHAPES: {0: Axis.BATCH}}
+    outputs = {IMAGE_FEATURES: (Axis.BATCH, width), IMAGE_EMBEDS: (Axis.BATCH, width)}
     return GraphSource(graph, inputs, axes, {**outputs, **(more_outputs or {})}, sensitive=("pooling",))

@@ -81,7 +81,7 @@ class Expected(Answer, frozen=True):
 @click.option(
     "--precision",
     multiple=True,
-    shell_complete=options.complete_precision,
+    shell_complete=options.completed(options.PRECISIONS),
     help="One of the bundle's precisions; repeatable.  [default: all]",
 )
 @click.option(

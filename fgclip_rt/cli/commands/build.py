@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     multiple=True,
-    shell_complete=options.complete_precision,
+    shell_complete=options.completed(options.PRECISIONS),
     help="One of the bundle's; repeatable.  [default: fp16, if the bundle has it]",
 )
 @click.option("--target", help="GPUs to build for, such as sm89,sm120, or current.  [default: by the backend]")

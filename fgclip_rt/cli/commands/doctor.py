@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ...answers import Diagnosed, EngineHere
+from ...answers import Answer
 from ...bundle import Bundle
 from ...choice import fit_engines
 from ...doctor import Check, examine
@@ -19,6 +19,22 @@ from .. import options
 from ..output import numbers, say, say_json, say_table, words
 from ..progress import progress_bars
 from ..status import Command
+
+
+class EngineHere(Answer, frozen=True):
+    """An engine of a bundle, and why it cannot run here, if it cannot."""
+
+    engine: str
+    problem: str | None
+
+
+class Diagnosed(Answer, frozen=True):
+    """What this machine can do with a bundle."""
+
+    bundle: str
+    checks: list[Check]
+    timings: list[Timing]
+    engines: list[EngineHere]
 
 
 @click.command(cls=Command)
