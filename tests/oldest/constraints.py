@@ -1,4 +1,4 @@
-"""Prints constraints for pip: the oldest version that ``pyproject.toml`` allows of what the runtime requires."""
+"""Prints constraints for pip: the oldest versions that ``pyproject.toml`` allows the runtime and its command line."""
 
 from __future__ import annotations
 
@@ -18,5 +18,6 @@ def oldest(requirement: str) -> str:
 
 
 if __name__ == "__main__":
-    for requirement in tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    for requirement in project["dependencies"] + project["optional-dependencies"]["cli"]:
         print(oldest(requirement))
