@@ -1,4 +1,4 @@
-"""A simulated GPU: memory is NumPy's, engines are onnxruntime's, and work is as late and disordered as it may be.
+"""A simulated GPU with NumPy's memory and onnxruntime's engines. It delays and reorders work as far as streams allow.
 
 Streams do no work until somebody waits for an event. They then go on in a random order, so work that no stream or
 event orders will sooner or later be done in the wrong order. Memory that was given back is gone, and new memory holds
