@@ -1,6 +1,6 @@
 """Makes the bundles that tests share; needs torch.
 
-``python tests/bundles.py FOLDER`` makes all of them at once, for an environment that has no torch: its tests take them
+``python tests/bundles.py FOLDER`` makes all of them at once, for an environment without torch. Tests there take them
 from the folder that the variable FGCLIP_RT_TEST_BUNDLES names.
 """
 
@@ -22,12 +22,12 @@ from helpers import GOLDEN_NAMES, GOLDENS, SQUARE_NAMES, picture, run_program
 
 
 def make_golden(name: str, folder: Path) -> None:
-    """A golden checkpoint that takes images of any shape, in ``folder/bundle``."""
+    """Exports a golden checkpoint that takes images of any shape to ``folder/bundle``."""
     export.export(export.checkpoint_source(str(GOLDENS / name / "checkpoint")), folder / "bundle")
 
 
 def make_square(name: str, folder: Path) -> None:
-    """A golden checkpoint that takes square images, in three precisions, in ``folder/name``."""
+    """Exports a golden checkpoint that takes square images to ``folder/name``, in three precisions."""
     checkpoint, files = SQUARE_CHECKPOINTS[name]
     pictures = [Image.fromarray(picture(40 + 3 * seed, 90 - seed, seed)) for seed in range(16)]
     texts = [
@@ -41,14 +41,14 @@ def make_square(name: str, folder: Path) -> None:
 
 
 def make_pocket(folder: Path) -> None:
-    """The one export that is made just as a user makes it, in ``folder/made``, and what it said in ``result.json``."""
+    """Exports the pocket model as a user does to ``folder/made``, and writes the answer to ``folder/result.json``."""
     precisions = [part for precision in ("fp32", "fp16", "int8") for part in ("--precision", precision)]
     (folder / "made").mkdir()
     result = run_program("export", "--model", "fg-clip2-pocket", *precisions, "--json", cwd=folder / "made")
     (folder / "result.json").write_text(json.dumps({**vars(result), "args": []}))
 
 
-#: By name, what fills an empty folder.
+#: Functions that fill an empty folder, by the bundle's name.
 MAKERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(make_golden, name) for name in GOLDEN_NAMES},
     **{name: partial(make_square, name) for name in SQUARE_NAMES},

@@ -1,4 +1,4 @@
-"""What several test modules need of exports and of graphs in memory, and so torch and onnx_ir."""
+"""Functions and constants for tests of exports and of graphs in memory; needs torch and onnx_ir."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fgclip_rt.export.graphs.text import TextGraph
 from fgclip_rt.export.graphs.trace import GraphSource
 from helpers import GOLDENS
 
-#: What a command that takes a checkpoint is told, by the golden's name.
+#: Model and files of a checkpoint, as commands take them, by the golden's name.
 SQUARE_CHECKPOINTS: dict[str, tuple[str, export.LocalFiles]] = {
     "fgclip1": (str(GOLDENS / "fgclip1" / "checkpoint"), export.LocalFiles()),
     "fineclip": (
@@ -57,7 +57,7 @@ def trace_as_in(bundle: Path) -> Trace:
         for name, value in model.graph.initializers.items():
             assert value.const_value is not None
             values = parameters[name].numpy() if name in parameters else value.const_value.numpy()
-            # Copies: a test may change them.
+            # A copy, because a test may change it.
             value.const_value = ir.Tensor(np.array(values, order="C"), name=name)
         return model
 

@@ -1,8 +1,8 @@
-"""A GPU for tests: memory is NumPy's, engines are onnxruntime's, and work is done as late and unluckily as it may be.
+"""A simulated GPU with NumPy's memory and onnxruntime's engines. It delays and reorders work as far as streams allow.
 
-Streams hold what they are given until somebody waits for an event, and then go on in an order drawn by chance, so that
-what is not ordered by a stream or an event will sooner or later be done in the wrong order. Memory that was given back
-is gone, and new memory holds rubbish.
+Streams do no work until somebody waits for an event. They then go on in a random order, so work that no stream or
+event orders will sooner or later be done in the wrong order. Memory that was given back is gone, and new memory holds
+rubbish.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FakeCuda:
         self._lock = threading.RLock()
         self._numbers = count(1)
         self._memory: dict[int, Array] = {}
-        #: Work that each stream still has to do: a function, an event's ticket to be done, or one to be waited for.
+        #: Pending work of each stream: a function to run, an event's ticket to mark as done, or a ticket to wait for.
         self._streams: dict[int, list[tuple[str, Any]]] = {}
         self._tickets: dict[int, int] = {}
         self._done: set[int] = set()
@@ -141,7 +141,7 @@ class FakeCuda:
             self.used -= self._memory.pop(address).nbytes
 
     def _step(self) -> None:
-        """One thing that some stream may do now."""
+        """Does the next work of a random stream that need not wait."""
         streams = [stream for stream in self._streams.values() if stream]
         ready = [stream for stream in streams if stream[0][0] != "wait" or stream[0][1] in self._done]
         assert ready, "everything waits for something"
@@ -174,7 +174,7 @@ class FakePlan:
 
 
 class FakeExecution:
-    """Its activations take sixteen bytes for every number of its inputs."""
+    """An execution whose activations take 16 bytes for every number of its inputs."""
 
     def __init__(self, plan: FakePlan, shapes: Mapping[str, Shape]) -> None:
         self._plan = plan

@@ -90,7 +90,7 @@ def assert_parity(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) 
 
 
 def assert_one_sentence(error: object, *parts: str, code: str | None = None) -> None:
-    """The message of ``error`` is one sentence that holds all ``parts``, and programs are told ``code``, if any."""
+    """Check that the message of ``error`` is one sentence with all ``parts``, and its code ``code``, if given."""
     message = str(error)
     assert message.endswith("."), message
     assert "\n" not in message, message
@@ -129,7 +129,7 @@ def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) ->
 
 
 class Progress:
-    """Keeps the stages that a work reports, and how far each has come."""
+    """Records the stages that work reports, and the number of steps done of each."""
 
     def __init__(self) -> None:
         self.totals: dict[str, int] = {}
@@ -140,7 +140,7 @@ class Progress:
         return lambda: self.steps.update([stage])
 
     def finished(self) -> dict[str, int]:
-        """The stages and their numbers of steps, every one of which was reported."""
+        """The stages and their numbers of steps, after a check that every step was reported."""
         assert dict(self.steps) == self.totals
         return self.totals
 
@@ -176,7 +176,7 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
 
 
 def add_int8(document: Json) -> None:
-    """Add a precision int8 to a manifest, whose graphs are the fp32 ones."""
+    """Add a precision int8, whose graphs are fp32's, to a manifest."""
     for graph in document["graphs"].values():
         graph["int8"] = graph["fp32"]
     document["lowering"]["int8"] = copy.deepcopy(LOWERING)

@@ -1,4 +1,4 @@
-"""Pillow's resize as the README specifies it, step by step: whole numbers after the weights, no Pillow and no haste."""
+"""Pillow's resize as the README specifies it, step by step and without Pillow: integers from the weights on."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def cubic(x: float) -> float:
     return 0.0
 
 
-#: By name: how far a filter reaches to each side, and its weight at a distance.
+#: Reach to each side and kernel of a filter, by name.
 FILTERS: dict[str, tuple[int, Callable[[float], float]]] = {"bilinear": (1, triangle), "bicubic": (2, cubic)}
 
 
 def weights(before: int, after: int, index: int, resample: str) -> tuple[int, list[int]]:
-    """The first of ``before`` pixels that pixel ``index`` of ``after`` reads, and the weights of it and the next."""
+    """The first of ``before`` pixels that pixel ``index`` of ``after`` reads, and the weights from that pixel on."""
     reach, kernel = FILTERS[resample]
     scale = before / after
     stretch = max(scale, 1.0)

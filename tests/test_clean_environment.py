@@ -36,7 +36,7 @@ def bare(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def used_bare(bare: Path, bundle_path: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What the runtime did there, and what its command said, before anything was added."""
+    """Results of the runtime and of its commands there, before the command line is installed."""
     use = (
         "import sys, fgclip_rt; model = fgclip_rt.load(sys.argv[1]); "
         "print(model.embed_images([sys.argv[2]]).shape, model.embed_texts(['a cat']).shape)"
@@ -56,7 +56,7 @@ def used_bare(bare: Path, bundle_path: Path) -> dict[str, subprocess.CompletedPr
 def clean(
     bare: Path,
     source: Path,
-    used_bare: dict[str, subprocess.CompletedProcess[str]],  # noqa: ARG001 (it comes before)
+    used_bare: dict[str, subprocess.CompletedProcess[str]],  # noqa: ARG001 (it must run first)
 ) -> Path:
     """The same environment, with the command line."""
     install(bare, f"{source}[cli]")

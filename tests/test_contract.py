@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which. Arrows point down, and no torch lives on the ground floor."""
+"""The contract of imports: a room, which is a package or a module, imports only rooms on lower floors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fgclip_rt import graphs
 
 ROOT = Path(__file__).parents[1]
 
-#: From the ground to the roof. A module imports rooms below its own floor and its own room; neighbours do not know of
-#: each other. Imports inside functions count too: they only delay the arrow.
+#: From the lowest to the highest. A module imports its own room and rooms on lower floors, but no other room of its own
+#: floor. Imports inside functions count too, because they only delay the dependency.
 FLOORS = (
     ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead", "scores"),
@@ -32,7 +32,7 @@ FLOORS = (
     ("cli",),
 )
 
-#: Likewise within ``export/``.
+#: The floors within ``export/``, in the same order.
 EXPORT_FLOORS = (
     ("checkpoints", "reference"),
     ("graphs", "request"),
@@ -63,7 +63,7 @@ HEAVY = {
 
 @cache
 def sources() -> dict[str, Path]:
-    """Every source file by the name of its module, ``fgclip_rt`` left out; the trainer's begin with ``tools``."""
+    """Source files by module name without ``fgclip_rt``; the trainer's names begin with ``tools``."""
     found = {}
     for folder in ("fgclip_rt", "export", "engines", "benchmarks", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -74,7 +74,7 @@ def sources() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> tuple[str, ...]:
-    """Absolute names of all that a module imports, those of our own without ``fgclip_rt``."""
+    """Absolute names of a module's imports; our own modules are named without ``fgclip_rt``."""
     return tuple(_imports(module, sources()[module]))
 
 
@@ -93,19 +93,19 @@ def _imports(module: str, path: Path) -> Iterator[str]:
 
 
 def arrows(depth: int) -> Iterator[tuple[str, str, str]]:
-    """The room of every file, the room of all of ours that it imports, and what to say of it."""
+    """The importing room, the imported room and a message, for each import of our own modules."""
     for module in sources():
         for name in imports(module):
             if name in sources():
-                yield *(".".join(each.split(".")[:depth]) for each in (module, name)), f"{module} imports {name}"
+                yield *(".".join(path.split(".")[:depth]) for path in (module, name)), f"{module} imports {name}"
 
 
 def test_every_arrow_points_down() -> None:
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     turned = [
-        said
-        for room, other, said in arrows(1)
-        # The package itself and its entry point are the roof over all; the trainer lies outside the house.
+        message
+        for room, other, message in arrows(1)
+        # The package itself and its entry point may import every room; the trainer is no part of the package.
         if room not in ("", "__main__", "tools") and other and room != other and floor[other] >= floor[room]
     ]
     assert turned == []
@@ -114,15 +114,15 @@ def test_every_arrow_points_down() -> None:
 def test_every_arrow_within_export_points_down() -> None:
     floor = {f"export.{room}": number for number, rooms in enumerate(EXPORT_FLOORS) for room in rooms}
     turned = [
-        said
-        for room, other, said in arrows(2)
+        message
+        for room, other, message in arrows(2)
         if room in floor and other in floor and room != other and floor[other] >= floor[room]
     ]
     assert turned == []
 
 
 def test_a_reference_knows_no_graph() -> None:
-    """The proof of an export rests on it: what is compared shares no rewrite."""
+    """An export's proof of parity depends on it: the reference shares no rewrite with the graphs."""
     turned = []
     for module in sources():
         if module.startswith("export.reference") or module.endswith(".reference"):
@@ -152,7 +152,7 @@ def test_a_checkout_has_the_rooms_under_the_names_that_they_are_imported_by() ->
         assert (ROOT / "fgclip_rt" / room).resolve() == ROOT / room
 
 
-#: Tensor names that nothing else bears, as ``boxes`` and the keys of a tokenizer's configuration do.
+#: Names that only tensors have, unlike ``boxes`` and the keys of a tokenizer's configuration.
 TENSORS = {
     value
     for name, value in vars(graphs).items()

@@ -1,4 +1,4 @@
-"""The runtime needs no PyTorch: it neither imports nor looks for what only an export or a build needs."""
+"""The runtime needs no PyTorch: it neither imports nor looks for packages that only an export or a build needs."""
 
 from __future__ import annotations
 

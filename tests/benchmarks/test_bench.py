@@ -1,6 +1,6 @@
-"""``fgclip-rt bench``: that contenders compute the same, that everything is counted right, and that errors say so.
+"""``fgclip-rt bench``: contenders compute the same, operations and images are counted right, and errors say so.
 
-What is measured here is of no use.
+No test depends on a measured time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_every_contender_computes_the_same(bundle_path: Path) -> None:
         assert result.bundle.manifest_sha256 == Bundle.open(bundle_path).manifest_sha256
         return result.tables
 
-    # Every process imports what it runs, which takes most of the time of this test.
+    # Each process imports its contender's packages, which takes most of the time of this test.
     others = ["pytorch", "onnxruntime", "openvino"]
     tables = (
         *measure(["transformers", *others], Case("vision", 128, 2), Case("vision", 128)),
@@ -59,8 +59,8 @@ def test_every_contender_computes_the_same(bundle_path: Path) -> None:
         *measure(["pytorch", "openvino"], Case("dense", 12)),
         *measure(["pytorch", "transformers"], Case("region", 12, 3)),
     )
-    ran = {str(table.case): {row.contender for row in table.rows if row.seconds} for table in tables}
-    assert ran == {
+    contenders = {str(table.case): {row.contender for row in table.rows if row.seconds} for table in tables}
+    assert contenders == {
         "vision, 128 patches, batch 2": {"fgclip-rt fp32", "transformers", *others},
         "vision, 128 patches": {"fgclip-rt fp32", "transformers", *others},
         "text, 64 tokens": {"fgclip-rt fp32", *available_peers("cpu")},
@@ -87,8 +87,8 @@ def test_the_other_families_are_measured_too(square_path: Any, name: str) -> Non
         bench(path, cases[2:], precisions=["fp32"], **QUICK)  # type: ignore[arg-type]
     assert_one_sentence(info.value, f"no images of {length + 1} patches")
     model, files = SQUARE_CHECKPOINTS[name]
-    given = {option: str(path) for option, path in vars(files).items() if path is not None}
-    checkpoint = CheckpointName(model, **given)
+    options = {option: str(path) for option, path in vars(files).items() if path is not None}
+    checkpoint = CheckpointName(model, **options)
     precisions, peers = ["fp32", "int8"], ["pytorch", "onnxruntime"]
     result = bench(path, cases[:2], precisions=precisions, peers=peers, checkpoint=checkpoint, **QUICK)  # type: ignore[arg-type]
     for table in result.tables:
@@ -105,13 +105,13 @@ def test_operations_are_those_of_the_model(bundle_path: Path) -> None:
     width, mlp, heads = vision.hidden_size, vision.intermediate_size, vision.num_attention_heads
 
     def expected(n: int) -> int:
-        # The keys of attention have one more channel in each head, which hides what is past the grid.
+        # Each head's keys have one more channel, which hides the patches past the grid.
         block = n * (4 * width**2 + 2 * width * mlp) + n * n * (2 * width + heads)
         embedding = n * width * (vision.num_channels * vision.patch_size**2 + vision.num_patches)
         pooling = 2 * n * width * heads + 2 * width**2 + 2 * width * mlp
         return 2 * (vision.num_hidden_layers * block + embedding + pooling)
 
-    # 128 is counted, and the others follow from what was counted.
+    # Operations are counted for a few lengths, 128 among them; a polynomial gives the others.
     count = OperationCounter(bundle).count
     for length in (128, 64, 12, 600, 4096):
         assert count(Case("vision", length)) == expected(length)
@@ -241,13 +241,13 @@ def test_advice_follows_the_preparation(model: Model, photos: Path) -> None:
     for file in files:
         patches = model.preparation(fgclip_rt.load_image(file))
         expected.setdefault(patches.bucket, []).append(len(patches.pixels))
-    assert {each.bucket: (each.images, each.patches) for each in found.buckets} == {
+    assert {row.bucket: (row.images, row.patches) for row in found.buckets} == {
         bucket: (len(lengths), np.mean(lengths)) for bucket, lengths in expected.items()
     }
     assert found.images == len(files)
-    seconds = sum(each.images / each.rates[each.batch_size] for each in found.buckets)
+    seconds = sum(row.images / row.rates[row.batch_size] for row in found.buckets)
     assert found.images_per_second == pytest.approx(len(files) / seconds)
-    assert [each.bucket for each in advise(model, files, 100, rounds=1, seconds=0).buckets] == [100]
+    assert [row.bucket for row in advise(model, files, 100, rounds=1, seconds=0).buckets] == [100]
 
 
 @given(lengths=st.lists(st.integers(1, 256), min_size=1, max_size=40), size=st.integers(1, 8))

@@ -1,6 +1,6 @@
-"""``fgclip-rt bench --device cuda``, as far as a machine without a GPU can tell: its contenders, run on the CPU.
+"""``fgclip-rt bench --device cuda`` on a machine without a GPU: its contenders run on the CPU.
 
-What is measured here is of no use.
+No test depends on a measured time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, DeviceError, MissingDependencyError
 from helpers import GOLDENS, assert_one_sentence, run_command
 
-#: The module, whose name its package gives to the function in it.
+#: The module; its package gives the same name to the function in it.
 measuring = importlib.import_module("fgclip_rt.benchmarks.bench")
 
 CHECKPOINT = CheckpointName(str(GOLDENS / "fgclip2" / "checkpoint"))
@@ -90,7 +90,7 @@ def test_float16_is_held_to_float16() -> None:
     assert not list(unequal([table(ours, half)]))
     for other in (Row("pytorch", (1.0,), cosine=0.9996), Row("pytorch autocast", (1.0,), cosine=0.9994)):
         assert [row for _, row in unequal([table(ours, other)])] == [other]
-    # Nothing is known of the others where ours was not run, and they were compared with something else.
+    # Without a run of ours the others were compared with another contender, so none is called unequal.
     assert not list(unequal([table(Row("fgclip-rt fp32", problem="no provider"), half, Row("pytorch", (1.0,)))]))
 
 

@@ -1,4 +1,4 @@
-"""How commands answer: whole numbers in narrow terminals, documents for programs, and what they say when they fail."""
+"""Answers of commands: whole numbers in narrow terminals, JSON for programs, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PROGRAM = Path(sys.executable).with_name("fgclip-rt")
 PHOTO = Path(__file__).parents[1] / "goldens/fgclip2/images/1_chelsea_451x300.png"
 OTHER = PHOTO.with_name("0_astronaut_200x150.png")
 
-#: A number as tables write it, with what belongs to it.
+#: A number as tables write it, with its separators, exponent or percent sign.
 NUMBER = re.compile(r"(?<![\w.,:×/-])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?%?(?![\w.,:×/-])")
 
 
@@ -76,7 +76,7 @@ def test_tables_fit_and_no_number_is_broken(
     lines = table_lines(narrow)
     assert lines
     assert max(map(len, lines)) <= width or width < 80
-    # Columns of numbers are those whose cells are numbers, and all of them are there in one piece.
+    # Every number is there in one piece.
     for found in NUMBER.findall("\n".join(table_lines(wide))):
         assert found in narrow, found
 
@@ -136,7 +136,7 @@ def test_tables_of_long_work_fit_too(
 
 
 def table_lines(text: str) -> list[str]:
-    """The lines of tables: those from a header on whose rule follows, to the next text of another kind."""
+    """The lines of all tables: from each header, which a rule follows, to the next text that is no row."""
     lines = text.splitlines()
     rules = [number for number, line in enumerate(lines) if line.startswith("─")]
     found = []
@@ -149,7 +149,7 @@ def table_lines(text: str) -> list[str]:
 
 
 def test_a_terminal_of_80_characters_gets_lines_of_80(bundle_path: Path) -> None:
-    """In a terminal indeed, whose width is asked for."""
+    """The terminal is a real one, whose width the command asks for."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
@@ -176,7 +176,7 @@ def test_every_command_explains_itself(command: str) -> None:
         text = run_command(command, option).stdout
         assert " ".join(COMMANDS[command].split()) in " ".join(text.split())
         assert max(map(len, text.splitlines())) <= 80
-    # The summary is whole.
+    # The list of commands does not cut the summary.
     assert " ".join(COMMANDS[command].split()) in " ".join(run_command("--help").stdout.split())
 
 
@@ -190,7 +190,7 @@ def test_a_misspelt_command_or_option_is_corrected() -> None:
 
 
 def completions(words: str, incomplete: str) -> set[str]:
-    """What a shell would be offered, by the protocol of click's completion for bash."""
+    """The completions that a shell is offered, by click's protocol for bash."""
     result = subprocess.run(
         [PROGRAM],
         env=os.environ
@@ -356,7 +356,7 @@ def test_too_little_space_is_said_before_any_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     arguments = ["export", "--model", "fg-clip2-base", "--random-weights", "--output", "new/bundle"]
     message = run_command(*arguments, cwd=tmp_path, status=1).stderr
-    # fp32 alone, of 383,803,394 weights.
+    # fp32 alone takes four bytes for each of 383,803,394 weights.
     assert message == (
         "fgclip-rt: new/bundle needs 1,535,213,576 bytes and its disk has 100 free; "
         "free some space, or choose another --output.\n"
@@ -368,7 +368,7 @@ def test_too_little_space_is_said_before_any_work(
 
 @pytest.mark.parametrize("package", ["click", "fgclip_rt.cli.app", "fgclip_rt.bundle", "numpy", "PIL", "torch"])
 def test_ctrl_c_at_the_start_is_one_sentence(package: str, tmp_path: Path) -> None:
-    """While ``package`` is imported, which is most of what happens before the work begins."""
+    """The interrupt comes while ``package`` is imported; imports take most of the time before the work begins."""
     interrupt = (
         "import os, signal, sys\n"
         "class Interrupt:\n"
@@ -395,7 +395,7 @@ def test_random_weights_show_in_python(bundle_path: Path, tmp_path: Path) -> Non
     assert caught[0].filename == __file__
     assert "RANDOM WEIGHTS" in repr(model)
     assert "RANDOM" not in repr(fgclip_rt.load(bundle_path))
-    # The command line says it in its own way, and verify too.
+    # Commands, ``verify`` included, print a sentence of their own instead of the warning.
     (line,) = run_command("verify", bundle).stderr.splitlines()
     assert line.startswith("fgclip-rt: this bundle has RANDOM WEIGHTS")
 
@@ -408,7 +408,7 @@ def test_answers_have_schemas() -> None:
 
 
 def test_what_can_be_asked_of_an_export_is_what_it_can_do() -> None:
-    """The names that are checked before it is imported are those that it has."""
+    """The names that are checked before the export is imported are the export's own names."""
     assert tuple(PRECISIONS) == request.NAMES == options.PRECISIONS
     assert tuple(name for name, precision in PRECISIONS.items() if precision.is_quantised) == request.QUANTISED
 
@@ -428,16 +428,16 @@ def test_the_registry_knows_how_many_weights_a_model_has(name: str, monkeypatch:
 
 
 class Counted(Exception):  # noqa: N818 (it carries a number)
-    """Ends the making of a model."""
+    """Stops the construction of a model, and carries its number of weights."""
 
 
 def test_a_bundle_takes_what_was_estimated(pocket_export: tuple[Path, object]) -> None:
-    """Never less, or an export that fits would be refused, and not much more."""
+    """The estimate never exceeds the bundle, or an export that fits would be refused, and is at least 80 % of it."""
     folder, _ = pocket_export
     files = (folder / "fg-clip2-pocket").glob("weights*.safetensors")
     size = sum(path.stat().st_size for path in files)
     least = request.least_bytes("fg-clip2-pocket", None, ["fp32", "fp16", "int8"])
     assert 0.8 * size < least <= size
-    # A folder tells as much as a name.
+    # A model's folder gives the same estimate as its name.
     named = MODELS["fg-clip2-pocket"].folder
     assert request.least_bytes(str(named), None, ["fp32"]) == 4 * MODELS["fg-clip2-pocket"].parameters

@@ -44,7 +44,7 @@ def photo(goldens: Path) -> Path:
 
 @pytest.fixture
 def photos(goldens: Path, tmp_path: Path) -> Path:
-    """A folder of two images, one in a folder below, a damaged one, and a file that is none."""
+    """A folder with two images, one of them in a subfolder, a damaged image and a text file."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     images = goldens / "fgclip2/images"
@@ -222,7 +222,7 @@ def refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Completed]:
-    """Runs an export to ``bundle`` in which INT8 has to keep too much and no layer may move back."""
+    """Runs an export to ``bundle`` that refuses INT8: its floor is too high, and no layer may move back."""
     monkeypatch.setattr("fgclip_rt.export.precision.planner.Planner._move_back", lambda *_: False)
 
     def export(*options: str) -> Completed:
@@ -246,7 +246,7 @@ def test_export_shows_why_a_precision_was_refused_and_keeps_the_others(
     assert rows
     assert all(row[-1] == "FAILED" for row in rows)
     assert f"int8 was refused: {sum(int(row[1]) for row in rows)} of " in result.stderr
-    # What was kept is reported like a success.
+    # Precisions that were kept are reported as after a success.
     assert f"\n{tmp_path / 'bundle'}: checkpoint, " in result.stdout
     assert "\n  fp32: 16 comparisons with the reference passed, " in result.stdout
     assert fgclip_rt.load(tmp_path / "bundle").manifest.precisions == ("fp32",)
@@ -318,7 +318,7 @@ def test_inspect_shows_the_manifest(bundle_path: Path) -> None:
 
 @pytest.fixture
 def int8(masked_bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy of a bundle that says that it holds int8 too, of which one region flipped and nothing is known of text."""
+    """A copy of a bundle whose manifest lists int8 too, with 1,234 flips of regions and none recorded for texts."""
 
     def edit(document: Json) -> None:
         add_int8(document)
@@ -335,7 +335,7 @@ def int8(masked_bundle_path: Path, tmp_path: Path) -> Path:
 
 
 def table(text: str, title: str = "") -> list[list[str]]:
-    """The cells of the table under ``title``, or of the first, by line; the first line is the header."""
+    """The cells of the table under ``title``, or of the first table, by line. The first line is the header."""
     lines = text[text.index(f"{title}\n") :].splitlines()[1:] if title else text.splitlines()
     rule = next(number for number, line in enumerate(lines) if line.startswith("─"))
     rows = [re.split(r" {2,}", line.strip()) for line in (lines[rule - 1], *lines[rule + 1 :])]
@@ -624,14 +624,14 @@ def test_evaluate_counts_right_choices(pocket_path: Path, hundred: Evaluation, m
     assert sum(change["right"] for change in changes) == sum(
         figures["true before false caption", language]["right"] for language in ("en", "zh")
     )
-    # The same again takes as long, and is shown as a table.
+    # A second evaluation would take as long, so the table shows the figures of the first.
     asked: list[tuple[Any, ...]] = []
 
-    def again(*arguments: Any, **_: Any) -> Evaluation:
+    def repeat(*arguments: Any, **_: Any) -> Evaluation:
         asked.append(arguments[1:3])
         return found[0]
 
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.evaluate_model", again)
+    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.evaluate_model", repeat)
     table = run_command("evaluate", pocket_path, "--scenes", 200, "--seed", 3).stdout
     assert asked == [(200, 3)]
     assert f"{figures['short text to image', 'zh']['share']:.1%}" in table
@@ -643,7 +643,7 @@ def test_evaluate_refuses_what_makes_no_hundreds(pocket_path: Path) -> None:
 
 
 def test_a_scene_and_its_captions_go_together(pocket_path: Path, tmp_path: Path) -> None:
-    """Of some scenes, for one may be hard."""
+    """Ten scenes are scored, because a single one may be hard."""
     preferred = 0
     for seed in range(10):
         picture = tmp_path / f"{seed}.png"
@@ -675,7 +675,7 @@ def test_the_pocket_checkpoint_exports_by_name(pocket_export: tuple[Path, Comple
     assert (report["bundle"], report["weights"]) == ("fg-clip2-pocket", "shipped")
     assert list(report["parity"]) == ["fp32", "fp16", "int8"]
     assert list(report["lowering"]) == ["fp16", "int8"]
-    # It has patches where it is undecided, and only there.
+    # Some patches miss int8's least cosine, but no patch misses fp16's.
     assert report["parity"]["fp16"]["within"] == 1 > report["parity"]["int8"]["within"] >= 0.95
     assert [path.name for path in folder.iterdir()] == ["fg-clip2-pocket"]
     assert "leave out --revision" in error_of(

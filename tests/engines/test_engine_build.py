@@ -1,4 +1,4 @@
-"""Real builds by TensorRT-RTX, ahead of time and without a GPU, and all that may go wrong with one."""
+"""Real builds by TensorRT-RTX, ahead of time and without a GPU, and the ways in which a build can fail."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BUCKETS = (128, 256, 576, 784, 1024)
 
 @pytest.fixture(scope="module")
 def built(pocket_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Json]:
-    """A copy of the pocket bundle with all its engines, made by the real command; and what that said."""
+    """A copy of the pocket bundle with all its engines, built by the real command, and the command's answer."""
     bundle = tmp_path_factory.mktemp("engines") / "pocket"
     shutil.copytree(pocket_path, bundle)
     options = ["--precision", "fp16", "--precision", "int8", "--target", "sm86,sm89,sm120", "--jobs", "2"]
@@ -65,7 +65,7 @@ def bundle(pocket_path: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds that take no time and make plans that are none."""
+    """Replaces builds by ones that take no time and write fake plans."""
 
     def build_all(
         _: str, tasks: Sequence[Task], __: int, finished: Callable[[Task, Done], None], ___: Callable[[], None]
@@ -91,7 +91,7 @@ def test_every_graph_bucket_and_precision_gets_an_engine(built: tuple[Path, Json
         for bucket in BUCKETS
     }
     expected |= {("text", precision, length) for precision in ("fp16", "int8") for length in (64, 196)}
-    # It has no weights, and is the same file in every precision.
+    # The region graph has no weights and is one file in every precision, so it is built once.
     expected |= {("region", "fp32", bucket) for bucket in BUCKETS}
     assert sizes == expected
     assert len(engines) == len(report["engines"]) == len(expected) == 29
@@ -103,7 +103,7 @@ def test_every_graph_bucket_and_precision_gets_an_engine(built: tuple[Path, Json
         assert all(bundle.manifest.files[name].sha256 == digest for name, digest in engine.key.files.items())
     assert not any(entry["cached"] for entry in report["engines"])
     assert report["size"] == sum(engine.size for engine in engines)
-    # A smaller precision makes a smaller plan, once there are weights that count beside the kernels.
+    # Beside so few weights the kernels decide a plan's size, so the files tell the precisions apart.
     by_precision = {engine.key.precision: engine.key.files for engine in engines if engine.key.graph == "vision"}
     assert "weights.int8.safetensors" in by_precision["int8"]
     assert "weights.int8.safetensors" not in by_precision["fp16"]
@@ -126,9 +126,9 @@ def test_what_is_there_is_not_built_again(built: tuple[Path, Json]) -> None:
     bundle = Bundle.open(path)
     before = {engine.path.name: engine.record for engine in find_engines(bundle)}
     targets = ("sm86", "sm89", "sm120")
-    again = build(bundle, RTX, ["fp16", "int8"], targets=targets, begin=_must_not_begin)
-    assert [entry.cached for entry in again] == [True] * 29
-    assert [str(entry.engine.path) for entry in again] == [entry["path"] for entry in report["engines"]]
+    entries = build(bundle, RTX, ["fp16", "int8"], targets=targets, begin=_must_not_begin)
+    assert [entry.cached for entry in entries] == [True] * 29
+    assert [str(entry.engine.path) for entry in entries] == [entry["path"] for entry in report["engines"]]
     assert {engine.path.name: engine.record for engine in find_engines(bundle)} == before
 
 
@@ -314,7 +314,7 @@ def test_a_process_that_is_killed_is_told_of(bundle: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(bundle: Path) -> None:
-    """A limit on the size of a file stands in for the disk: the plan has half a megabyte."""
+    """A limit of 100 KiB a file stands in for a full disk: the plan has half a megabyte."""
     program = Path(sys.executable).with_name("fgclip-rt")
     arguments = " ".join([str(program), "build", str(bundle), *ONE])
     result = subprocess.run(["bash", "-c", f"ulimit -f 100; {arguments}"], capture_output=True, text=True, check=False)
@@ -337,7 +337,7 @@ def test_a_bundle_replaced_while_it_builds_is_noticed(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     manifest = bundle / "manifest.json"
     text = manifest.read_text()
-    manifest.unlink()  # it is a link to the fixture's
+    manifest.unlink()  # a hard link to the fixture's file
     manifest.write_text(text + "\n")
     with pytest.raises(fgclip_rt.FgclipError) as info:
         build(opened, RTX, ["int8"], graphs=["region"], shapes=Shapes(buckets=[128]))
@@ -346,7 +346,7 @@ def test_a_bundle_replaced_while_it_builds_is_noticed(bundle: Path) -> None:
 
 
 def test_a_graph_that_is_none(bundle: Path) -> None:
-    """As another program may have left it, its digest mended."""
+    """The file is replaced after the bundle was opened and its digests were checked."""
     opened = Bundle.open(bundle)
     (bundle / "text.int8.onnx").unlink()
     (bundle / "text.int8.onnx").write_bytes(b"\x00\x01\x02" * 50)
@@ -389,7 +389,7 @@ def test_the_librarys_reason_becomes_part_of_a_sentence(errors: list[str], why: 
 
 
 def test_progress_goes_up_to_the_whole() -> None:
-    """Phases as TensorRT-RTX tells of them: within others, with steps counted from zero, some begun again."""
+    """Phases are as TensorRT-RTX reports them: nested, with steps counted from zero, and some begun twice."""
     reported: list[int] = []
     progress = Progress(reported.append)
     progress.start("build", None, 4)
@@ -445,7 +445,7 @@ class Timings:
 
 
 class Config:
-    """What of a builder's configuration the timing cache needs."""
+    """The part of a builder's configuration that the timing cache needs."""
 
     def create_timing_cache(self, data: bytes) -> Timings:
         return Timings(data)
@@ -543,7 +543,7 @@ def task_for(bundle: Path, folder: Path, **changes: object) -> Task:
 
 
 def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
-    """At its real size, 93 million weights with the pooling head; of the text tower there is as little as may be."""
+    """The tower has its real size, 93 million weights with the pooling head. The text tower is as small as may be."""
     spec = find_model("fg-clip2-base")
     assert spec is not None
     text = {**spec.config["text_config"], "num_hidden_layers": 1, "vocab_size": 260}
@@ -559,7 +559,7 @@ def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
     layers = TensorRtBuilder(TensorRtRtx()).build(task, reported.append)
     weights = (tmp_path / "weights.safetensors").stat().st_size
     assert weights == pytest.approx(4 * 93e6, rel=0.02)
-    # Three targets take the room of one.
+    # A plan for three targets holds the weights once.
     assert weights < (tmp_path / "plan").stat().st_size < 1.05 * weights
     assert layers is not None
     assert layers > 1000
@@ -568,7 +568,7 @@ def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
 
 
 def test_a_builder_says_what_it_cannot_read(pocket_path: Path, tmp_path: Path) -> None:
-    """A graph whose weights are not beside it."""
+    """The graph's weights are not beside it."""
     shutil.copy(pocket_path / "text.int8.onnx", tmp_path)
     task = task_for(pocket_path, tmp_path, graph=str(tmp_path / "text.int8.onnx"))
     with pytest.raises(EngineError) as info:
@@ -577,7 +577,7 @@ def test_a_builder_says_what_it_cannot_read(pocket_path: Path, tmp_path: Path) -
 
 
 def test_weights_cannot_be_left_out_without_a_gpu(pocket_path: Path, tmp_path: Path) -> None:
-    """Why that is refused: the library finds out itself, at the end of the build."""
+    """We refuse this early, because the library itself fails only at the end of the build."""
     if find_gpu() is not None:
         pytest.skip("there is a GPU here")
     with pytest.raises(EngineError) as info:
@@ -587,7 +587,7 @@ def test_weights_cannot_be_left_out_without_a_gpu(pocket_path: Path, tmp_path: P
 
 
 def test_the_compile_api_of_onnxruntime(pocket_path: Path, tmp_path: Path) -> None:
-    """By the CPU provider, which compiles nothing: the way in, out and to the weights is the same."""
+    """The CPU provider stands in: it compiles nothing, but finds graphs and weights and writes plans the same way."""
     assert EpContextBuilder("CPUExecutionProvider").build(task_for(pocket_path, tmp_path), lambda _: None) is None
     compiled = ir.load(tmp_path / "plan.onnx")
     assert [value.name for value in compiled.graph.inputs] == ["input_ids", "walk_type"]

@@ -1,4 +1,4 @@
-"""Which engines fit, what is said of those that do not, and what runs a bundle that has some."""
+"""Choice of engines: which of them fit, why others do not, and which backend runs a bundle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def key_of(bundle: Bundle, graph: str = "text", **changes: Any) -> EngineKey:
 
 
 def write_engine(bundle: Bundle, key: EngineKey, change: Callable[[Json], None] = lambda _: None) -> Path:
-    """An engine's folder, its plan made up."""
+    """Writes an engine's folder with a fake plan."""
     folder = bundle.path / "engines" / folder_name(key)
     folder.mkdir(parents=True)
     (folder / "engine.plan").write_bytes(b"plan")
@@ -69,7 +69,7 @@ def write_engine(bundle: Bundle, key: EngineKey, change: Callable[[Json], None] 
 
 @pytest.fixture
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with the made-up GPU and the library of the made-up engines."""
+    """A machine with the simulated GPU and the library that its engines need."""
     monkeypatch.setattr(choice, "_installed", lambda _: INSTALLED)
     monkeypatch.setattr(choice, "_gpu", lambda: (GPU, None))
     monkeypatch.setattr("fgclip_rt.engines.runner.Cuda", FakeCuda)
@@ -119,7 +119,7 @@ def test_every_part_of_a_key_changes_its_digest(bundle: Bundle) -> None:
         key_of(bundle, stripped=True),
         key_of(bundle, recipe=2),
     ]
-    assert len({each.digest for each in [key, *others]}) == 10
+    assert len({variant.digest for variant in [key, *others]}) == 10
     assert key.digest == key_of(bundle).digest
     assert folder_name(key) == f"text-fp32-64-tensorrt-rtx-{key.digest[:12]}"
 
@@ -142,7 +142,7 @@ def test_a_damaged_record_is_told_of(bundle: Bundle, change: Callable[[Json], No
     with pytest.raises(EngineError) as info:
         find_engines(bundle)
     assert_one_sentence(info.value, *parts, "fgclip-rt build", "remove its folder")
-    # A machine that has no use for engines is not troubled by them.
+    # A model on the CPU reads no engine, so a damaged one does no harm.
     assert fgclip_rt.load(bundle.path, device="cpu").embed_texts(["a cat"]).shape == (1, 96)
 
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_asked_for(bundle: Bundle, options: dict[str, str]) -> No
 
 
 def test_the_command_line_says_what_is_missing_here(bundle: Bundle) -> None:
-    """This machine has no GPU; engines that fit all else are refused for that, and others for what differs."""
+    """This machine has no GPU. An engine that fits otherwise is refused for that, another for its own difference."""
     library = TensorRtRtx().identity
     write_engine(bundle, key_of(bundle, library=library))
     arguments = (bundle.path, "--backend", "tensorrt-rtx")
@@ -286,7 +286,7 @@ def test_models_for_onnxruntime_are_left_to_those_who_use_it(bundle: Bundle) -> 
 
 
 def test_a_gpu_that_cannot_be_asked_for_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without cuda-bindings nobody can tell; the reason given is that they are missing."""
+    """Without cuda-bindings no GPU can be found, so the message names the missing package."""
     write_engine(bundle, key_of(bundle, library=TensorRtRtx().identity))
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(EngineError) as info:
@@ -325,7 +325,7 @@ def _must_not_look() -> None:
 
 
 def test_a_gpu_that_cuda_cannot_use_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here CUDA's answer is that there is no driver; that of a driver too old is the same."""
+    """CUDA finds no driver here. A driver that is too old gives the same error."""
     if nvidia_gpus():
         pytest.skip("there is a GPU here")
     monkeypatch.setattr("fgclip_rt.engines.cuda.nvidia_gpus", lambda: ["Old GPU, 4096 MiB"])

@@ -1,4 +1,4 @@
-"""What is asked of CUDA's runtime, and what becomes of its errors; the runtime is made up, its names are real."""
+"""Calls of CUDA's runtime, and our errors for its own; the runtime is simulated, its names are real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Status = runtime.cudaError_t
 
 
 class Runtime:
-    """Answers every call with success, unless ``failing`` says otherwise, and keeps what it was asked for."""
+    """A runtime whose calls succeed unless ``failing`` names them; it records every call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -126,7 +126,7 @@ def test_errors_are_told_apart_and_forgotten(made_up: Runtime) -> None:
     }
     with pytest.raises(OutOfMemoryError):
         cuda.device_memory(1 << 60)
-    # Else the next call would report it again.
+    # Otherwise the next call would report the error again.
     assert made_up.names()[-1] == "cudaGetLastError"
     with pytest.raises(DeviceError) as info:
         cuda.wait(cuda.event())

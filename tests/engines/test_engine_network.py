@@ -1,4 +1,4 @@
-"""What the engines' parser is given: the same computation, in a form that TensorRT makes fast."""
+"""Input of the engines' parser: the same computation, in a form that TensorRT makes fast."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def attentions(model: ModelProto) -> list[NodeProto]:
 
 
 def reads(model: ModelProto, names: Sequence[str]) -> int:
-    """How many nodes read one of these values for an attention with a mask, in its type."""
+    """Number of nodes that cast one of these values to the type of an attention with a mask."""
     return sum(node.op_type == "CastLike" and node.input[0] in names for node in model.graph.node)
 
 
 @pytest.mark.parametrize("graph", ["vision", "dense", "text"])
 def test_attention_with_a_mask_gives_the_same_numbers(masked_bundle_path: Path, graph: str) -> None:
-    """Of two images with patches past one grid, and of two texts with hidden tokens."""
+    """The inputs are two images, one with patches past its grid, or two texts, one with hidden tokens."""
     path = masked_bundle_path / f"{graph}.onnx"
     inputs = graph_inputs(graph)
     fixed = {"patches": 12, "tokens": 64}
     changed = session(parser_input(path, fixed), path.parent).run(None, inputs)
     for actual, expected in zip(changed, session(path, path.parent).run(None, inputs), strict=True):
-        # Of what lies past a grid nothing is said.
+        # Features of patches past a grid are not specified.
         rows = np.s_[:, :10] if expected.ndim == 3 else np.s_[:]
         assert parity.compare(actual[rows], expected[rows], PRECISIONS["fp32"].limits, graph, "").passed
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.99)])
 def test_lower_precisions_do_too(pocket_path: Path, precision: str, least: float) -> None:
-    """Another rounding may take a value over the edge of one of INT8's steps, and on from there."""
+    """Another rounding may take a value to INT8's next step, and values computed from it too."""
     path = pocket_path / f"dense.{precision}.onnx"
     inputs = graph_inputs("dense")
     changed = session(parser_input(path, {"patches": 12}), path.parent).run(None, inputs)
@@ -72,7 +72,7 @@ def test_lower_precisions_do_too(pocket_path: Path, precision: str, least: float
 
 
 def check_key_biases(path: Path, hiding: Sequence[str]) -> None:
-    """Every graph of a bundle, in every precision, says which of its attentions hide keys, and parsers get a mask."""
+    """Checks that every graph of a bundle names the attentions that hide keys, and that parsers get a mask."""
     bundle = Bundle.open(path, check_hashes=False)
     for graph, files in bundle.manifest.graphs.items():
         for file in {entry.file for entry in files.values()}:
@@ -107,14 +107,14 @@ def without_a_name(model: ModelProto) -> None:
 
 
 def with_another_name(model: ModelProto) -> None:
-    """As a tool leaves it that gives values names of its own."""
+    """Leaves a graph as a tool does that renames values."""
     for entry in attentions(model)[0].metadata_props:
         if entry.key == KeyBias.QUERIES:
             entry.value = "other"
 
 
 def without_metadata(model: ModelProto) -> None:
-    """As an earlier exporter left it."""
+    """Leaves a graph as an earlier exporter wrote it."""
     del model.metadata_props[:]
     for node in attentions(model):
         del node.metadata_props[:]
@@ -128,7 +128,7 @@ def without_the_count(model: ModelProto) -> None:
 def test_a_graph_that_does_not_name_its_keys_is_refused(
     masked_bundle_path: Path, tmp_path: Path, change: Callable[[ModelProto], None]
 ) -> None:
-    """Its engine would write all scores to memory, and nobody would be told."""
+    """Its engine would write all attention scores to memory, without a warning."""
     path = tmp_path / "vision.onnx"
     model = onnx.load(masked_bundle_path / path.name, load_external_data=False)
     change(model)
@@ -173,7 +173,7 @@ print(len(re.findall(r"^Name: _gem[mv]_mha_v\\d\\w*, LayerType", logger.text, re
 
 
 def count_attention_kernels(path: Path) -> int:
-    """By what TensorRT-RTX lists of an engine's layers while it builds."""
+    """Counts kernels in TensorRT-RTX's list of an engine's layers, by building the engine."""
     command = [sys.executable, "-P", "-c", LAYERS, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -187,5 +187,5 @@ def test_every_attention_becomes_one_kernel(pocket_path: Path, precision: str) -
 
 @pytest.mark.parametrize("name", SQUARE_NAMES)
 def test_so_do_those_of_towers_with_a_class_token(name: str, square_path: Callable[[str], Path]) -> None:
-    """The last one too, in which the class token alone attends. Heads of texts are too small here for a kernel."""
+    """One of them is the last, in which the class token alone attends. Heads of texts are too small for a kernel."""
     assert count_attention_kernels(square_path(name) / "dense.fp16.onnx") == 3

@@ -1,4 +1,4 @@
-"""Engines at work, on a GPU that is made up: what they are given, what comes back, and in which order."""
+"""Engines at work on a simulated GPU: their inputs, their results, and the order of both."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def engine_model(
 
 
 def refuse(bundle: Bundle) -> Refuse:
-    """Stands behind engines that run alone."""
+    """The fallback of engines that run alone: it refuses every run."""
     return Refuse(bundle.path, "fp32", LIBRARY.name, NOTHING_ELSE)
 
 
@@ -175,7 +175,7 @@ def test_a_batch_is_as_large_as_the_engine_was_tuned_for(model: Model) -> None:
 
 
 def test_shapes_that_come_again_are_captured(model: Model) -> None:
-    """Each of two slots runs a shape once before it captures it, and the third run is the first of a graph."""
+    """Two slots take turns. Each runs a shape once before it captures a graph, so the third run is a graph's first."""
     for captures_graphs, launched in ((False, 6), (True, 0)):
         cuda = FakeCuda()
         engines = engine_model(model.bundle, cuda=cuda, captures_graphs=captures_graphs)
@@ -190,7 +190,7 @@ def test_shapes_that_come_again_are_captured(model: Model) -> None:
 def test_results_do_not_depend_on_when_the_gpu_works(
     text_runs: Callable[[int], tuple[Model, Array]], seed: int, counts: list[int], ahead: int
 ) -> None:
-    """Several runs begun before the first is asked for, their parts in two slots, and streams in any order."""
+    """Several runs begin before the first result is asked for; parts share two slots, and streams work in any order."""
     model, expected = text_runs(seed)
     running = []
     for number, size in enumerate(counts):
@@ -198,7 +198,7 @@ def test_results_do_not_depend_on_when_the_gpu_works(
         tokens = model.tokenizer([TEXTS[row] for row in rows])
         inputs = {"input_ids": tokens.input_ids, "walk_type": np.zeros(len(tokens.input_ids), np.int32)}
         running.append((rows, model.backend.submit("text", inputs, ["text_embeds"])))
-        # The caller may change them once they are submitted.
+        # The caller may change its inputs once they are submitted.
         tokens.input_ids[...] = 0
         if len(running) > ahead:
             rows, result = running.pop(0)

@@ -1,4 +1,4 @@
-"""What quantisation is calibrated on, what is seen of it, and what each layer costs by itself."""
+"""Calibration: its inputs, the ranges observed on them, and the cost of each layer by itself."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_texts_may_be_given_by_walk_type() -> None:
     assert all(text.startswith("story") for text in (*data.texts["long"], *data.held_out_texts["long"]))
     assert data.record().texts == 12 + 12 + 15
     everything = dict.fromkeys(WALK_TYPES, texts(16))
-    by_type, for_all = (CalibrationInputs(images(16), each) for each in (everything, texts(16)))
+    by_type, for_all = (CalibrationInputs(images(16), words) for words in (everything, texts(16)))
     assert read_all(by_type) == dataclasses.replace(read_all(for_all), images=read_all(by_type).images)
 
 
@@ -154,7 +154,7 @@ def test_the_digest_is_of_what_the_images_and_texts_hold(tmp_path: Path) -> None
         changed[index].putpixel((2, 1), (index, 0, 8))
         others.append(digest(changed, words))
         others.append(digest(pictures, [*words[:index], words[index] + "!", *words[index + 1 :]]))
-    # The same bytes in another shape, the same characters divided in another way.
+    # Other inputs can have the same bytes in another shape, or the same characters divided otherwise.
     turned = Image.frombytes("RGB", pictures[0].size[::-1], pictures[0].tobytes())
     others.append(digest([turned, *pictures[1:]], words))
     others.append(digest(pictures, [words[0][:-1], words[0][-1:] + words[1], *words[2:]]))
@@ -172,10 +172,10 @@ def test_the_digest_is_of_what_the_images_and_texts_hold(tmp_path: Path) -> None
     (tmp_path / "elsewhere").mkdir()
     moved = [file.rename(tmp_path / "elsewhere" / f"x{file.name}") for file in files]
     of_files = digest(moved, words)
-    again = [file.rename(tmp_path / file.name) for file in moved]
-    assert digest(again, words) == of_files
-    again[5].write_bytes(again[5].read_bytes() + b"\0")
-    assert digest(again, words) != of_files
+    moved_back = [file.rename(tmp_path / file.name) for file in moved]
+    assert digest(moved_back, words) == of_files
+    moved_back[5].write_bytes(moved_back[5].read_bytes() + b"\0")
+    assert digest(moved_back, words) != of_files
 
 
 @pytest.mark.parametrize("broken", [b"no image", b"", None])
@@ -183,7 +183,7 @@ def test_an_image_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Pa
     bad = tmp_path / "bad.png"
     if broken is not None:
         bad.write_bytes(broken)
-    # The last one, and one before.
+    # Image 16 is the last, and 15 stands before it.
     for index in (15, 16):
         mixed: list[Path | Image.Image] = [*images(17)]
         mixed[index] = bad
@@ -213,7 +213,7 @@ def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_m
     probe = data.held_out(masked_model, progress)
     assert progress.finished() == {"run held-out inputs": 4 + 3}
     assert [image.rgb.tolist() for image in probe.images] == [
-        np.asarray(each).tolist() for each in data.held_out_images
+        np.asarray(image).tolist() for image in data.held_out_images
     ]
     for image in probe.images:
         assert_parity(image.features, masked_model.embed_images(image.rgb, normalize=False)[0])
@@ -237,7 +237,7 @@ def test_a_photo_is_held_out_as_large_as_the_model_sees_it(masked_model: Model) 
 
 
 def two_layers() -> ir.Model:
-    """Two layers that read x, one that reads twice that, and attention that is no linear layer."""
+    """Two layers that read x, one that reads 2x, and an attention, which is no linear layer."""
     x, y = float_value("x", "n", 8), float_value("y", "n", 8)
     one, two = (constant(name, np.array(value, np.float32)) for name, value in (("one", 1), ("two", 2)))
     same, twice = ir.node("Mul", [x, one]), ir.node("Mul", [x, two])
@@ -268,7 +268,7 @@ def bundle(masked_bundle_path: Path) -> Bundle:
 def test_a_range_reaches_the_largest_magnitude_of_even_values(bundle: Bundle, sign: int) -> None:
     random = np.random.default_rng(0)
     runs = [sign * random.uniform(-0.1, 3, (5000, 8)).astype(np.float32) for _ in range(4)]
-    # One that is larger by far, later: the range must grow with what is seen.
+    # The last run is ten times larger, so the range must grow.
     runs.append(sign * random.uniform(0, 30, (5000, 8)).astype(np.float32))
     ranges = observed(bundle, *runs).ranges()
     largest = max(float(np.abs(values).max()) for values in runs)
@@ -327,7 +327,7 @@ def test_layers_that_were_not_run_have_neither_rows_nor_ranges(
 
 @pytest.fixture(scope="module")
 def probe(masked_bundle_path: Path) -> Probe:
-    """Two small images and one that is too large to be run, and a few texts."""
+    """Two small images, one that is too large to be run, and a few texts."""
     whole = Probe.load(masked_bundle_path / "probe.safetensors")
     sizes = [len(image.patches) for image in whole.images]
     small, large = np.argsort(sizes)[:2], int(np.argmax(sizes))

@@ -1,4 +1,4 @@
-"""Checkpoints load strictly by name, in float32, and the message names what is wrong with one."""
+"""Checkpoints load strictly by name, in float32, and messages name the fault."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Tensors = dict[str, Tensor]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(MASKED, tmp_path / "checkpoint"))
 
 
@@ -60,7 +60,7 @@ def edit_weights(checkpoint: Path, edit: Callable[[Tensors], Tensors | None]) ->
 
 
 def features(model: ReferenceModel) -> list[np.ndarray[Any, Any]]:
-    """Something of every part of a model: image, dense, region and text features, and logits."""
+    """Outputs of every part of a model: image, dense, region and text features, and logits."""
     pixels = picture(1, 12 * 256, seed=3).reshape(12, 768)
     boxes = np.array([[3, 3, 40, 30]], np.float32)
     image = model.image(Patches(pixels, (3, 4), (48, 64), 128), boxes, np.zeros((0, 3, 4), np.float32))
@@ -308,7 +308,7 @@ def test_a_failed_download_says_how_to_use_local_weights(
 
 
 def test_an_error_of_the_http_client_is_a_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A proxy that refuses, for one: huggingface_hub passes it on as its HTTP client raises it.
+    # A proxy may refuse, for example: huggingface_hub passes on the error of its HTTP client.
     client_error = next(base for base in HfHubHTTPError.__mro__[1:] if base.__name__ == "HTTPError")
 
     def refuse(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""FG-CLIP and FineCLIP: bundles give what the released implementations gave, and do what those of FG-CLIP 2 do."""
+"""FG-CLIP and FineCLIP: bundles reproduce the released implementations, and do all that FG-CLIP 2's bundles do."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from slow_resize import resize, resize_horizontally, resize_vertically
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 FIRST = [0, 1, 2]
-#: This one was recorded with Pillow 13, which resizes it vertically first; the processors' order is the other one.
+#: The image was recorded with Pillow 13, which resizes it vertically first; the processors begin horizontally.
 TALL = 2
 
 
 class Golden:
-    """What the released implementation computed."""
+    """Results of the released implementation on one checkpoint."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,14 +55,14 @@ class Golden:
         self.expected: dict[str, np.ndarray[Any, Any]] = dict(np.load(GOLDENS / name / "expected.npz"))
 
     def seen(self, index: int) -> Path | Image.Image:
-        """The file, or the square that the reference saw of it, if its resize is not ours."""
+        """The file, or the square that the reference made of it, if the reference resized it in another way."""
         if index != TALL:
             return self.images[index]
         values = self.expected[f"image{index}.pixel_values"].transpose(1, 2, 0)
         return Image.fromarray(np.rint(255 * (values * STD + MEAN)).astype(np.uint8))
 
     def boxes(self, index: int) -> np.ndarray[Any, Any]:
-        """In pixels of what was seen."""
+        """Boxes in pixels of the image that :meth:`seen` gives."""
         size = np.array(load_image(self.seen(index)).size * 2)
         if f"image{index}.normed_boxes" in self.expected:
             return self.expected[f"image{index}.normed_boxes"] * size
@@ -176,7 +176,7 @@ def test_every_precision_is_in_the_table(model: Model) -> None:
         assert {row.graph for row in rows} == graphs
         assert all(row.passed for row in rows)
     assert model.manifest.lowering["int8"].smoothed > 0
-    # What has no weights is the same in all of them.
+    # A graph without weights is one file in all precisions.
     for graph in {"region", "mask"} & graphs:
         assert {entry.file for entry in model.manifest.graphs[graph].values()} == {f"{graph}.onnx"}
 
@@ -247,7 +247,7 @@ def test_verification_against_the_checkpoint(golden: Golden, bundle: Path, monke
 
 
 def test_engines_keep_parity(bundle: Path) -> None:
-    """On a GPU that is made up."""
+    """Engines run on a simulated GPU."""
     opened, cuda = Bundle.open(bundle), FakeCuda()
     shapes = Shapes(batch=(1, 2, 3), boxes=(1, 2, 3), masks=(1, 2, 2))
     engines = [make_engine(opened, spec) for spec in plan(opened.manifest, ["fp32"], None, shapes)]

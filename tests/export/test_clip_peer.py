@@ -28,7 +28,7 @@ transformers = pytest.importorskip("transformers")
 processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
 
 SIDE, KEPT, END = 80, 20, 49407
-#: The towers differ in what they may; with a small epsilon nobody would notice another.
+#: The towers differ in every option that may differ. The epsilons are large, or a wrong one would not show.
 VISION = {
     "hidden_size": 48,
     "intermediate_size": 112,
@@ -48,7 +48,7 @@ TEXT = {
     "layer_norm_eps": 1e-4,
 }
 CONFIG: dict[str, Any] = {"vision_config": VISION, "text_config": TEXT, "projection_dim": 40}
-#: What CLIP lacks.
+#: Tensors that CLIP lacks.
 OWN = {
     "text_filip_projection.weight",
     "text_model.embeddings.position_embedding_ori.weight",
@@ -58,7 +58,7 @@ OWN = {
 }
 #: (height, width)
 SIZES = [(80, 80), (150, 200), (640, 480), (20, 900), (500, 40), (1, 1)]
-#: The last ones are as long as short text may be, longer, and longer than long text may be.
+#: The last three fill a short text, exceed it, and exceed a long text.
 TEXTS = [
     "a photo of a cat",
     "A black cat, on a window-sill!",
@@ -101,13 +101,13 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def peer(weights: dict[str, Tensor]) -> Any:
-    """CLIP with its weights."""
+    """CLIP with FG-CLIP's weights."""
     return clip(weights, 77)
 
 
 @pytest.fixture(scope="module")
 def ours(weights: dict[str, Tensor], peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The same, with the files that transformers writes, exported."""
+    """FG-CLIP with the same weights, exported from a folder with transformers' own config and processor."""
     checkpoint = tmp_path_factory.mktemp("peer") / "fgclip1"
     peer.config.architectures = ["FGCLIPModel"]
     peer.config.save_pretrained(checkpoint)

@@ -1,4 +1,4 @@
-"""What an export writes, that it proves its parity first, and that a failed one leaves nothing behind."""
+"""Exports write whole bundles, prove their parity first, and leave nothing behind when they fail."""
 
 from __future__ import annotations
 
@@ -405,8 +405,8 @@ def test_random_weights_follow_their_seed() -> None:
     models = [small_random(seed) for seed in (0, 0, 1)]
     boxes, masks = np.array([[2, 2, 40, 40]], np.float32), np.zeros((0, 4, 5), np.float32)
     images = [model.image(patches(4, 5), boxes, masks) for model in models]
-    first, again, other = (np.concatenate([image.features[None], image.dense, image.regions]) for image in images)
-    np.testing.assert_allclose(first, again, rtol=0, atol=1e-5)
+    first, repeated, other = (np.concatenate([image.features[None], image.dense, image.regions]) for image in images)
+    np.testing.assert_allclose(first, repeated, rtol=0, atol=1e-5)
     assert np.abs(first - other).max() > 0.1
     tokens = Tokenizer(models[0].tokenizer_json, models[0].text_spec)(["Cat 猫"], "box")
     spelt = [4 + byte for byte in "cat▁猫".encode()]

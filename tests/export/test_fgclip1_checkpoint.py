@@ -1,4 +1,4 @@
-"""FG-CLIP's checkpoints load as they were saved, and the message names what is wrong with one."""
+"""FG-CLIP's checkpoints load as they were saved, and messages name the fault."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Edit = Callable[[Json], object]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models as small as these only wait for one another's threads."""
+    """One thread for PyTorch, because models of this size spend their time on waiting for threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy to damage; its tokenizer has CLIP's padding token and few others, for it is quick to read."""
+    """A copy that tests may damage. Its tokenizer is small, and so quick to read, but has CLIP's padding token."""
     copied = shutil.copytree(GOLDEN, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("tokenizer.json"))
     (copied / "tokenizer.json").write_text(clip_byte_tokenizer(), encoding="utf-8")
     return Path(copied)
@@ -76,7 +76,7 @@ def edit_weights(checkpoint: Path, edit: Callable[[Tensors], object]) -> None:
 
 
 def features(model: ReferenceModel) -> list[np.ndarray[Any, Any]]:
-    """Something of every part of a model: image, dense, region and text features, and logits."""
+    """Outputs of every part of a model: image, dense, region and text features, and logits."""
     pixels = picture(1, 16 * 256, seed=3).reshape(16, 768)
     boxes = np.array([[3, 3, 40, 30]], np.float32)
     image = model.image(Patches(pixels, (4, 4), (48, 64), 16), boxes, np.zeros((0, 4, 4), np.float32))
@@ -94,7 +94,7 @@ def assert_equal_models(path: Path, other: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
-# What loads
+# Checkpoints that load
 
 
 def test_the_golden_checkpoint_loads() -> None:
@@ -236,7 +236,7 @@ def test_a_config_of_other_sizes_does_not_fit_the_tensors(
     ],
 )
 def test_other_architectures_list_the_supported_families(checkpoint: Path, architectures: Any) -> None:
-    """CLIP's own checkpoints have the same ``model_type``, and other numbers."""
+    """CLIP's own checkpoints have the same ``model_type``, so ``architectures`` decides."""
     edit_json(checkpoint / "config.json", lambda document: document.update(architectures=architectures))
     supported = [name for name, spec in FAMILIES.items() if spec.config_file == "config.json"]
     parts = [repr(architectures), "'clip'", f"supported: {', '.join(supported)}."]

@@ -1,4 +1,4 @@
-"""FineCLIP's towers against others' of the same kind, live: timm's EVA02-CLIP and transformers' CLIP text."""
+"""FineCLIP's towers against other implementations, live: timm's EVA02-CLIP and transformers' CLIP text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fgclip_rt.export.families.fineclip.config import Config
 from helpers import assert_parity
 
 WIDTH, HEADS, LAYERS, EMBED = 80, 4, 3, 40
-#: One of timm's models, and what others are made of by other sizes.
+#: One of timm's models; tests make others from it by changing its sizes.
 BASE = "eva02_base_patch16_clip_224"
 
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
-    """The library. It imports torchvision, for what these models do not use; where that is missing, mocks will do."""
+    """The library. If torchvision is missing, mocks replace it, because these models do not use it."""
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("torchvision") is None:
             for name in ("", ".datasets", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
@@ -54,14 +54,14 @@ def small(image_size: int = 80, patch_size: int = 16, activation: str = "gelu") 
 def load(timm: Any, peer: Any, module: reference.FineClip) -> None:
     """Give ``peer`` the weights of ``module`` by timm's own reading of EVA-CLIP's checkpoints."""
     state = module.state_dict()
-    # What does not fit would be resized.
+    # timm resizes tensors that do not fit.
     assert peer.pos_embed.shape == state["visual.pos_embed"].shape
     assert peer.patch_embed.proj.weight.shape == state["visual.patch_embed.proj.weight"].shape
     peer.load_state_dict(timm.models.eva.checkpoint_filter_fn(state, peer), strict=True, assign=True)
 
 
 def epsilons(module: Any) -> list[float]:
-    """Those of all LayerNorms, of which features tell little."""
+    """Epsilons of all LayerNorms, because features hardly depend on them."""
     return [part.eps for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
 
 
@@ -77,7 +77,7 @@ def test_checkpoints_have_these_names_and_shapes(timm: Any, name: str, peers: st
     assert epsilons(module.visual) == epsilons(peer)
 
 
-# The grid of the rotary positions is stretched to one of 16 by 16, whatever there is.
+# Rotary positions of any grid are stretched to a grid of 16 by 16.
 @pytest.mark.parametrize(("image_size", "patch_size"), [(80, 16), (256, 16), (350, 14)])
 def test_image_and_dense_features(timm: Any, image_size: int, patch_size: int) -> None:
     module = small(image_size, patch_size)
@@ -102,7 +102,7 @@ def test_image_and_dense_features(timm: Any, image_size: int, patch_size: int) -
 
 
 def clip_text(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a text tower by the names that transformers has for them."""
+    """The weights of a text tower by transformers' names."""
     renamed = {}
     for name, tensor in weights.items():
         for ours, theirs in (
@@ -141,7 +141,7 @@ def test_text_features(activation: str) -> None:
         max_position_embeddings=text.context_length,
         hidden_act=activation,
         bos_token_id=97,
-        eos_token_id=2,  # which has transformers pool at the largest id, as the first CLIP did
+        eos_token_id=2,  # makes transformers pool at the largest id, as the first CLIP did
     )
     peer = transformers.CLIPTextModelWithProjection(config).eval()
     peer.load_state_dict(clip_text(module.text.state_dict()), strict=True)

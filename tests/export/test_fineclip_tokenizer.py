@@ -18,7 +18,7 @@ from helpers import GOLDENS, Json, assert_one_sentence
 START, END = 49406, 49407
 
 #: Ids between start and end, as SimpleTokenizer of open_clip_torch 3.3.0 gives them, with ftfy 6.3.1 and regex
-#: 2026.11.15; FineCLIP's own differs from it only in how it collapses white space.
+#: 2026.11.15. FineCLIP's own tokenizer differs from it only in how it collapses white space.
 EXPECTED = [
     ("a photo of a cat", [320, 1125, 539, 320, 2368]),
     ("", []),
@@ -82,8 +82,8 @@ def test_the_ids_are_those_of_the_released_implementation(tokenizer: tokenizers.
         assert row.tolist() == ids + [0] * (length - len(ids))
 
 
-# What is left out may need a second pass: cleaning can complete an entity, and some letters with an accent are one
-# character in lower case only.
+# The excluded characters may need a second pass: cleaning can complete an entity, and some letters with an accent are
+# one character in lower case only.
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Mn"], exclude_characters="&\uff06")))
 def test_a_clean_text_stays_as_it_is(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     normalizer = tokenizer.normalizer
@@ -100,7 +100,7 @@ def test_only_the_ends_of_a_text_are_start_and_end(tokenizer: tokenizers.Tokeniz
 
 
 def small_tokenizer() -> Json:
-    """CLIP's tokenizer in all but its size."""
+    """CLIP's tokenizer with a vocabulary of seven tokens."""
     vocabulary = {"a": 0, "b": 1, "a</w>": 2, "b</w>": 3, "ab</w>": 4, "<|startoftext|>": 5, "<|endoftext|>": 6}
     model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocabulary, "merges": ["a b</w>"]}
     cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}

@@ -1,4 +1,4 @@
-"""A bundle gives what the released implementation gave."""
+"""Bundles reproduce the results of the released implementation."""
 
 from __future__ import annotations
 

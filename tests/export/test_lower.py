@@ -1,4 +1,4 @@
-"""Which layers a graph has, what lowering them writes, and what the rounding of 16 bits does to their numbers."""
+"""Lowering: the layers of a graph, the nodes that lowering writes, and the emulated rounding of 16 bits."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def optimized(model: ir.Model, folder: Path) -> Counter[str]:
 
 
 def node_types(model: ir.Model) -> list[tuple[onnx.NodeProto, set[int], set[int]]]:
-    """Every node, attention taken apart, with the types of its inputs and outputs, by strict inference."""
+    """Every node with the types of its inputs and outputs, by strict inference; attention is inlined."""
     inlined = onnx.inliner.inline_local_functions(ir.to_proto(model))
     graph = onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
@@ -203,7 +203,7 @@ def test_a_layer_moved_back_is_between_casts_of_its_neighbours(masked_graphs: Ma
     assert product == {FLOAT16}
 
 
-# Both
+# 16 and 8 bits
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -335,12 +335,12 @@ def test_products_of_integers_are_what_the_file_says(
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         results.append(session.run(None, graph_inputs(graph)))
     for integers, floats in zip(*results, strict=True):
-        # A sum in another order may tip an input of a later layer to its next step, and no more.
+        # A sum in another order may move a later layer's input to its next step, and no further.
         assert np.abs(integers - floats).max() < 0.1 * np.abs(floats).max()
 
 
 def integer_product(x: FloatArray, weight: FloatArray, largest: float) -> FloatArray:
-    """The quantised product as it should be, in whole numbers."""
+    """The expected quantised product, computed in integers."""
     step = np.float32(largest) / np.float32(127)
     steps = np.abs(weight).max(axis=0) / np.float32(64)
     inputs = np.clip(np.rint(x / step), -128, 127).astype(np.int64)
@@ -453,7 +453,7 @@ def test_emulation_rounds_inputs_weights_and_results_and_no_sum(precision: str, 
     actual = run(emulate(lower(linear_model(weight), {"layer": dtype}, {})), x)
     sums = narrow(x, dtype) @ narrow(weight, dtype)
     np.testing.assert_array_equal(narrow(actual, dtype), actual)
-    # Another order of summation may tip a sum to the next number, now and then.
+    # Another order of summation may round a few sums to the next number.
     assert (actual == narrow(sums, dtype)).mean() > 0.99
     np.testing.assert_allclose(actual, sums, rtol=2.0**-digits * 1.01, atol=1e-5)
     assert run(emulate(in_fp16(np.ones((4096, 1)))), np.ones((1, 4096), np.float32)) == 4096
@@ -492,8 +492,8 @@ def test_emulated_graphs_give_nearly_the_originals_vectors(
     bundle = Bundle.open(masked_bundle_path, check_hashes=False)
     names = [str(value.name) for value in masked_graphs[graph].graph.outputs]
     actual, expected = (
-        GraphBackend(bundle, "fp32", {graph: each}).submit(graph, graph_inputs(graph), names).result()
-        for each in (emulate(model), masked_graphs[graph])
+        GraphBackend(bundle, "fp32", {graph: variant}).submit(graph, graph_inputs(graph), names).result()
+        for variant in (emulate(model), masked_graphs[graph])
     )
     for rough, exact in zip(actual, expected, strict=True):
         assert np.abs(rough - exact).max() < {"fp16": 5e-3, "int8": 0.2}[precision] * np.abs(exact).max()
@@ -506,7 +506,7 @@ HEADS = 2
 
 
 def attention_model() -> ir.Model:
-    """Queries, keys, values and a bias of the keys, to one attention."""
+    """One attention of queries, keys, values and a bias of the keys."""
     query, key = float_value("query", 1, "m", 4 * HEADS), float_value("key", 1, "n", 4 * HEADS)
     value, bias, y = float_value("value", 1, "n", 3 * HEADS), float_value("bias", 1, "n"), float_value("y", 1, "m", 6)
     node = ir.node(
@@ -523,7 +523,7 @@ def attention_model() -> ir.Model:
 
 
 def masked(hidden: int, garbage: float, seed: int = 0) -> list[FloatArray]:
-    """Inputs of it; the last ``hidden`` keys are hidden, and their numbers multiplied by ``garbage``."""
+    """Inputs of :func:`attention_model`; the last ``hidden`` keys are hidden and multiplied by ``garbage``."""
     random = np.random.default_rng(seed)
     query, key, value = (random.normal(size=(1, n, c * HEADS)).astype(np.float32) for n, c in ((6, 4), (9, 4), (9, 3)))
     bias = np.where(np.arange(9) < 9 - hidden, 0, HIDDEN).astype(np.float32)[None]
@@ -560,7 +560,7 @@ def test_a_hidden_key_has_no_weight_in_float16_either() -> None:
 def test_the_names_of_what_hides_keys_outlast_every_step(
     masked_graphs: Mapping[str, ir.Model], graph: str, precision: str, tmp_path: Path
 ) -> None:
-    """Rescaling and rounding, writing, reading, and writing again as when a precision is dropped."""
+    """Steps: rescaling, rounding, writing, reading, and writing again as when a precision is dropped."""
     model = masked_graphs[graph]
     places = find_sites(model, ())
     widths = {place.name: array(place.readers[0].weight).shape[0] for place in places}

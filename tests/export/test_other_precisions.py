@@ -1,4 +1,4 @@
-"""Precisions that not every onnxruntime runs on a CPU, and two of eight bits in one bundle."""
+"""Precisions that not every onnxruntime runs on a CPU, and two 8-bit precisions in one bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fgclip_rt.errors import DeviceError
 from fgclip_rt.timing import time_precisions
 from helpers import assert_one_sentence, run_command
 
-#: Whether the one that is installed has float8 on a CPU.
+#: Whether the installed onnxruntime has float8 on a CPU.
 RUNS_FP8 = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 32)
 
 

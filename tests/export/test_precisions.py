@@ -1,4 +1,4 @@
-"""Lower precisions of a bundle: what is written, what they keep, what moves back, and what is refused."""
+"""Lower precisions of a bundle: their files, their parity, layers that move back, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from helpers import FP32_LIMITS, GOLDENS, WALK_TYPES, Golden, assert_one_sentenc
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
 GRAPHS = ("vision", "dense", "text", "region")
 ALL = ("fp32", "fp16", "int8")
-#: Of an export in all of them, on calibration inputs.
+#: Stages of an export in all precisions with calibration inputs.
 STAGES = (
     "load weights",
     "read calibration",
@@ -53,7 +53,7 @@ STAGES = (
     "check int8 parity",
     "check int8 held out",
 )
-#: float16 ends here.
+#: The largest number of float16.
 LARGEST = 65_504
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -67,7 +67,7 @@ def calibration_inputs() -> CalibrationInputs:
 
 @dataclass
 class Exported:
-    """A bundle, and what its export said: stages with their numbers of steps, and the steps that were done."""
+    """A bundle and its export's progress: stages with their planned steps, and the steps that were done."""
 
     bundle: Bundle
     stages: list[tuple[str, int]]
@@ -271,7 +271,7 @@ def test_an_interrupted_export_leaves_everything_as_it_was(
     if overwrite:
         shutil.copytree(masked_bundle_path, tmp_path / "bundle")
     before = contents(tmp_path)
-    # int8 does not keep this one unless layers move back.
+    # int8 misses this floor unless layers move back.
     floor = 0.9995 if stage == "find int8's losses" else None
     with pytest.raises(error):
         export_masked(tmp_path / "bundle", ALL, floor=floor, overwrite=overwrite, begin=raise_at(stage, error))
@@ -301,7 +301,7 @@ def largest_input(bundle: Bundle, graph: str, operator: str) -> float:
 
 
 def overflow_the_residual(tensors: Tensors) -> None:
-    """Let one channel, on which nothing else lies, be 100,000 from one block's MLP to the next one's."""
+    """Make one channel, which nothing else uses, 100,000 from one block's MLP to the next block's MLP."""
     rows = ("patch_embedding.weight", "patch_embedding.bias", "self_attn.out_proj.weight", "self_attn.out_proj.bias")
     tables = ("token_embedding.weight", "position_embedding.weight", "embedding_ori.weight", "embedding_res.weight")
     for name, values in tensors.items():
@@ -337,7 +337,7 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
 
 
 def overflow_a_layer(tensors: Tensors) -> None:
-    """Let one hidden channel of an MLP be 131,072 after the GELU, and its second layer take that out again."""
+    """Make one hidden channel of an MLP 131,072 after the GELU; the second layer takes it out again."""
     mlp = "vision_model.encoder.layers.0.mlp"
     tensors[f"{mlp}.fc1.weight"][0] = 0
     tensors[f"{mlp}.fc1.bias"][0] = 2.0**17
@@ -454,7 +454,7 @@ def test_a_floor_only_raises_those_that_are_below_it(masked: Exported, tmp_path:
         PRECISIONS["fp16"].limits,
     ]
     assert raised.parity.limits["int8"] == msgspec.structs.replace(PRECISIONS["int8"].limits, min_cosine=0.993)
-    # It was kept anyway.
+    # int8 keeps the higher floor without moving more layers back.
     assert raised.lowering == plain.lowering
 
 

@@ -1,4 +1,4 @@
-"""A model of real size, from random weights: what only size can break."""
+"""A model of real size with random weights, for faults that only size brings out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> fgclip_rt.Model:
 
 def test_the_token_table_is_stored_once(base: fgclip_rt.Model) -> None:
     weights = base.manifest.files["weights.safetensors"].size
-    # 86 M parameters of the vision tower, 7 M each of the two heads, 85 M of the text tower, 197 M of the table.
+    # Parameters: vision tower 86 M, two heads 7 M each, text tower 85 M, token table 197 M.
     assert weights == pytest.approx(4 * (86e6 + 2 * 7e6 + 85e6 + 197e6), rel=0.02)
     assert all(info.size < 1e6 for name, info in base.manifest.files.items() if name.endswith(".onnx"))
 

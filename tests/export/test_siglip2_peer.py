@@ -31,7 +31,7 @@ processing = pytest.importorskip("transformers.models.siglip2.image_processing_p
 
 TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION, TEXT = TOWER | {"num_patches": 81}, TOWER | {"vocab_size": 775, "max_position_embeddings": 64}
-#: (height, width), one of each bucket and some far from square; a grid one column wide is left out, because
+#: (height, width), one of each bucket and some far from square. No grid is one column wide, because
 #: transformers resizes its position table with PyTorch's kernel, which is wrong for it (see ``resize_positions``).
 SIZES = [(150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 900), (500, 40), (1, 1)]
 TEXTS = ["a photo of a cat", "一只黑猫坐在窗台上", "", "naïve 🦊 café", "long " * 100]
@@ -61,7 +61,7 @@ def peer() -> Any:
 
 @pytest.fixture(scope="module")
 def ours(peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The same, as transformers saves it, exported."""
+    """The same model, saved by transformers and exported."""
     checkpoint = tmp_path_factory.mktemp("peer") / "siglip2"
     peer.save_pretrained(checkpoint)
     processing.Siglip2ImageProcessorPil(max_num_patches=256).save_pretrained(checkpoint)

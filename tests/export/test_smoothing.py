@@ -1,4 +1,4 @@
-"""Where channels can be rescaled, that rescaling them changes nothing, and when it is worth it."""
+"""Smoothing: the sites that can be rescaled, unchanged results, and the choice of factors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACES = {
 @pytest.mark.parametrize("graph", PLACES)
 def test_sites_are_norms_and_attention_that_only_layers_read(masked_graphs: Mapping[str, ir.Model], graph: str) -> None:
     sites = find_sites(masked_graphs[graph], SENSITIVE[graph])
-    # Not in them: vision.post_norm, which the pooling's keys read too, and text.post_norm, before a sensitive layer.
+    # The sites lack vision.post_norm, which the pooling's keys read too, and text.post_norm, before a sensitive layer.
     assert sorted(site.name for site in sites) == sorted(PLACES[graph])
     for site in sites:
         module, _, kind = site.name.rpartition(".")
@@ -129,7 +129,7 @@ def norm(x: ir.Value, name: str, scale: ir.Value, bias: ir.Value) -> ir.Node:
 
 
 def norm_model(others: str = "") -> ir.Model:
-    """Two norms with one scale and bias, each before a layer; something else may read the first one too."""
+    """Two norms with one scale and bias, each before a layer; ``others`` adds a reader to the first norm."""
     x = float_value("x", "n", 4)
     scale, bias = constant("scale", np.arange(1, 5, dtype=np.float32)), constant("bias", np.ones(4, np.float32))
     first, second = norm(x, "first", scale, bias), norm(x, "second", scale, bias)
@@ -171,7 +171,7 @@ def test_norms_that_share_their_numbers_are_rescaled_each_by_itself() -> None:
 
 
 def attention_model(others: str = "") -> ir.Model:
-    """Attention between a projection of its values and a layer; something else may read or make what is between."""
+    """Attention between a projection of its values and a layer; ``others`` adds a reader or a producer in between."""
     random = np.random.default_rng(0)
     x, y = float_value("x", 1, "n", 4), float_value("y", 1, "n", 4)
     weights = random.normal(size=(2, 4, 4)).astype(np.float32)
@@ -206,7 +206,7 @@ def test_attention_is_a_scaling_site_only_where_a_layer_makes_its_values_for_it_
     np.testing.assert_allclose(run(smoothed, x), run(model, x), rtol=1e-5, atol=1e-5)
 
 
-# When
+# Choice of factors
 
 
 def site_of(*weights: FloatArray) -> ScalingSite:

@@ -15,7 +15,7 @@ class Doubled(nn.Module):
 
 
 class FixedBatch(nn.Module):
-    """Asks for its batch as a number, as careless code does."""
+    """Reads its batch size as a number, as careless code does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if len(x) == 2 else x + 1

@@ -49,7 +49,7 @@ Feature = np.ndarray[Any, Any]
 
 
 def vocabulary() -> dict[str, int]:
-    """CLIP's in all but its size."""
+    """CLIP's vocabulary, cut to seven tokens."""
     return {
         "a": 0,
         "b": 1,
@@ -69,7 +69,7 @@ def tokenizer_json(**more: int) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models as small as these only wait for one another's threads."""
+    """One thread for PyTorch, because models of this size spend their time on waiting for threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,14 +78,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def golden_tensors() -> Tensors:
-    """The golden checkpoint's; half precision."""
+    """Tensors of the golden checkpoint, in half precision."""
     tensors: Tensors = torch.load(FINECLIP / "checkpoint.pt", weights_only=True)
     return tensors
 
 
 @pytest.fixture
 def tensors(golden_tensors: Tensors) -> Tensors:
-    """The golden checkpoint's, with no more tokens than :func:`vocabulary` has; the dictionary may be changed."""
+    """Tensors of the golden checkpoint, cut to the tokens of :func:`vocabulary`. Tests may change the dictionary."""
     return golden_tensors | {TOKEN_TABLE: golden_tensors[TOKEN_TABLE][-len(vocabulary()) :].clone()}
 
 
@@ -98,7 +98,7 @@ def config() -> Json:
 
 @pytest.fixture
 def folder(tmp_path: Path, config: Json) -> Path:
-    """What goes with weights that are called ``weights.pt``."""
+    """A folder with the config and the tokenizer for weights called ``weights.pt``."""
     (tmp_path / "model_config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").write_text(tokenizer_json())
     return tmp_path
@@ -106,13 +106,13 @@ def folder(tmp_path: Path, config: Json) -> Path:
 
 @pytest.fixture
 def checkpoint(folder: Path, tensors: Tensors) -> Path:
-    """A whole checkpoint to damage: its file of weights."""
+    """The weights of a whole checkpoint, which tests may damage."""
     torch.save(tensors, folder / "weights.pt")
     return folder / "weights.pt"
 
 
 def load(path: Path, **files: Path) -> ReferenceModel:
-    """Load a file of weights that its ``model_config.json`` lies beside."""
+    """Load a file of weights with the ``model_config.json`` beside it."""
     beside = LocalFiles(**{"config": path.with_name("model_config.json"), **files})
     return families.load(locate(str(path), files=beside))[1]
 
@@ -127,14 +127,14 @@ def refused(path: Path, *parts: str, code: str = "checkpoint_invalid") -> str:
 def misplaced(
     model: str, *parts: str, revision: str | None = None, code: str = "argument_invalid", **files: Path
 ) -> None:
-    """Nothing is read, for the files are not those that the model needs."""
+    """Check that files are refused unread, because they are not the files that the model needs."""
     with pytest.raises(CheckpointError) as info:
         locate(model, revision, LocalFiles(**files))
     assert_one_sentence(info.value, *parts, code=code)
 
 
 def features(model: ReferenceModel) -> list[Feature]:
-    """Something of every part of a model: image, dense, region, mask and text features, and logits."""
+    """Outputs of every part of a model: image, dense, region, mask and text features, and logits."""
     pixels = picture(1, 16 * 256, seed=3).reshape(16, 768)
     boxes = np.array([[3, 3, 40, 30]], np.float32)
     masks = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4)
@@ -156,7 +156,7 @@ def assert_same_features(model: ReferenceModel, expected: list[Feature], atol: f
 
 @pytest.fixture(scope="module")
 def expected(golden_tensors: Tensors) -> list[Feature]:
-    """The features of the weights, put into the reference with no file between."""
+    """Features of the weights, loaded into the reference without a file."""
     document = json.loads((FINECLIP / "model_config.json").read_text(encoding="utf-8"))
     document["text_cfg"]["vocab_size"] = len(vocabulary())
     reference = FineClip(Config.from_json(document))
@@ -165,7 +165,7 @@ def expected(golden_tensors: Tensors) -> list[Feature]:
     return features(FineClipModel(reference, fineclip_tokenizer(tokenizer_json())))
 
 
-# What loads
+# Files that load
 
 
 def test_a_file_of_weights_loads(checkpoint: Path, expected: list[Feature]) -> None:
@@ -177,7 +177,7 @@ def test_a_file_of_weights_loads(checkpoint: Path, expected: list[Feature]) -> N
 
 
 def test_the_released_vocabulary_loads_whole() -> None:
-    """The golden files as they are; the tokenizer is CLIP's own, named in the call."""
+    """The golden files load unchanged, with CLIP's own tokenizer named in the call."""
     model = load(FINECLIP / "checkpoint.pt", tokenizer=CLIP_TOKENIZER)
     stored = np.load(FINECLIP / "expected.npz")["text.short.input_ids"]
     texts = json.loads((FINECLIP / "index.json").read_text(encoding="utf-8"))["texts"]
@@ -217,7 +217,7 @@ def without_sines(tensors: Tensors) -> Json:
 
 
 def with_other_sines(tensors: Tensors) -> Json:
-    """As a checkpoint of another image size has them; nothing reads them."""
+    """Replace the sines by those of another image size; nothing reads them."""
     assert any("freqs_" in name for name in tensors)
     return {name: torch.full((9,), torch.nan) if "freqs_" in name else tensor for name, tensor in tensors.items()}
 
@@ -430,7 +430,7 @@ def test_a_file_of_other_bytes_is_refused(checkpoint: Path, data: bytes) -> None
     with pytest.raises(CheckpointError) as info:
         load(checkpoint)
     assert_one_sentence(info.value, str(checkpoint))
-    # To PyTorch, some bytes are a pickle of something else.
+    # PyTorch takes some bytes for a pickle of other objects.
     assert info.value.code in ("checkpoint_damaged", "checkpoint_unsafe")
 
 
@@ -467,7 +467,7 @@ def test_safetensors_are_no_file_of_torch_save(checkpoint: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_torchscript_archive_is_refused(checkpoint: Path) -> None:
-    """OpenAI released its own models as such."""
+    """OpenAI released its own models as TorchScript archives."""
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(checkpoint))
     message = refused(checkpoint, str(checkpoint), code="checkpoint_damaged")
     assert "weights_only` set to `False`" not in message
@@ -493,7 +493,7 @@ def test_code_in_a_file_does_not_run(checkpoint: Path, tensors: Tensors, how: st
         torch.save(document, checkpoint, _use_new_zipfile_serialization=how == "torch")
     refused(checkpoint, str(checkpoint), "other Python objects", code="checkpoint_unsafe")
     assert not made.exists()
-    # It would have, by a loader that trusts the file.
+    # A loader that trusts the file does run the code.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if how == "pickle":
@@ -550,7 +550,7 @@ def test_an_entry_that_is_no_tensor_is_named(folder: Path, tensors: Tensors, ent
 
 @pytest.fixture
 def small(folder: Path) -> Callable[[Any], nn.Module]:
-    """Saves something and loads it into a module of two tensors."""
+    """Saves a document and loads it into a module of two tensors."""
 
     def load_small(document: Any) -> nn.Module:
         path = folder / "weights.pt"
@@ -647,7 +647,7 @@ def test_a_registered_model_takes_no_config(checkpoint: Path, registered: str) -
 
 
 def test_a_file_without_a_config_asks_for_one(checkpoint: Path) -> None:
-    """It may even lie beside the weights: what a model is, nobody is to guess."""
+    """A config beside the weights is not taken unasked, because nobody is to guess a model's kind."""
     misplaced(str(checkpoint), str(checkpoint), "--config", "--model NAME --weights")
 
 
@@ -805,7 +805,7 @@ def test_a_config_that_is_not_text_is_named(checkpoint: Path) -> None:
     ],
 )
 def test_a_config_of_another_family_lists_the_supported(checkpoint: Path, document: Json) -> None:
-    """A ViT of open_clip, for one, whose weights come as such a file too."""
+    """A ViT of open_clip is an example: its weights come as such a file too."""
     path = checkpoint.with_name("model_config.json")
     path.write_text(json.dumps(document))
     message = refused(checkpoint, str(path), "supported: fineclip", code="checkpoint_unsupported")

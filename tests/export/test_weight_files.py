@@ -207,7 +207,7 @@ def write(assembly: Assembly, graphs: Mapping[str, ir.Model], *precisions: str) 
 
 
 def results(bundle: Bundle, precision: str) -> dict[str, list[NDArray[Any]]]:
-    """What the graphs with weights give."""
+    """Outputs of the graphs that have weights."""
     backend = OnnxRuntimeBackend(bundle, precision, "cpu")
     outputs = {
         name: [output.name for output in graph[precision].outputs] for name, graph in bundle.manifest.graphs.items()
@@ -317,7 +317,7 @@ def test_what_is_kept_gives_the_same_numbers_from_files_that_hold_nothing_else(
 
 def test_scratch_files_are_gone_at_the_end(assembly: Assembly, masked_graphs: Mapping[str, ir.Model]) -> None:
     write(assembly, masked_graphs, "fp32")
-    # As smoothing would: graphs with some new weights, from which a precision is then made.
+    # As in smoothing, some weights of the graphs are new, and a precision is made from the graphs.
     changed = {name: ir.load(assembly.folder / f"{name}.onnx") for name in GRAPHS}
     for graph in changed.values():
         for value in list(graph.graph.initializers.values()):

@@ -35,7 +35,7 @@ TEXTS = ["a big spotted yellow star", "大大的圆点黄色五角星", "", "a c
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
 def library(request: pytest.FixtureRequest) -> str:
-    """Each library that is here."""
+    """Each library that is installed."""
     name: str = request.param
     if missing := missing_packages(ENGINE_PACKAGES[name]):
         pytest.skip(f"{name} needs {', '.join(missing)}")
@@ -49,7 +49,7 @@ def built(library: str, pocket_path: Path, tmp_path_factory: pytest.TempPathFact
     try:
         build(Bundle.open(folder), library, PRECISIONS, targets=["current"], jobs=os.cpu_count() or 1)
     except EngineError as error:
-        # TensorRT-RTX names no Hopper GPU; what it says of one belongs into the report.
+        # TensorRT-RTX lists no Hopper GPU; the report shows the library's own reason.
         pytest.skip(f"{library} builds nothing for {find_gpu()}: {error}")
     return folder
 
@@ -85,7 +85,7 @@ def test_engines_of_the_other_families_keep_the_limits(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_vector_does_not_depend_on_its_batch(built: Path, library: str, precision: str) -> None:
-    """Kernels differ with the size of the batch, so sums round in another order; no more than that."""
+    """Kernels differ with the batch's size, so sums are rounded in another order, but nothing else changes."""
     model = load(built, library, precision)
     alone = np.concatenate([model.embed_images([image]) for image in IMAGES])
     tolerance = {"fp32": 1e-4, "fp16": 5e-3, "int8": 5e-2}[precision]
@@ -165,6 +165,6 @@ def test_a_target_by_name_runs_where_it_says(library: str, pocket_path: Path, tm
 
 
 def _resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process in memory, without swapped pages."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -28,7 +28,7 @@ def test_every_item_is_in_one_batch_of_its_key_and_in_its_order(costs: list[tupl
         assert batch.cost == sum(item.cost for item in batch.items)
         assert len(batch.items) <= size
         assert batch.values == [item.value for item in batch.items]
-    # Of each key only the last batch may have room left.
+    # Only the last batch of each key may have room left.
     for key in {batch.key for batch in found}:
         *closed, _ = [batch for batch in found if batch.key == key]
         assert all(len(batch.items) == size for batch in closed)

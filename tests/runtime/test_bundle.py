@@ -1,4 +1,4 @@
-"""A bundle opens only when it is whole, unaltered and nothing else, and the message names what is wrong."""
+"""A bundle opens only if it is whole, unaltered and without other files, and messages name the fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILES = (
 
 @pytest.fixture
 def bundle(masked_bundle_path: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy to damage."""
+    """A copy that tests may damage."""
     copy = tmp_path / "bundle"
     shutil.copytree(masked_bundle_path, copy)
     yield copy

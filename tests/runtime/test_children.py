@@ -1,4 +1,4 @@
-"""Child processes: what they say and hear, how they end, and what lies in the folder that they are started from."""
+"""Child processes: their messages, their ends, and the folder that they are started from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from fgclip_rt.children import Child, ChildDiedError
 
-#: A child that prints as libraries do, and answers twice: what it was asked, and what it was started with.
+#: A child that prints as libraries do, and answers twice: with the request, and with its own argument.
 MODULE = """
 import os, sys
 from fgclip_rt.children import serve
@@ -93,7 +93,7 @@ def test_an_interrupt_of_its_parents_session_does_not_reach_it(child: Child[str]
 def test_a_folder_called_like_ours_beside_the_caller_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "fgclip_rt").mkdir()
     (tmp_path / "fgclip_rt" / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    # The parent has to import ours all the same.
+    # -P: the parent must import our package, not the folder beside it.
     script = (
         "from fgclip_rt.children import Child, ChildDiedError\n"
         "child = Child('fgclip_rt.benchmarks.worker', '{}', str)\n"

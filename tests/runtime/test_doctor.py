@@ -1,4 +1,4 @@
-"""The doctor: what it finds on a machine."""
+"""The doctor's checks of a machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_flags_of_a_cpu_tell_what_precisions_are_worth(
     assert int8 in found["INT8 on the CPU"].detail
     assert fp16 in found["fp16 on the CPU"].detail
     assert "fgclip-rt doctor BUNDLE" in found["INT8 on the CPU"].remedy
-    # Both run on every CPU; how fast is a fact and no fault.
+    # Both run on every CPU; a low speed is no fault.
     assert found["INT8 on the CPU"].ok
     assert found["fp16 on the CPU"].ok
 

@@ -33,7 +33,7 @@ def raised() -> Iterator[tuple[str, str]]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defaults:
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
                 values = [value for value in given if isinstance(value, ast.Constant)]
-                # A code that is computed is one that the module names elsewhere.
+                # A computed code is a constant elsewhere in its module.
                 if len(values) == len(given):
                     yield module, str(values[0].value) if values else defaults[node.func.id]
 
@@ -71,17 +71,17 @@ def test_codes_are_snake_case_and_their_meanings_one_sentence(code: str) -> None
 @pytest.mark.parametrize("code", [None, "disk_full"])
 def test_an_error_survives_a_pickle(kind: type[FgclipError], code: str | None) -> None:
     error = make(kind, code)
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is kind
-    assert (str(again), again.code) == (str(error), error.code)
+    loaded = pickle.loads(pickle.dumps(error))
+    assert type(loaded) is kind
+    assert (str(loaded), loaded.code) == (str(error), error.code)
 
 
 def test_a_pickled_parity_error_keeps_its_comparisons() -> None:
     row = compare_exactly(np.ones((2, 3)), np.ones((2, 3)), "tokens", "short")
     error = ParityError("It failed.", {"fp16": [row]}, ["fp32"], code="precision_refused")
-    again = pickle.loads(pickle.dumps(error))
-    assert (again.measured, again.kept, again.rows) == ({"fp16": (row,)}, ("fp32",), (row,))
-    assert again.code == "precision_refused"
+    loaded = pickle.loads(pickle.dumps(error))
+    assert (loaded.measured, loaded.kept, loaded.rows) == ({"fp16": (row,)}, ("fp32",), (row,))
+    assert loaded.code == "precision_refused"
 
 
 def test_the_docstring_draws_every_kind_under_its_base() -> None:

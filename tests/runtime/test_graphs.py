@@ -45,7 +45,7 @@ def test_graphs_take_and_give_tensors_of_the_names_that_are_written_here(opened:
 
 
 def test_every_input_has_a_row_for_each_image_text_box_or_mask(opened: Bundle) -> None:
-    """Servers that join requests concatenate inputs along their first axis, so a scalar would serve the first alone."""
+    """Servers that join requests concatenate inputs along their first axis; a scalar would fit one request only."""
     for files in opened.manifest.graphs.values():
         for entry in files.values():
             assert all(isinstance(spec.shape[0], str) for spec in (*entry.inputs, *entry.outputs))

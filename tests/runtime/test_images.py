@@ -99,7 +99,7 @@ def test_16_bit_images_keep_their_upper_8_bits(kind: str) -> None:
 
 
 def on_its_side(kind: str) -> bytes:
-    """A file whose EXIF data says that it is to be turned by 90° clockwise."""
+    """A file whose EXIF data asks for a turn of 90° clockwise."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encode(Image.fromarray(RGB), kind, exif=exif)
@@ -187,7 +187,7 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(kind: str) -> None:
     for _ in range(400):
         data = bytearray(intact)
         for _ in range(generator.choice([1, 2, 8])):
-            # Headers are short, and most of what can go wrong is in them.
+            # Headers are short, and most faults arise in them.
             data[generator.randrange(generator.choice([min(200, len(data)), len(data)]))] = generator.randrange(256)
         try:
             assert load_image(bytes(data)).mode == "RGB"

@@ -1,4 +1,4 @@
-"""What a machine has: how many cores a process may keep busy, in containers too, and which versions of packages."""
+"""Facts of a machine: cores that a process may keep busy, in containers too, and versions of packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fgclip_rt.machine import this_machine, usable_cores, versions
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of four cores with two threads each, none of them taken from us, and no control groups."""
+    """A machine of four cores with two threads each, all of them usable, and no control groups."""
     for cpu in range(8):
         folder = tmp_path / f"cpus/cpu{cpu}/topology"
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch
         return installed[name]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    # The package for GPUs is the same one by another name.
+    # onnxruntime-gpu counts as onnxruntime.
     assert versions("onnxruntime", "tea", "numpy") == {
         "python": platform.python_version(),
         "onnxruntime": "1.22",

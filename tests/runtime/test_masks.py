@@ -41,7 +41,7 @@ def hard(count: int, size: Size, seed: int) -> NDArray[np.bool_]:
 
 
 def by_counting(mask: FloatArray, grid: Size) -> FloatArray:
-    """Means over patches whose edges lie within pixels: of a mask that is enlarged until they do not."""
+    """Means over patches. The mask is enlarged first until no patch's edge lies within a pixel."""
     large = mask.astype(np.float64)
     for axis, cells in enumerate(grid):
         large = large.repeat(cells // math.gcd(cells, mask.shape[axis]), axis=axis)
@@ -109,7 +109,7 @@ def test_a_mask_of_whole_patches_has_their_values(grid: Size, patch: Size, seed:
 
 @given(sizes(12), sizes(9), seeds)
 def test_where_patches_are_whole_pixels_weights_are_pillows(grid: Size, patch: Size, seed: int) -> None:
-    """Elsewhere Pillow takes every pixel whole or not at all, and weights here take its share."""
+    """Otherwise Pillow counts every pixel fully or not at all, but our weights count its share."""
     size = grid[0] * patch[0], grid[1] * patch[1]
     mask = soft(1, size, seed)
     resized = Image.fromarray(mask[0]).resize((grid[1], grid[0]), Image.Resampling.BOX)
@@ -186,7 +186,7 @@ def test_the_order_in_memory_does_not_matter(order: Any) -> None:
     np.testing.assert_allclose(mask_weights(turned, SIZE, GRID), mask_weights(masks, SIZE, GRID), rtol=1e-6)
 
 
-# What is refused
+# Masks that are refused
 
 
 def refused(masks: Any, *parts: str, code: str = "mask_invalid") -> None:
@@ -204,7 +204,7 @@ def refused(masks: Any, *parts: str, code: str = "mask_invalid") -> None:
         (1, 4, 3),
         (1, 12, 21),
         (1, 13, 20),
-        (1, 12, 4),  # of both
+        (1, 12, 4),  # rows of the image, columns of the grid
         (1, 240),
         (1, 1, *SIZE),
         (2, 12, 20, 1),

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and a full disk is told as such, whoever writes."""
+"""Files and folders appear whole or not at all, and a full disk is reported as such, whichever library writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUES = np.zeros(100_000, np.float32)
 
 
 def replaceable() -> None:
-    """Whatever stands in the way may go."""
+    """Allows everything in the way to be replaced."""
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, name: str, write: Callable[
 
 
 def test_a_disk_that_safetensors_found_full_is_told_as_such(tmp_path: Path) -> None:
-    """Its words: it writes through a mapped file, which no device that is full can be."""
+    """We raise the error, because safetensors writes through a mapped file, and a full device cannot be mapped."""
     with pytest.raises(OutputError) as info, folder_written_whole(tmp_path / "out", replaceable):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert_one_sentence(info.value, "the disk is full; free some space", code="disk_full")

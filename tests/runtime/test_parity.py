@@ -1,4 +1,4 @@
-"""What a comparison with the reference says, and what a held-out probe is compared in."""
+"""Comparisons with the reference: their results, and the rows for a held-out probe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ten_times(vectors: Array) -> Array:
 
 
 def turned() -> tuple[Array, Array]:
-    """Three unit vectors of four numbers, the second turned towards the third; and what they were."""
+    """Three unit vectors of four numbers, the second turned towards the third, and the vectors before the turn."""
     expected = np.eye(4, dtype=np.float32)[:3]
     actual = expected.copy()
     actual[1] = [0, 0.6, 0.8, 0]
@@ -133,7 +133,7 @@ def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
     probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
     progress = Progress()
     rows = parity.check(pocket, probe, FP32, progress, "check")
-    # An image: its preparation, its features, its parts. Then the mixed batch, tokens and features, and logits.
+    # Each image has a preparation, features and parts. The mixed batch, tokens, text features and logits follow.
     assert progress.finished() == {"check": 3 * len(probe.images) + 1 + 2 * len(probe.walk_types) + 1}
     for row in rows:
         assert row.passed
@@ -194,7 +194,7 @@ def recorded_texts(model: Model, walk_type: str) -> ProbeTexts:
 
 @pytest.fixture(scope="module")
 def held_out(pocket: Model) -> Probe:
-    """What the model itself makes of a few inputs."""
+    """A probe of a few inputs, recorded from the model itself."""
     return Probe(
         images=tuple(recorded_image(pocket, size, seed) for seed, size in enumerate(SIZES)),
         walk_types={walk_type: recorded_texts(pocket, walk_type) for walk_type in WALK_TYPES},
@@ -241,11 +241,11 @@ def negated(array: Array, row: int) -> Array:
 
 @pytest.mark.parametrize("graph", ["vision", "dense", "region", *WALK_TYPES])
 def test_a_changed_vector_fails_in_its_own_row_only(pocket: Model, held_out: Probe, graph: str) -> None:
-    """And its shift is that of the logits with the reference's vectors that it is used with."""
+    """The row's shift is the change of the logits with the reference's vectors of the other kind."""
     image = held_out.images[3]
     short, box = (held_out.walk_types[walk_type].features for walk_type in ("short", "box"))
-    images = np.stack([each.features for each in held_out.images])
-    regions = np.concatenate([each.regions for each in held_out.images])
+    images = np.stack([recorded.features for recorded in held_out.images])
+    regions = np.concatenate([recorded.regions for recorded in held_out.images])
     if graph in WALK_TYPES:
         features = held_out.walk_types[graph].features
         probe, vector = with_features(held_out, graph, negated(features, 1)), features[1]

@@ -58,14 +58,14 @@ def images(draw: st.DrawFn) -> Image.Image:
 
 @st.composite
 def noise_images(draw: st.DrawFn) -> Bytes:
-    """Noise uint8 [H, W, 3] of every shape: tall and wide by far more than 100:1 too."""
+    """Noise uint8 [H, W, 3] of every shape, also far taller or wider than 100:1."""
     short, long = draw(st.integers(1, 5)), draw(st.integers(1, 900))
     sides = st.tuples(st.integers(1, 70), st.integers(1, 70))
     return noise(*draw(sides | st.just((short, long)) | st.just((long, short))))
 
 
 def noise(height: int, width: int) -> Bytes:
-    """Values that no version of NumPy changes; uint8 [height, width, 3]."""
+    """Values that do not depend on NumPy's version; uint8 [height, width, 3]."""
     values = hashlib.shake_128(f"{height}×{width}".encode()).digest(height * width * 3)
     return np.frombuffer(values, np.uint8).reshape(height, width, 3)
 
@@ -164,7 +164,7 @@ def test_the_horizontal_pass_comes_first(size: tuple[int, int], spec: ImageSpec)
 
 @pytest.mark.parametrize(("size", "spec", "digest"), RECORDED)
 def test_patches_are_the_recorded_ones(size: tuple[int, int], spec: ImageSpec, digest: str) -> None:
-    """So that environments of different versions are compared without one another."""
+    """Recorded digests compare environments of different versions, of which only one is at hand."""
     assert hashlib.sha256(preparation(spec)(Image.fromarray(noise(*size))).pixels).hexdigest() == digest
 
 

@@ -14,7 +14,7 @@ from fgclip_rt.errors import FgclipError
 from fgclip_rt.model import Model
 from helpers import picture
 
-#: What users hold: methods, properties and attributes.
+#: Methods, properties and attributes of the objects that users hold.
 MODEL = (
     "backend",
     "bundle",

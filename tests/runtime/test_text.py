@@ -1,4 +1,4 @@
-"""Texts are tokenised to their exact length, and what is no text is refused by its index."""
+"""Texts are tokenised to their exact length, and values that are no text are refused by their index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a bundle's precisions; no test depends on a real time."""
+"""Times and verdicts of a bundle's precisions; no test depends on a real time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name_again(document: Json, precision: str) -> None:
 
 
 def spend(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
-    """Replace the graphs and the clock: a run only moves the clock on, by the next of its graph's and precision's."""
+    """Replace the clock: only a run moves it on, by the next cost of the run's graph and precision."""
     now = 0.0
 
     def run(graph: str, precision: str) -> None:
@@ -59,7 +59,7 @@ def spend(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run takes what SECONDS says."""
+    """Every run takes the time in ``SECONDS``."""
     spend(monkeypatch, {key: repeat(seconds) for key, seconds in SECONDS.items()})
 
 

@@ -1,4 +1,4 @@
-"""Taking turns: in which order, which turns count, and when they end. The clock is moved by hand."""
+"""Taking turns: their order, the turns that count, and their end. The clock is moved by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fgclip_rt.turns import take_turns, timed
 
 
 class Clock:
-    """What time it is, and what was done."""
+    """A clock that is moved by hand, and a log of the work done."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.log: list[str] = []
 
     def spend(self, name: str, seconds: float) -> Callable[[], float]:
-        """Something that is logged and takes so long."""
+        """Work that takes ``seconds`` and logs its ``name``."""
 
         def run() -> float:
             self.now += seconds
