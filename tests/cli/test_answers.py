@@ -75,7 +75,8 @@ def test_tables_fit_and_no_number_is_broken(
     narrow = run_command(*arguments).stdout
     lines = table_lines(narrow)
     assert lines
-    assert max(map(len, lines)) <= width or width < 80
+    # A terminal that is narrower than the numbers breaks their lines, not they.
+    assert max(map(len, lines)) <= max(width, 80)
     # Every number is there in one piece.
     for found in NUMBER.findall("\n".join(table_lines(wide))):
         assert found in narrow, found

@@ -228,7 +228,9 @@ def test_held_out_inputs_become_a_probe_of_what_the_model_makes_of_them(masked_m
 
 def test_a_photo_is_held_out_as_large_as_the_model_sees_it(masked_model: Model) -> None:
     photos = [Image.fromarray(picture(900, 700, seed=index)) for index in range(16)]
-    for image in read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model).images:
+    images = read_all(CalibrationInputs(photos, texts(16))).held_out(masked_model).images
+    assert len(images) == 4
+    for image in images:
         rows, columns = image.grid.tolist()
         assert image.rgb.shape == (16 * rows, 16 * columns, 3)
 

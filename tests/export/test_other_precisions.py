@@ -59,7 +59,7 @@ def test_fp8_keeps_its_floor_where_it_runs(bundle: Bundle) -> None:
 
 
 def test_the_doctor_times_what_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgclip_rt.doctor.ROUNDS", 1)
+    monkeypatch.setattr("fgclip_rt.timing.ROUNDS", 1)
     timings = time_precisions(bundle.path, "cpu")
     able = {timing.precision for timing in timings if timing.milliseconds is not None}
     assert able == ({"fp32", "int8", "fp8"} if RUNS_FP8 else {"fp32", "int8"})

@@ -36,9 +36,13 @@ def test_every_item_is_in_one_batch_of_its_key_and_in_its_order(costs: list[tupl
 
 @given(COSTS, st.integers(1, 120))
 def test_a_budget_closes_a_batch_with_the_item_that_reaches_it(costs: list[tuple[int, int]], most: int) -> None:
-    for batch in batches(items(costs), budget(most)):
-        assert isinstance(batch, Batch)
+    found = [batch for batch in batches(items(costs), budget(most)) if isinstance(batch, Batch)]
+    assert sum(len(batch.items) for batch in found) == len(costs)
+    for batch in found:
         assert batch.cost - batch.items[-1].cost < most
+    for key in {batch.key for batch in found}:
+        *closed, _ = [batch for batch in found if batch.key == key]
+        assert all(batch.cost >= most for batch in closed)
 
 
 def test_the_size_of_a_batch_may_depend_on_its_key() -> None:
