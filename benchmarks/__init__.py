@@ -1,7 +1,7 @@
-"""How fast a bundle is, beside what a user would pick instead: ``fgclip-rt bench`` and ``make bench``.
+"""Speed of a bundle beside its peers, which a user may choose instead: ``fgclip-rt bench`` and ``make bench``.
 
-Every contender runs in a process of its own, so that neither its threads nor its memory are another's, and they take
-turns, so that what else the machine does falls on all of them alike. A table's figures come from one run.
+Every contender runs in a process of its own, so that contenders share neither threads nor memory. They take turns, so
+that other work of the machine falls on all of them alike. All figures of a table come from one run.
 """
 
 from .advice import advise

@@ -1,4 +1,4 @@
-"""What a folder of images will meet: which buckets, what padding costs, and which batches are fastest."""
+"""Advice for a folder of images: the buckets that they take, the cost of padding, and the fastest batch sizes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fgclip_rt.turns import take_turns, timed
 
 from .inputs import noise_patches
 
-#: Batches that are tried, as far as they hold no more patches than the second number.
+#: Batch sizes to try, and the largest number of patches in a batch of more than one image.
 _BATCHES, _MOST_PATCHES = (1, 2, 4, 8, 16, 32), 8192
 
-#: A smaller batch is taken unless a larger one is faster by more than this, which may be noise.
+#: A larger batch must be faster than a smaller one by more than this factor, because a smaller gain may be noise.
 _NOISE = 1.02
 
 
@@ -31,12 +31,12 @@ class BucketAdvice(Strict, frozen=True):
     """Images of one bucket.
 
     Attributes:
-        bucket: the largest number of patches that they are allowed.
-        images: how many.
-        patches: mean number that they have.
-        padding: share of the work that is on filled-up places, by size of the batch; batches of images as they come.
-        rates: images a second that the model embeds, by size of the batch.
-        batch_size: the size to take.
+        bucket: largest number of patches of an image.
+        images: number of images.
+        patches: mean number of patches of an image.
+        padding: share of padding among the patches of all batches, by batch size. Batches keep the images' order.
+        rates: images a second that the model embeds, by batch size.
+        batch_size: the smallest batch size that is as fast as any, but for noise.
     """
 
     bucket: int
@@ -48,15 +48,15 @@ class BucketAdvice(Strict, frozen=True):
 
 
 class Advice(Strict, frozen=True):
-    """What to expect.
+    """Advice for all images together.
 
     Attributes:
-        images: how many can be read.
-        unreadable: files that cannot.
-        buckets: those that occur, the smallest first.
-        images_per_second: of them all, each bucket in its best batches; the model alone.
-        batch_size: the one size that is fastest for all of them together.
-        images_per_second_of_it: what that gives.
+        images: number of files that can be read.
+        unreadable: files that cannot be read.
+        buckets: advice for each bucket that occurs, the smallest first.
+        images_per_second: rate of the model alone over all images, each bucket in its best batch size.
+        batch_size: the one batch size that is fastest over all buckets.
+        images_per_second_of_it: rate of the model alone over all images in batches of ``batch_size``.
     """
 
     images: int
@@ -83,9 +83,9 @@ def advise(
         model: a loaded bundle.
         files: images.
         max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
-        rounds: turns of each size of batch.
-        seconds: after so many a bucket has no further round.
-        begin: is told how far it is.
+        rounds: number of turns of each batch size.
+        seconds: seconds after which a bucket has no further round.
+        begin: is told how far the work is.
 
     Raises:
         ImageError: none of the files is an image.
@@ -134,7 +134,7 @@ def _advise_bucket(
 
     turns = {size: partial(turn, size) for size in sizes}
     measured = take_turns(turns, rounds, warm_up=1, seconds=seconds, progress=done)
-    rates = {size: median(size / taken for taken in values) for size, values in measured.items()}
+    rates = {size: median(size / elapsed for elapsed in values) for size, values in measured.items()}
     lengths = np.array([rows * columns for rows, columns in grids])
     return BucketAdvice(
         bucket=bucket,
@@ -147,21 +147,21 @@ def _advise_bucket(
 
 
 def _padding(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], size: int) -> float:
-    """Share of a batch's places that are filled up to the longest of it."""
-    places = sum(len(batch) * batch.max() for batch in np.array_split(lengths, range(size, len(lengths), size)))
-    return float(1 - lengths.sum() / places)
+    """Share of padding among the patches of all batches, each padded to its longest image."""
+    padded = sum(len(batch) * batch.max() for batch in np.array_split(lengths, range(size, len(lengths), size)))
+    return float(1 - lengths.sum() / padded)
 
 
 def _best(rates: Mapping[int, float]) -> int:
-    """The smallest size that is as good as any."""
+    """The smallest batch size that is as fast as any, but for noise."""
     most = max(rates.values())
     return min(size for size, rate in rates.items() if rate * _NOISE >= most)
 
 
 def _overall(buckets: Sequence[BucketAdvice], size: int | None) -> float:
-    """Images a second over all buckets, in batches of one size or of each bucket's best."""
+    """Images a second over all buckets, in batches of ``size``; with None, in each bucket's best batch size."""
     seconds = 0.0
     for advice in buckets:
-        tried = [known for known in advice.rates if size is None or known <= size]
+        tried = [batch for batch in advice.rates if size is None or batch <= size]
         seconds += advice.images / advice.rates[advice.batch_size if size is None else max(tried)]
     return sum(advice.images for advice in buckets) / seconds

@@ -1,4 +1,4 @@
-"""Measure a bundle: its precisions, and its peers where they are asked for, side by side in one run."""
+"""Measure a bundle: its precisions, and its peers if they are asked for, side by side in one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .products import operations as product_operations
 from .results import FORMAT, FORMAT_VERSION, BundleInfo, Result, Row, Table
 from .task import Case, CheckpointName, Contender, Device
 
-#: What a user would pick instead, in the order of the tables, and on which devices.
+#: Peers, which a user may choose instead, in the order of the tables, and the devices of each.
 _PEERS: dict[str, tuple[Device, ...]] = {
     "pytorch": ("cpu", "cuda"),
     "pytorch compiled": ("cpu",),
@@ -39,7 +39,7 @@ PEERS = tuple(_PEERS)
 
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
-#: Those that run an export of the reference.
+#: Peers that run a plain export of the reference.
 _PLAIN = ("onnxruntime", "openvino")
 
 #: Packages whose versions the figures depend on.
@@ -48,7 +48,7 @@ _PACKAGES: dict[Device, tuple[str, ...]] = {
     "cuda": ("onnxruntime", "numpy", "pillow", "torch", "tensorrt", "tensorrt-rtx", "cuda-bindings"),
 }
 
-#: Images or texts in a run on a GPU, which few do not fill.
+#: Batch sizes on a GPU, because few images or texts do not fill it.
 _GPU_BATCHES = (1, 8, 32)
 
 _PRODUCTS = "products"
@@ -69,24 +69,24 @@ def bench(
 ) -> Result:
     """Measure a bundle on this machine.
 
-    On a CPU the runtime computes. On a GPU each precision is run by onnxruntime's provider and by the engines of each
-    library; the model alone is timed with its inputs and outputs on the GPU.
+    On a CPU, the runtime runs each precision. On a GPU, onnxruntime's provider and the engines of each library run it,
+    and the model alone is timed with inputs and outputs on the GPU.
 
     Args:
         bundle: its folder.
-        cases: what to compute; None takes :func:`usual_cases`.
-        device: what computes.
-        precisions: of the bundle; None takes all, and one that cannot be run says so in its row.
-        peers: of :func:`available_peers`, run beside it with the same weights.
-        checkpoint: where the peers find the weights of a bundle whose weights are not random.
-        threads: of each contender; None takes one for each core that we may use.
-        rounds: turns of each contender on each case.
-        seconds: after so many a case has no further round.
-        begin: is told how far it is.
+        cases: the cases to measure; None takes :func:`usual_cases`.
+        device: the device that computes.
+        precisions: some of the bundle's; None takes all. The row of a precision that cannot run says why.
+        peers: some of :func:`available_peers`, which run beside the bundle with the same weights.
+        checkpoint: the checkpoint of the bundle's weights, for peers; None if they are random or shipped.
+        threads: number of threads of each contender; None takes one for each core that we may use.
+        rounds: number of turns of each contender on each case.
+        seconds: seconds after which a case has no further round.
+        begin: is told how far the work is.
 
     Raises:
         FgclipError: the bundle cannot be opened, an argument cannot be used, or a package or the GPU is missing.
-        BenchmarkError: nothing could run a case, or the disk for temporary files is full.
+        BenchmarkError: no contender could run a case, or the disk for temporary files is full.
     """
     check_device(device)
     opened = Bundle.open(bundle)
@@ -127,15 +127,15 @@ def bench(
 
 
 def available_peers(device: Device) -> tuple[str, ...]:
-    """Those of :data:`PEERS` that run on a device."""
+    """The peers of :data:`PEERS` that run on a device."""
     return tuple(peer for peer, devices in _PEERS.items() if device in devices)
 
 
 def usual_cases(bundle: Bundle, device: Device = "cpu") -> list[Case]:
     """Images of every bucket and texts of every length.
 
-    On a CPU they come one at a time, with dense features and regions if the model has some. On a GPU they come in
-    batches too, and images end to end besides.
+    On a CPU, each case has one image or text, and dense features and regions are added if the model has them. On a GPU,
+    cases have batches of several sizes, and images are also measured end to end.
     """
     buckets = bundle.manifest.image.buckets
     lengths = sorted({spec.length for spec in bundle.manifest.text.walk_types.values()})
@@ -153,7 +153,7 @@ def usual_cases(bundle: Bundle, device: Device = "cpu") -> list[Case]:
 
 
 def describe_machine(device: Device) -> dict[str, str]:
-    """The machine in words, as far as figures depend on it."""
+    """The properties of this machine that figures depend on, in words."""
     machine = this_machine()
     return {
         **({} if device == "cpu" else {"gpu": "; ".join(nvidia_gpus())}),
@@ -166,7 +166,7 @@ def describe_machine(device: Device) -> dict[str, str]:
 
 
 def describe_bundle(bundle: Bundle) -> BundleInfo:
-    """Which bundle it was."""
+    """Name, origin of the weights, digest and file sizes of a bundle."""
     manifest = bundle.manifest
     return BundleInfo(
         name=manifest.model.name,
@@ -177,7 +177,7 @@ def describe_bundle(bundle: Bundle) -> BundleInfo:
 
 
 def _ours(bundle: Path, precisions: Sequence[str], device: Device, threads: int) -> list[Contender]:
-    """Every way to run the bundle: in each precision the runtime, or onnxruntime's provider and then engines."""
+    """Contenders that run the bundle: the runtime on a CPU, or onnxruntime's provider and then engines on a GPU."""
     if device == "cpu":
         return [
             Contender(f"fgclip-rt {precision}", "fgclip-rt", str(bundle), threads, precision=precision)
@@ -217,19 +217,21 @@ def check_device(device: str) -> Device:
 
 
 def _check_peers(peers: Sequence[str], device: Device) -> None:
-    known = available_peers(device)
+    available = available_peers(device)
     for peer in peers:
         if peer not in PEERS:
-            raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(known)}.")
-        if peer not in known:
-            raise ArgumentError(f"peer {peer!r} is not measured on device {device!r}; choose from {', '.join(known)}.")
+            raise ArgumentError(f"peer {peer!r} is unknown; choose from {', '.join(available)}.")
+        if peer not in available:
+            raise ArgumentError(
+                f"peer {peer!r} is not measured on device {device!r}; choose from {', '.join(available)}."
+            )
     needed = [*EXPORT_PACKAGES, *(package for package in ("transformers", "openvino") if package in peers)]
     if peers:
         require("bench", needed, "peers need packages that are not installed ({})")
 
 
 def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:
-    """Cases that the same processes compute: those of a graph, or of one length where it was exported for that."""
+    """Cases that the same processes compute: cases of one graph, and of one length if a plain export is needed."""
     groups: dict[object, list[Case]] = {}
     for case in cases:
         groups.setdefault((case.graph, case.length) if plain else case.graph, []).append(case)
@@ -240,15 +242,19 @@ def _groups(cases: Sequence[Case], *, plain: bool) -> Iterator[list[Case]]:
 def _plain_export(
     bundle: Bundle, cases: Sequence[Case], peers: Sequence[str], checkpoint: CheckpointName | None
 ) -> Iterator[tuple[str | None, str]]:
-    """A plain export for the cases, all of one length, in a folder that goes with the block; or why there is none."""
+    """A plain export for cases of one length, removed when the block ends.
+
+    Yields:
+        The path of the export, and an empty string; or None, and the reason why there is none.
+    """
     if not set(peers) & set(_PLAIN):
         yield None, "not asked for"
         return
     with tempfile.TemporaryDirectory(prefix="fgclip-rt-bench-") as folder:
         path = Path(folder) / "plain.onnx"
         largest = max(cases, key=lambda case: case.batch)
-        # In a process of its own, whose memory goes with it.
-        done = subprocess.run(
+        # A process of its own, because its memory is free when it ends.
+        completed = subprocess.run(
             [
                 *(sys.executable, "-P", "-m", f"{__package__}.plain"),
                 *(str(bundle.path), str(path)),
@@ -257,19 +263,25 @@ def _plain_export(
             capture_output=True,
             check=False,
         )
-        if done.returncode == 0:
+        if completed.returncode == 0:
             yield str(path), ""
         else:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            last = completed.stderr.decode(errors="replace").strip().splitlines()[-1:]
             yield None, f"the plain export into {tempfile.gettempdir()} failed ({''.join(last)})"
 
 
 def _table(case: Case, products: Contender, rows: Sequence[Row], limit: Row, operations: OperationCounter) -> Table:
     if all(row.problem for row in rows):
-        raise BenchmarkError(f"nothing could compute {case}: {rows[0].problem}.")
+        raise BenchmarkError(
+            f"no contender could compute {case} ({rows[0].problem}); measure another case, or check the machine with "
+            "'fgclip-rt doctor'."
+        )
     if limit.problem:
-        raise BenchmarkError(f"products of matrices cannot be measured on device {products.device!r}: {limit.problem}.")
-    # Regions have no layers, and their one small product tells nothing of the machine.
+        raise BenchmarkError(
+            f"matrix products cannot be measured on device {products.device!r} ({limit.problem}); check the machine "
+            "with 'fgclip-rt doctor'."
+        )
+    # Regions have no layers, and their one small product does not show the machine's rate.
     count = 0 if case.graph == "region" else operations.count(case)
     return Table(
         case=case,

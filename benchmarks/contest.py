@@ -15,27 +15,27 @@ from .results import Row
 from .task import Case, Contender, Problem, Ran
 from .workers import Worker
 
-#: A turn lasts at least so many seconds. One that is shorter than the second number begins with as many untimed runs,
-#: which bring back into the caches what the others drove out.
+#: Least seconds of a turn. A turn whose runs take less than the second number begins with as many untimed runs, which
+#: refill the caches after the other contenders' turns.
 _TURN, _SHORT = 0.25, 1.0
 
-#: From so many seconds on, a first run is not repeated before the turns begin.
+#: First runs of this many seconds or more are not repeated as warm-up before the turns.
 _LONG = 60.0
 
-#: Seconds between turns, after which the threads of the one before no longer wait by spinning.
+#: Seconds between turns. By then the threads of the previous contender no longer wait by spinning.
 _PAUSE = 0.1
 
 
 class Contest:
-    """The processes of several contenders, which stay for one case after another."""
+    """The processes of several contenders, which stay alive from case to case."""
 
     def __init__(self, contenders: Sequence[Contender], rounds: int = 9, seconds: float = 60.0) -> None:
-        """Make ready to start them.
+        """Prepare a contest, whose processes start when the block begins.
 
         Args:
-            contenders: the first is what the others are compared with.
-            rounds: turns of each.
-            seconds: after so many a case has no further round, though always one.
+            contenders: the contenders; the others are compared with the first.
+            rounds: number of turns of each contender on each case.
+            seconds: seconds after which a case has no further round. The first round always runs.
         """
         self._contenders = contenders
         self._rounds, self._seconds = rounds, seconds
@@ -51,7 +51,7 @@ class Contest:
         self._stack.close()
 
     def measure(self, case: Case, progress: Callable[[], None] = lambda: None) -> list[Row]:
-        """Every contender on ``case``, in turns; those that cannot say why."""
+        """Measure every contender on ``case``, in turns. The row of a contender that cannot run says why."""
         rows: dict[str, Row] = {}
         turns: dict[str, Callable[[], float | None]] = {}
         peaks: dict[str, int] = {}
@@ -61,33 +61,33 @@ class Contest:
             if isinstance(answer, Problem):
                 rows[name] = Row(name, problem=answer.reason)
                 continue
-            # The first run of something short may have compiled for long; the second tells how long a turn takes.
-            again = worker.again(1, warm_up=False) if answer.seconds < _LONG else None
-            usual = again.seconds if isinstance(again, Ran) else answer.seconds
+            # The first run may include compiling; the second tells how long a run takes.
+            second = worker.again(1, warm_up=False) if answer.seconds < _LONG else None
+            run_seconds = second.seconds if isinstance(second, Ran) else answer.seconds
             if reference is None:
                 reference = answer.vector
             rows[name] = Row(name, first=answer.seconds, cosine=_cosine(answer.vector, reference), loaded=answer.loaded)
-            turns[name] = partial(_turn, worker, usual, rows, peaks)
+            turns[name] = partial(_turn, worker, run_seconds, rows, peaks)
         measured = take_turns(turns, self._rounds, seconds=self._seconds, pause=_PAUSE, progress=progress)
         for name, seconds in measured.items():
-            known = rows[name]
-            rows[name] = Row(name, tuple(seconds), known.first, known.cosine, known.loaded, peaks[name])
+            row = rows[name]
+            rows[name] = Row(name, tuple(seconds), row.first, row.cosine, row.loaded, peaks[name])
         return [rows[contender.name] for contender in self._contenders]
 
 
-def _turn(worker: Worker, usual: float, rows: dict[str, Row], peaks: dict[str, int]) -> float | None:
-    """Take one turn, in which a run takes ``usual`` seconds or so; if it fails, the contender's row says why."""
+def _turn(worker: Worker, run_seconds: float, rows: dict[str, Row], peaks: dict[str, int]) -> float | None:
+    """Take one turn, in which a run takes about ``run_seconds``. If it fails, the contender's row says why."""
     name = worker.contender.name
-    ran = worker.again(math.ceil(_TURN / usual), warm_up=usual < _SHORT)
-    if isinstance(ran, Problem):
-        rows[name] = Row(name, problem=ran.reason)
+    answer = worker.again(math.ceil(_TURN / run_seconds), warm_up=run_seconds < _SHORT)
+    if isinstance(answer, Problem):
+        rows[name] = Row(name, problem=answer.reason)
         return None
-    peaks[name] = ran.peak
-    return ran.seconds
+    peaks[name] = answer.peak
+    return answer.seconds
 
 
 def _cosine(vector: Sequence[float], other: Sequence[float]) -> float | None:
-    """Their cosine; None for vectors that are of no kind that could be compared."""
+    """Cosine of two vectors; None if their lengths differ."""
     a, b = np.asarray(vector), np.asarray(other)
     if a.shape != b.shape:
         return None

@@ -1,4 +1,4 @@
-"""A clock for what PyTorch and engines do on a GPU, where the host only enqueues it."""
+"""A clock for the work of PyTorch and engines on a GPU, which the host only enqueues."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def between_events(enqueue: Callable[[], object], stream: torch.cuda.Stream | None = None) -> Callable[[int], float]:
-    """A clock: mean seconds between two events around each run, one after another.
+    """A clock that runs a given number of times, and returns the mean seconds between two events around each run.
 
     Args:
         enqueue: gives one run to the stream.
-        stream: None takes PyTorch's current one.
+        stream: the stream; None takes PyTorch's current stream.
     """
 
     def seconds(runs: int) -> float:

@@ -26,9 +26,9 @@ from .task import Case, Clocked, Contender, Run, UnableError
 
 
 class Provider:
-    """A precision of a bundle by onnxruntime's provider for the device, timed by the host's clock.
+    """A precision of a bundle, run by onnxruntime's provider and timed by the host's clock.
 
-    The provider has a stream of its own, in which no event can be put.
+    Events cannot time it, because the provider has a stream of its own.
     """
 
     def __init__(self, contender: Contender) -> None:
@@ -61,7 +61,7 @@ class Provider:
 
 
 class Engines:
-    """A precision of a bundle by the engines of one library, timed by events."""
+    """A precision of a bundle, run by the engines of one library and timed by events."""
 
     def __init__(self, contender: Contender) -> None:
         self._bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
@@ -79,15 +79,15 @@ class Engines:
         if case.end_to_end:
             return end_to_end(self._model, case)
         inputs = _inputs(self._bundle, case)
-        found = (engine for engine in self._engines if engine.key.graph == case.graph and _takes(engine, inputs))
-        engine = next(found, None)
+        fitting = (engine for engine in self._engines if engine.key.graph == case.graph and _takes(engine, inputs))
+        engine = next(fitting, None)
         if engine is None:
             raise UnableError(f"no engine takes {case}")
         return _run_engine(engine, inputs, self._bundle)
 
 
 def _inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
-    """What the graph of a case takes, by name."""
+    """The inputs of the graph of a case, by name."""
     if case.graph not in bundle.manifest.graphs:
         raise UnableError(f"the model has no {case.graph} graph")
     # A graph takes the same inputs in every precision.
@@ -95,7 +95,7 @@ def _inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
 
 
 def _takes(engine: Engine, inputs: dict[str, Array]) -> bool:
-    """Whether every input lies within the engine's profile of it."""
+    """Whether the shape of every input lies within the engine's profile."""
     return all(
         least <= size <= most
         for name, profile in engine.key.profiles.items()
@@ -112,26 +112,26 @@ def _run_engine(engine: Engine, inputs: dict[str, Array], bundle: Bundle) -> Run
     plan = TensorRtPlan(library, engine)
     execution = plan.execution({name: array.shape for name, array in inputs.items()})
     specs = bundle.manifest.graphs[engine.key.graph][engine.key.precision].outputs
-    taken = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    given = {
+    input_tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
+    output_tensors = {
         spec.name: torch.empty(execution.output_shape(spec.name), dtype=getattr(torch, spec.dtype), device="cuda")
         for spec in specs
     }
     activations = torch.empty(max(1, execution.memory), dtype=torch.uint8, device="cuda")
-    addresses = {name: tensor.data_ptr() for name, tensor in {**taken, **given}.items()}
+    addresses = {name: tensor.data_ptr() for name, tensor in {**input_tensors, **output_tensors}.items()}
     execution.bind(addresses, activations.data_ptr(), activations.numel())
     stream = torch.cuda.Stream()
     # The inputs were copied in another stream.
     torch.cuda.synchronize()
 
     # An engine runs in memory that its execution does not own, and that must live as long as this function.
-    def enqueue(_owned: object = (plan, taken, activations)) -> None:
+    def enqueue(_owned: object = (plan, input_tensors, activations)) -> None:
         execution.enqueue(stream.cuda_stream)
 
     def compute() -> Array:
         enqueue()
         stream.synchronize()
-        output: Array = given[specs[-1].name].cpu().numpy()
+        output: Array = output_tensors[specs[-1].name].cpu().numpy()
         return output
 
     return Clocked(compute, between_events(enqueue, stream))

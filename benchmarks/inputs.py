@@ -16,12 +16,12 @@ from fgclip_rt.text import Tokenizer
 
 from .task import Case, UnableError
 
-#: Long enough for every walk type. What it says does not change the time.
+#: Long enough for every walk type. Its content does not change the time.
 _TEXT = "a cat on a window sill looks at the rain while somebody reads a book about birds in the room behind it " * 20
 
 
 def grid(length: int) -> tuple[int, int]:
-    """Rows and columns of ``length`` patches, as near to a square as they come."""
+    """Rows and columns of ``length`` patches, as near to a square as possible."""
     rows = next(rows for rows in range(math.isqrt(length), 0, -1) if length % rows == 0)
     return rows, length // rows
 
@@ -34,7 +34,7 @@ def noise_patches(spec: ImageSpec, shape: tuple[int, int], bucket: int) -> Patch
 
 
 def noise_images(spec: ImageSpec, case: Case) -> list[Image.Image]:
-    """RGB images of noise, which are prepared to the length of ``case``, as many as its batch has.
+    """RGB images of noise for the batch of ``case``, of a size that gives each ``case.length`` patches.
 
     Raises:
         UnableError: the model takes no images of this length.
@@ -49,7 +49,7 @@ def make_inputs(bundle: Bundle, case: Case) -> Inputs:
     """The inputs of a case, as its graph takes them.
 
     Raises:
-        UnableError: the model takes nothing of this length.
+        UnableError: the model takes no images or texts of this length.
     """
     if case.graph == "text":
         return _texts(bundle, case)
@@ -78,13 +78,13 @@ def _check_length(spec: ImageSpec, case: Case) -> None:
 
 
 def _noise(spec: ImageSpec, count: int, length: int) -> ByteArray:
-    """ByteArray uint8 [B, N, P·P·3] of ``count`` images of ``length`` patches."""
+    """Noise uint8 [B, N, P·P·3]: ``count`` images of ``length`` patches."""
     shape = (count, length, spec.patch_size**2 * spec.channels)
     return np.random.default_rng(length).integers(0, 256, shape, np.uint8)
 
 
 def walk_type(bundle: Bundle, length: int) -> str:
-    """The first kind of text that has ``length`` tokens.
+    """The first walk type whose texts have ``length`` tokens.
 
     Raises:
         UnableError: there is none.

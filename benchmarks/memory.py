@@ -1,4 +1,4 @@
-"""Resident memory of this process, where Linux tells it."""
+"""Resident memory of this process, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident_memory() -> int:
-    """Resident bytes now; zero where the system does not say."""
+    """Resident bytes now; zero if the system does not report them."""
     return _status("VmRSS")
 
 
 def peak_memory() -> int:
-    """The most bytes that were resident since :func:`reset_peak_memory`; zero where the system does not say."""
+    """Largest number of resident bytes since :func:`reset_peak_memory`; zero if the system does not report it."""
     return _status("VmHWM")
 
 
 def reset_peak_memory() -> None:
-    """Count the peak from now on, where the system lets us."""
+    """Count the peak from now on, if the system allows it."""
     try:
         _REFS.write_text("5")
     except OSError:

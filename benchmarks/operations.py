@@ -1,4 +1,4 @@
-"""How many multiplications and additions a graph takes, as onnxruntime itself lists what it ran."""
+"""Number of multiplications and additions of a graph, counted in onnxruntime's profile of a run."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from .task import Case, Graph
 #: Operators that are one matrix product.
 _PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
 
-#: Lengths that a graph is run with to know what any length takes: the number grows with its square.
+#: Lengths that a graph is run with. Other lengths are interpolated, because the number grows with the length's square.
 _LENGTHS = (64, 128, 192)
 
 
 class OperationCounter:
     """Counts operations of a bundle's graphs, each length of a graph once.
 
-    They are those of the matrix products, two for each multiplication and its addition, of the float32 graph, or of the
-    first that the bundle has, where products of integers are not counted.
+    Operations are those of the matrix products, two for each multiplication and its addition. They are counted in the
+    float32 graph, or in the bundle's first precision if it has no float32. Products of integers are not counted.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._known: dict[tuple[Graph, int], int] = {}
+        self._counts: dict[tuple[Graph, int], int] = {}
 
     def count(self, case: Case) -> int:
         """Operations of ``case``.
 
         Raises:
-            BenchmarkError: the disk is too full for onnxruntime's list.
+            BenchmarkError: the disk is too full for onnxruntime's profile.
         """
-        # Where the model takes no other length, the one is counted itself.
+        # A model that does not take these lengths is run with the case's own.
         free = case.graph != "text" and all(length in self._bundle.manifest.image.lengths for length in _LENGTHS)
         if not free or case.length in _LENGTHS:
-            return case.batch * self._of(case.graph, [case.length])[0]
-        # Lagrange's polynomial through the three.
+            return case.batch * self._count_each(case.graph, [case.length])[0]
+        # Lagrange's interpolation polynomial through the three counts.
         total = 0.0
-        for length, count in zip(_LENGTHS, self._of(case.graph, _LENGTHS), strict=True):
+        for length, count in zip(_LENGTHS, self._count_each(case.graph, _LENGTHS), strict=True):
             others = [other for other in _LENGTHS if other != length]
             total += count * math.prod((case.length - other) / (length - other) for other in others)
         return case.batch * round(total)
 
-    def _of(self, graph: Graph, lengths: Sequence[int]) -> list[int]:
-        missing = [length for length in lengths if (graph, length) not in self._known]
+    def _count_each(self, graph: Graph, lengths: Sequence[int]) -> list[int]:
+        missing = [length for length in lengths if (graph, length) not in self._counts]
         if missing:
             counts = _count(self._bundle, graph, missing)
-            self._known |= {(graph, length): count for length, count in counts.items()}
-        return [self._known[graph, length] for length in lengths]
+            self._counts |= {(graph, length): count for length, count in counts.items()}
+        return [self._counts[graph, length] for length in lengths]
 
 
 def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, int]:
@@ -78,7 +78,7 @@ def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, in
         try:
             events = json.loads(Path(session.end_profiling()).read_text())
         except ValueError:
-            # onnxruntime does not tell when it cannot write.
+            # onnxruntime raises no error if it cannot write its profile.
             raise BenchmarkError(
                 f"onnxruntime's list of operations is cut off; free space in {tempfile.gettempdir()}, or let TMPDIR "
                 "name a folder on another disk."
@@ -93,7 +93,7 @@ def _count(bundle: Bundle, graph: Graph, lengths: Sequence[int]) -> dict[int, in
 
 
 def _operations(node: Mapping[str, Any]) -> int:
-    """Operations of one node, by the shapes of its inputs and outputs; an input that was packed is not listed."""
+    """Operations of one node, from the shapes of its inputs and outputs. A packed input is not listed there."""
     inputs, outputs = _shapes(node["input_type_shape"]), _shapes(node["output_type_shape"])
     if node["op_name"] in _PRODUCTS:
         return 2 * math.prod(outputs[0]) * inputs[0][-1]

@@ -1,4 +1,4 @@
-"""What a user would pick instead, with the bundle's own weights: the PyTorch reference, and transformers' towers."""
+"""Peers in PyTorch, with the bundle's own weights: the reference, and transformers' towers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
     """The reference with a bundle's weights.
 
     Raises:
-        ArgumentError: the weights are not random, and it is not said where they are.
-        CheckpointError: they cannot be loaded.
+        ArgumentError: only a checkpoint holds the weights, and none was given.
+        CheckpointError: the weights cannot be loaded.
     """
     if checkpoint is not None:
         paths = (checkpoint.weights, checkpoint.config, checkpoint.tokenizer)
@@ -49,7 +49,7 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
 
 
 class Tower:
-    """The reference's own computation of a case: a function of tensors, and the tensors."""
+    """The reference's own computation of a case: a function of tensors, and its inputs."""
 
     def __init__(self, bundle: Bundle, reference: ReferenceModel, device: Device = "cpu") -> None:
         self.bundle, self.reference, self.device = bundle, reference, device
@@ -57,7 +57,11 @@ class Tower:
         self._preparation = preparation(bundle.manifest.image)
 
     def function(self, case: Case) -> Function:
-        """What computes features, not normalised, from :meth:`inputs`."""
+        """The function that computes features, not normalised, from :meth:`inputs`.
+
+        Raises:
+            UnableError: the model has no such features.
+        """
         module: Any = self.reference.module
         if case.graph == "text":
             kind = walk_type(self.bundle, case.length)
@@ -71,7 +75,7 @@ class Tower:
         return cast(Function, module.get_image_dense_features)
 
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
-        """What the function takes, made of the inputs that all contenders have."""
+        """The inputs of :meth:`function`, made from those that all contenders have."""
         inputs = make_inputs(self.bundle, case)
         if isinstance(inputs, TextInputs):
             return self._moved(inputs.input_ids), self._moved(inputs.attention_mask)
@@ -83,12 +87,12 @@ class Tower:
         return self._image_inputs(inputs)
 
     def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
-        """The same of images in memory, which are prepared for it."""
+        """The inputs of :meth:`function` for images in memory, prepared to ``length`` patches at most."""
         return self._image_inputs(ImageInputs.of([self._preparation(image, length) for image in images]))
 
     def _image_inputs(self, inputs: ImageInputs) -> tuple[Tensor, ...]:
         tensors = self.reference.image_inputs(self._moved(inputs.patches), self._moved(inputs.spatial_shapes))
-        # Copies, because autograd's kernels refuse what inference mode made.
+        # Copies, because autograd's kernels refuse tensors that were made in inference mode.
         return tuple(tensor.clone() for tensor in tensors)
 
     def _moved(self, array: Array) -> Tensor:
@@ -131,7 +135,7 @@ class PyTorch:
 
 
 class Compiled(PyTorch):
-    """The reference by ``torch.compile``, anew for each case."""
+    """The reference by ``torch.compile``, compiled anew for each case."""
 
     def prepare(self, case: Case) -> Run:
         if case.graph == "region":
@@ -150,7 +154,7 @@ class Autocast(PyTorch):
 
 
 class AutocastCompiled(Compiled):
-    """The same by ``torch.compile``."""
+    """The reference by ``torch.compile``, in float16 by autocast."""
 
     autocast = True
 

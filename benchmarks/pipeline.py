@@ -1,4 +1,4 @@
-"""From image files to vectors: what each stage takes, and whether reading overlaps the model."""
+"""Time from image files to vectors: stage by stage, and as a whole, in which reading may overlap the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fgclip_rt.turns import take_turns, timed
 
 from .results import Pipeline
 
-#: Sizes of the photos that are made up, as cameras, phones and the web have them.
+#: (width, height) of the synthetic photos, as cameras, phones and the web have them.
 _SIZES = ((640, 480), (480, 640), (500, 375), (1024, 768), (320, 240), (1600, 1200), (800, 600), (427, 640))
 
 
@@ -36,13 +36,13 @@ def measure_pipeline(
     Args:
         model: a loaded bundle.
         files: images.
-        rounds: turns of the whole and of the model alone.
+        rounds: number of turns of the whole, and of the model alone.
         max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
         progress: called after each turn.
 
     Raises:
         ImageError: a file cannot be read.
-        BenchmarkError: there is none.
+        BenchmarkError: there are no files.
     """
     if not files:
         raise BenchmarkError("there are no image files to embed; give some.")
@@ -82,7 +82,7 @@ def measure_pipeline(
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:
-    """Write JPEG files of smooth shapes with a camera's noise, which compress as photos do, in sizes of all kinds."""
+    """Write JPEG files of several sizes: smooth shapes with a camera's noise, which compress as photos do."""
     random = np.random.default_rng(0)
     files = []
     for index in range(count):

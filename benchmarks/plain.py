@@ -1,6 +1,6 @@
-"""What a careful user would export alone: the reference as it stands, with its mask and none of our rewrites.
+"""The export that a careful user would make alone: the reference as it stands, with its mask and none of our rewrites.
 
-Images have one grid, since the reference reads their grids as numbers; the batch is dynamic.
+Images have one grid, because the reference reads grids as numbers. The batch is dynamic.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
     Args:
         bundle: its folder.
         path: the ONNX file.
-        case: the length, and the largest batch that will be asked for.
+        case: the graph, the length, and the largest batch that will be asked for.
         checkpoint: as for :class:`fgclip_rt.benchmarks.task.Contender`.
 
     Raises:
-        UnableError: there is nothing to export.
+        UnableError: the case is of regions, of texts with an attention mask, or of features that the model lacks.
     """
     import torch
     from torch import Tensor, nn
@@ -66,7 +66,7 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.onnx.export(
         wrapped.eval(),
-        # The batch is dynamic only if it is not one here.
+        # A batch of one would be exported as static.
         tuple(tensor[:1].repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example),
         path,
         dynamo=True,
@@ -81,10 +81,10 @@ def export_plain(bundle: Path, path: Path, case: Case, checkpoint: CheckpointNam
 
 
 def _inputs(contender: Contender, case: Case) -> dict[str, Array]:
-    """What the export was written with, of which a case takes as many as its batch has.
+    """The inputs that the export was written with, as many as the batch of a case has.
 
     Raises:
-        UnableError: the case begins before what was exported does.
+        UnableError: the case begins with images that are not prepared.
     """
     if case.end_to_end:
         raise UnableError("it takes images that are prepared")
@@ -94,7 +94,7 @@ def _inputs(contender: Contender, case: Case) -> dict[str, Array]:
 
 
 class OnnxRuntime:
-    """The plain export in onnxruntime, as it comes."""
+    """The plain export in onnxruntime, with its default optimisations."""
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: the limit that every contender shares."""
+"""Rate of this machine's matrix products: the limit that every contender shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS, INNER, COLUMNS = 1024, 768, 3072
 #: Multiplications and additions of one run.
 OPERATIONS = 2 * ROWS * INNER * COLUMNS
 
-#: Each side of the product on a GPU, which a smaller one would not fill.
+#: Rows, inner size and columns of the product on a GPU, which a smaller product would not fill.
 _SIDE = 8192
 
 
@@ -31,7 +31,7 @@ class Products:
         self._a = random.normal(size=(ROWS, INNER)).astype(np.float32)
         self._b = random.normal(size=(INNER, COLUMNS)).astype(np.float32)
 
-    def prepare(self, case: Case) -> Run:  # noqa: ARG002 (it is the same beside each)
+    def prepare(self, case: Case) -> Run:  # noqa: ARG002 (one product for every case)
         return lambda: self._a @ self._b
 
 
@@ -43,7 +43,7 @@ class GpuProducts:
 
         self._a, self._b = (torch.randn(_SIDE, _SIDE, device=contender.device, dtype=torch.float16) for _ in range(2))
 
-    def prepare(self, case: Case) -> Run:  # noqa: ARG002 (it is the same beside each)
+    def prepare(self, case: Case) -> Run:  # noqa: ARG002 (one product for every case)
         from .events import between_events
 
         def compute() -> Array:

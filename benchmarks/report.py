@@ -1,4 +1,4 @@
-"""Results in words: cells of tables, and what they mean for a choice."""
+"""Results in words: cells of tables, and verdicts on precisions and peers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fgclip_rt.timing import NOT_FASTER
 
 from .results import Ratio, Row, Table, ratio
 
-#: The smallest cosine of a vector of a peer with ours, from which it counts as the same.
+#: Least cosine of a peer's vector with ours if the two count as equal.
 _EQUAL = 0.99999
 
-#: The same for a peer that computes in float16.
+#: Least cosine for a peer that computes in float16.
 _EQUAL_IN_HALF = 0.9995
 
 _OURS = "fgclip-rt "
 
-#: What :func:`cells` gives.
+#: Headings of the cells that :func:`cells` gives.
 COLUMNS = (
     "case",
     "contender",
@@ -49,7 +49,7 @@ def cells(table: Table, *, with_threads: bool = False) -> Iterator[tuple[str, ..
 
 
 def problems(tables: Sequence[Table]) -> Iterator[str]:
-    """Which contenders did not run, and why; one line for what had one reason."""
+    """Contenders that did not run, and why; one line for each contender and reason."""
     cases: dict[tuple[str, str], list[str]] = {}
     for table in tables:
         for row in table.rows:
@@ -60,18 +60,18 @@ def problems(tables: Sequence[Table]) -> Iterator[str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time to three figures or so."""
+    """A time in milliseconds, to about three figures."""
     value = 1000 * seconds
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def rate(value: float) -> str:
-    """So many a second."""
+    """A rate a second, to about three figures."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def verdicts(tables: Sequence[Table]) -> Iterator[str]:
-    """Where a precision of the bundle is of no use on this machine."""
+    """Precisions of the bundle that are not faster than fp32 on this machine, with the cases."""
     slow: dict[str, list[tuple[Table, Ratio]]] = {}
     for table in tables:
         baseline = table.row("fgclip-rt fp32")
@@ -79,10 +79,10 @@ def verdicts(tables: Sequence[Table]) -> Iterator[str]:
             # Regions have no weights and are the same in every precision.
             if baseline is None or row is baseline or not row.seconds or not table.operations:
                 continue
-            if row.contender.startswith(_OURS) and (found := ratio(row, baseline)).value > NOT_FASTER:
-                slow.setdefault(row.contender.removeprefix(_OURS), []).append((table, found))
-    for precision, found_slow in slow.items():
-        cases = "; ".join(f"{table.case}: {found} of its time" for table, found in found_slow)
+            if row.contender.startswith(_OURS) and (measured := ratio(row, baseline)).value > NOT_FASTER:
+                slow.setdefault(row.contender.removeprefix(_OURS), []).append((table, measured))
+    for precision, ratios in slow.items():
+        cases = "; ".join(f"{table.case}: {measured} of its time" for table, measured in ratios)
         yield f"{precision} is not faster than fp32 here ({cases})"
 
 
@@ -92,9 +92,9 @@ def limit(table: Table) -> str:
 
 
 def unequal(tables: Sequence[Table]) -> Iterator[tuple[Table, Row]]:
-    """Peers whose vectors are not those of the bundle: what they compute is something else.
+    """Peers whose vectors are not those of the bundle, because they compute something else.
 
-    What lower precisions of the bundle may lose is not asked here but when it is exported.
+    Lower precisions of the bundle are not compared here, because the export holds them to their limits.
     """
     for table in tables:
         if table.row(f"{_OURS}fp32") is not table.rows[0]:

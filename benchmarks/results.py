@@ -1,4 +1,4 @@
-"""What was measured, as it is written to a file, and what follows from it."""
+"""Measurements as they are written to a file, and the figures that follow from them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Row(Strict, frozen=True):
 
     Attributes:
         contender: its name.
-        seconds: of each turn; empty where it could not run.
+        seconds: mean seconds of a run in each turn; empty if it could not run.
         first: seconds of the first run, which compiles and warms up.
-        cosine: of its first vector with that of the table's first contender.
-        loaded: resident bytes of its process before the first run, weights loaded; zero where unknown.
-        peak: the most that were resident while it ran.
-        problem: why it could not run; empty where it could.
+        cosine: cosine of its first vector with that of the first contender that ran; None if their lengths differ.
+        loaded: resident bytes of its process before the first run, weights loaded; zero if unknown.
+        peak: largest number of resident bytes while it ran; zero if unknown.
+        problem: why it could not run; empty if it could.
     """
 
     contender: str
@@ -50,13 +50,12 @@ class Table(Strict, frozen=True):
     """All contenders on one case, measured in turns.
 
     Attributes:
-        case: what was computed.
-        threads: of each contender.
-        rows: the first is what the others are compared with.
-        products: seconds of a matrix product in the same turns, of which
-            :mod:`fgclip_rt.benchmarks.products` has one for each device.
-        operations: of the case's own matrix products.
-        product_operations: of that matrix product.
+        case: the case that was computed.
+        threads: number of threads of each contender.
+        rows: one for each contender; the others are compared with the first.
+        products: seconds of the device's matrix product of :mod:`fgclip_rt.benchmarks.products`, in the same turns.
+        operations: operations of the case's own matrix products; zero for regions.
+        product_operations: operations of the device's matrix product.
     """
 
     case: Case
@@ -67,7 +66,7 @@ class Table(Strict, frozen=True):
     product_operations: int = OPERATIONS
 
     def row(self, contender: str) -> Row | None:
-        """The row of a contender that ran."""
+        """The row of a contender; None if it did not run."""
         return next((row for row in self.rows if row.contender == contender and row.seconds), None)
 
     @property
@@ -76,19 +75,19 @@ class Table(Strict, frozen=True):
         return self.product_operations / median(self.products)
 
     def share(self, row: Row) -> Ratio:
-        """The share of that rate that a contender reaches, its other work included."""
+        """The share of :attr:`rate` that a contender reaches, its other work included."""
         at_rate = tuple(seconds * self.operations / self.product_operations for seconds in self.products)
         return ratio(Row("at that rate", at_rate), row)
 
 
 class Ratio(Strict, frozen=True):
-    """How two contenders compare.
+    """Ratio of the times of two contenders.
 
     Attributes:
         value: the ratio of their medians.
-        low: between this and ``high`` lie half of the turns' ratios.
-        high: see ``low``.
-        fastest: the ratio of their fastest turns, those that the machine's other work disturbed least.
+        low: lower quartile of the turns' ratios.
+        high: upper quartile of the turns' ratios.
+        fastest: the ratio of their fastest turns, which the machine's other work disturbed least.
     """
 
     value: float
@@ -101,19 +100,19 @@ class Ratio(Strict, frozen=True):
 
 
 def ratio(row: Row, other: Row) -> Ratio:
-    """Time of ``row`` as a share of that of ``other``, turn by turn."""
+    """Time of ``row`` as a share of the time of ``other``, turn by turn."""
     turns = [a / b for a, b in zip(row.seconds, other.seconds, strict=True)]
     low, _, high = quantiles(turns, n=4, method="inclusive") if len(turns) > 1 else turns * 3
     return Ratio(row.median / other.median, low, high, min(row.seconds) / min(other.seconds))
 
 
 class Pipeline(Strict, frozen=True):
-    """From image files to vectors.
+    """Times from image files to vectors.
 
     Attributes:
         images: number of files.
-        stages: seconds that decoding, resizing, copying and the model take one after the other, for all of them.
-        alone: seconds that the model alone took for them, by turn.
+        stages: seconds that decoding, resizing, copying and the model take one after the other, for all files.
+        alone: seconds of the model alone for all files, by turn.
         whole: seconds from files to vectors, by turn.
     """
 
@@ -124,12 +123,19 @@ class Pipeline(Strict, frozen=True):
 
     @property
     def share(self) -> Ratio:
-        """Images a second from files, as a share of what the model alone embeds."""
+        """Images a second from files, as a share of the model's rate alone."""
         return ratio(Row("model", self.alone), Row("files", self.whole))
 
 
 class Start(Strict, frozen=True):
-    """From the start of a process to its end, with one vector made: seconds by turn, and the most bytes it held."""
+    """Times of whole processes that make one vector each.
+
+    Attributes:
+        contender: its name.
+        seconds: seconds from the start of the process to its end, by turn; empty if it could not run.
+        peak: largest number of bytes that the process held.
+        problem: why it could not run; empty if it could.
+    """
 
     contender: str
     seconds: tuple[float, ...]
@@ -143,7 +149,7 @@ class Start(Strict, frozen=True):
 
 
 class BundleInfo(Strict, frozen=True):
-    """Which bundle was measured; ``sizes`` are the bytes of its files."""
+    """The bundle that was measured; ``sizes`` are the bytes of its files, by name."""
 
     name: str
     weights: str
@@ -155,9 +161,9 @@ class Result(Strict, frozen=True):
     """Everything that one run measured.
 
     Attributes:
-        command: what was run.
-        machine: what the figures depend on.
-        versions: of what was run.
+        command: the command line.
+        machine: the properties of the machine that the figures depend on, by name.
+        versions: versions of the packages, by name.
     """
 
     format: Literal["fgclip-rt-bench"]
@@ -179,7 +185,7 @@ def read_result(path: Path) -> Result:
     """Read a file of results.
 
     Raises:
-        BenchmarkError: it cannot be read or is not one.
+        BenchmarkError: it cannot be read, or holds no results.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Result)
@@ -190,5 +196,5 @@ def read_result(path: Path) -> Result:
 
 
 def find_tables(tables: Sequence[Table], **wanted: object) -> list[Table]:
-    """Those whose case has all that is wanted, such as ``graph="text"``."""
+    """The tables whose case has every wanted value, such as ``graph="text"``."""
     return [table for table in tables if all(getattr(table.case, name) == value for name, value in wanted.items())]

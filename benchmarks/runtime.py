@@ -1,4 +1,4 @@
-"""A bundle in the runtime that users have."""
+"""A bundle in the runtime, as users run it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Runtime:
         if case.end_to_end:
             return end_to_end(self._model, case)
         run = self._run(case)
-        # The graph is loaded by the smallest run there is, so that its memory counts as that of the session.
+        # The smallest run loads the graph, so that its memory counts as that of the session.
         self._run(Case(case.graph, self._shortest(case.graph)))()
         return run
 
@@ -40,7 +40,7 @@ class Runtime:
 
 
 def end_to_end(model: Model, case: Case) -> Run:
-    """From images in memory to vectors there, as a user calls it.
+    """A run from images in memory to vectors in memory, as a user calls it.
 
     Raises:
         UnableError: the model takes no images of this length.

@@ -1,4 +1,4 @@
-"""What is computed, by whom, and how a process that computes is talked to."""
+"""Cases, contenders, and the messages to and from a contender's process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Device: TypeAlias = Literal["cpu", "cuda"]
 
 
 class Clocked:
-    """A run with a clock of its own, since the host's would count what the device does besides."""
+    """A run with a clock of its own, because the host's clock would count the device's other work."""
 
     def __init__(self, run: Run, seconds: Callable[[int], float]) -> None:
-        """Join them.
+        """Join a run and its clock.
 
         Args:
             run: computes once, and brings the result to the host.
-            seconds: computes so many times, and returns the mean seconds of a run.
+            seconds: computes a given number of times, and returns the mean seconds of a run.
         """
         self._run = run
         self.seconds = seconds
@@ -36,10 +36,10 @@ class Case(Strict, frozen=True):
     """Inputs of one shape.
 
     Attributes:
-        graph: what computes them.
-        length: patches of each image, or tokens of each text.
+        graph: the graph that computes them.
+        length: number of patches of each image, or of tokens of each text.
         batch: number of images or texts; for ``region``, of boxes in one image.
-        end_to_end: whether it begins with images in memory and ends with vectors there; for ``vision``.
+        end_to_end: whether a run goes from images in memory to vectors in memory; only for ``vision``.
     """
 
     graph: Graph
@@ -49,16 +49,18 @@ class Case(Strict, frozen=True):
 
     def __str__(self) -> str:
         unit = "tokens" if self.graph == "text" else "patches"
-        many = f", {self.batch} boxes" if self.graph == "region" else f", batch {self.batch}" if self.batch > 1 else ""
-        return f"{self.graph}, {self.length:,} {unit}{many}{', end to end' if self.end_to_end else ''}"
+        batch = f", {self.batch} boxes" if self.graph == "region" else f", batch {self.batch}" if self.batch > 1 else ""
+        return f"{self.graph}, {self.length:,} {unit}{batch}{', end to end' if self.end_to_end else ''}"
 
 
 class CheckpointName(Strict, frozen=True):
-    """What ``fgclip-rt export`` is told of a checkpoint.
+    """A checkpoint, as the options of ``fgclip-rt export`` name it.
 
     Attributes:
         model: a model's name, a Hub id, a folder or a file of weights.
-        weights: a file, and likewise the others, as :class:`fgclip_rt.export.LocalFiles` explains them.
+        weights: path of a file, as :class:`fgclip_rt.export.LocalFiles` describes it; None if there is none.
+        config: likewise.
+        tokenizer: likewise.
     """
 
     model: str
@@ -71,16 +73,16 @@ class Contender(Strict, frozen=True):
     """One way to compute.
 
     Attributes:
-        name: what it is called in the results.
+        name: its name in the results.
         kind: a key of :data:`fgclip_rt.benchmarks.worker.RUNNERS`.
-        bundle: its folder, whose weights all contenders have.
-        threads: CPU threads.
-        device: what computes.
-        precision: of the bundle, for those that run it.
-        library: whose engines run it, for those that run engines.
-        checkpoint: where PyTorch finds the bundle's weights; None makes the random ones again.
-        plain: an ONNX file for those that run one.
-        problem: why it cannot run, where that is known before.
+        bundle: folder of the bundle, whose weights all contenders have.
+        threads: number of CPU threads.
+        device: the device that computes.
+        precision: one of the bundle's, for contenders that run the bundle.
+        library: the library of the engines; None if the contender runs none.
+        checkpoint: the checkpoint of the bundle's weights, for PyTorch; None if they are random or shipped.
+        plain: the ONNX file of the plain export; None if the contender runs none.
+        problem: why it cannot run, if that is known before it starts; empty otherwise.
     """
 
     name: str
@@ -99,36 +101,36 @@ class Runner(Protocol):
     """A contender that is ready, in its process."""
 
     def prepare(self, case: Case) -> Run:
-        """Make inputs for ``case`` and what computes them.
+        """Make inputs for ``case``, and the run that computes them.
 
         Raises:
-            UnableError: this contender has nothing for it.
+            UnableError: this contender cannot compute the case.
         """
 
 
 class UnableError(Exception):
-    """A contender cannot compute a case; the message says why, and belongs into the results."""
+    """A contender cannot compute a case; the message says why, and goes into the results."""
 
 
 class Prepare(Strict, frozen=True, tag=True):
-    """Get ready for a case and compute it once."""
+    """Request to get ready for a case and to compute it once."""
 
     case: Case
 
 
 class Again(Strict, frozen=True, tag=True):
-    """Compute it again: ``runs`` times before the clock starts, if asked to warm up, and ``runs`` times by it."""
+    """Request to compute the case ``runs`` times by the clock; with ``warm_up``, after as many untimed runs."""
 
     runs: int
     warm_up: bool
 
 
 class Prepared(Strict, frozen=True, tag=True):
-    """Ready.
+    """Answer to :class:`Prepare`.
 
     Attributes:
-        seconds: that the first run took.
-        vector: the first that came out, by which contenders are compared.
+        seconds: seconds of the first run.
+        vector: the first vector of the result, by which contenders are compared.
         loaded: resident bytes before the first run; zero if the system does not say, or if a GPU computes.
     """
 
@@ -138,11 +140,11 @@ class Prepared(Strict, frozen=True, tag=True):
 
 
 class Ran(Strict, frozen=True, tag=True):
-    """Computed.
+    """Answer to :class:`Again`.
 
     Attributes:
-        seconds: that a run took, the mean of all.
-        peak: largest number of resident bytes since the case was prepared; zero like ``loaded``.
+        seconds: mean seconds of a run.
+        peak: largest number of resident bytes since the case was prepared; zero in the same cases as ``loaded``.
     """
 
     seconds: float
@@ -150,7 +152,7 @@ class Ran(Strict, frozen=True, tag=True):
 
 
 class Problem(Strict, frozen=True, tag=True):
-    """Why it cannot."""
+    """Answer to either request: the reason why the contender cannot compute."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""A process that is one contender: it answers each request once."""
+"""The process of one contender, which answers each request once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RUNNERS = {
 
 
 class Process:
-    """Answers requests for one contender, which is made when the first comes."""
+    """Answers requests for one contender, which is made at the first request."""
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
@@ -59,14 +59,14 @@ class Process:
         self._run: Run | None = None
 
     def answer(self, request: Request) -> Answer:
-        """Do as asked; whatever goes wrong is the answer."""
+        """Do as asked. An error becomes the answer, because it goes into the results."""
         try:
             return self._prepare(request.case) if isinstance(request, Prepare) else self._again(request)
         except MemoryError:
             return Problem("memory ran out")
         except (UnableError, FgclipError) as reason:
             return Problem(str(reason).rstrip("."))
-        except Exception as error:  # it belongs into the results
+        except Exception as error:  # it goes into the results
             lines = str(error).strip().splitlines()
             return Problem(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
 
@@ -96,13 +96,13 @@ class Process:
 
 
 def _first_vector(result: Array) -> list[float]:
-    """The first along the last axis, as numbers."""
+    """The first vector along the last axis, as numbers."""
     numbers: list[float] = np.asarray(result, np.float64).reshape(-1, result.shape[-1])[0].tolist()
     return numbers
 
 
 def main(contender: str) -> None:
-    """Answer until there are no more requests."""
+    """Answer requests until the input ends."""
     warnings.simplefilter("ignore")
     process = Process(msgspec.json.decode(contender, type=Contender))
     serve(Request, lambda request, answer: answer(process.answer(request)))

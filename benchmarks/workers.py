@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, from the side of the one who asks."""
+"""Contenders in processes of their own: the parent's side."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fgclip_rt.children import Child, ChildDiedError
 
 from .task import Again, Answer, Case, Contender, Prepare, Prepared, Problem, Ran, Request
 
-#: What the libraries read their number of threads from.
+#: Environment variables from which libraries read their number of threads.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Worker:
-    """The process of one contender. It is ended when the block does."""
+    """The process of one contender, which ends with the block."""
 
     def __init__(self, contender: Contender) -> None:
         self.contender = contender

@@ -1,1 +1,1 @@
-"""How this project makes its own page of benchmarks: ``make bench``. It is not installed."""
+"""This project's own page of benchmarks: ``make bench``. It is not installed."""

@@ -41,10 +41,10 @@ def times(tables: Sequence[Table], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.2))
     width = 0.8 / len(names)
     for place, name in enumerate(names):
-        found = [(index, table, row) for index, table in enumerate(tables) if (row := table.row(name)) is not None]
+        bars = [(index, table, row) for index, table in enumerate(tables) if (row := table.row(name)) is not None]
         axes.bar(
-            [index + (place - (len(names) - 1) / 2) * width for index, _, _ in found],
-            [ratio(row, pytorch).value for _, table, row in found if (pytorch := table.row("pytorch"))],
+            [index + (place - (len(names) - 1) / 2) * width for index, _, _ in bars],
+            [ratio(row, pytorch).value for _, table, row in bars if (pytorch := table.row("pytorch"))],
             width,
             label=name,
             color=_COLOURS[name],
@@ -56,7 +56,7 @@ def times(tables: Sequence[Table], title: str, path: Path) -> None:
 
 
 def cost(tables: Sequence[Table], title: str, path: Path) -> None:
-    """Milliseconds for each image against its patches, by batch and threads, of fp32."""
+    """Milliseconds of fp32 for each image against its patches, by batch and threads."""
     figure, axes = plt.subplots(figsize=(8, 3.2))
     series: dict[str, list[tuple[int, float]]] = {}
     for table in tables:
@@ -76,7 +76,7 @@ def cost(tables: Sequence[Table], title: str, path: Path) -> None:
 
 
 def stages(pipeline: Pipeline, title: str, path: Path) -> None:
-    """Where the time from files to vectors goes."""
+    """Share of each stage in the time from files to vectors."""
     figure, axes = plt.subplots(figsize=(8, 1.6))
     total, left = sum(pipeline.stages.values()), 0.0
     for (name, seconds), colour in zip(
@@ -91,11 +91,11 @@ def stages(pipeline: Pipeline, title: str, path: Path) -> None:
 def starts(measured: Sequence[Start], title: str, path: Path) -> None:
     """Seconds from the start of a process to its end."""
     figure, axes = plt.subplots(figsize=(8, 1.6))
-    found = [start for start in reversed(measured) if start.seconds]
+    shown = [start for start in reversed(measured) if start.seconds]
     axes.barh(
-        [start.contender for start in found],
-        [start.median for start in found],
-        color=["#1b6ca8" if start.contender.startswith("fgclip-rt") else "#3f3f3f" for start in found],
+        [start.contender for start in shown],
+        [start.median for start in shown],
+        color=["#1b6ca8" if start.contender.startswith("fgclip-rt") else "#3f3f3f" for start in shown],
     )
     axes.set_xlabel("seconds")
     _finish(figure, title, path, columns=0)

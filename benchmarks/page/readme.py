@@ -1,4 +1,4 @@
-"""``benchmarks/README.md`` and its pictures, made of ``benchmarks/results/*.json`` and the prose beside this file."""
+"""``benchmarks/README.md`` and its pictures, made from ``benchmarks/results/*.json`` and the prose beside this file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..report import COLUMNS, cells, limit, milliseconds, problems, verdicts
 from ..results import Result, Table, find_tables, read_result
 from .targets import outcomes
 
-#: The prose: of the page, and of the targets, where there are some.
+#: Prose of the page, and of the targets if a result has some.
 _PAGE, _TARGETS = (
     Template((Path(__file__).parent / name).read_text("utf-8")) for name in ("template.md", "targets.md")
 )
@@ -29,13 +29,13 @@ def write(folder: Path) -> None:
 
 
 def text(results: dict[str, Result]) -> str:
-    """The page."""
+    """The page in Markdown."""
     models = "\n".join(line for name, result in results.items() for line in _section(name, result))
     return _PAGE.substitute(models=models.removesuffix("\n"))
 
 
 def draw(results: dict[str, Result], folder: Path) -> None:
-    """The pictures, which need matplotlib."""
+    """Write the pictures, which need matplotlib."""
     from . import pictures
 
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""From the start of a process to a vector: a script or a function that scales to zero pays it each time."""
+"""Time from the start of a process to a vector, which a script or a function that scales to zero pays each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fgclip_rt.turns import take_turns
 
 from ..results import Start
 
-#: What a user of transformers would run: load a SigLIP 2 checkpoint, and embed one image.
+#: Program of a user of transformers: load a SigLIP 2 checkpoint, and embed one image.
 _TRANSFORMERS = """
 import sys
 import torch
@@ -29,8 +29,8 @@ with torch.inference_mode():
 """
 
 
-#: Runs a command and tells how it went. A process's largest memory counts that of the one that it was forked from, so
-#: it must be forked from a small one.
+#: Runs a command, and reports its status, seconds, peak memory and errors. A process's peak counts the memory of the
+#: process that forked it, so a small process must fork it.
 _LAUNCHER = """
 import json, resource, subprocess, sys, time
 start = time.perf_counter()
@@ -51,10 +51,10 @@ def measure_starts(
     """Embed one image in a new process, in turns.
 
     Args:
-        bundle: for ``fgclip-rt embed``.
-        image: a file.
-        checkpoint: a SigLIP 2 checkpoint folder for transformers; None leaves that out.
-        rounds: turns of each, after one that fills the disk's cache.
+        bundle: folder of the bundle for ``fgclip-rt embed``.
+        image: an image file.
+        checkpoint: a SigLIP 2 checkpoint folder for transformers; None leaves transformers out.
+        rounds: number of turns of each, after one that fills the disk's cache.
         progress: called after each turn.
     """
     with tempfile.TemporaryDirectory(prefix="fgclip-rt-bench-") as folder:
@@ -73,9 +73,9 @@ def _take_turns(commands: Mapping[str, Sequence[str]], rounds: int, progress: Ca
     def start(name: str) -> float | None:
         launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *commands[name]]
         answer = subprocess.run(launched, capture_output=True, check=True).stdout
-        status, seconds, peak, noise = json.loads(answer)
+        status, seconds, peak, errors = json.loads(answer)
         if status:
-            problems[name] = (noise.strip().splitlines() or ["no reason given"])[-1]
+            problems[name] = (errors.strip().splitlines() or ["no reason given"])[-1]
             return None
         peaks[name] = max(peaks[name], peak)
         return float(seconds)

@@ -23,18 +23,20 @@ from ..task import Case
 from . import readme
 from .start import measure_starts
 
-#: Peers for what takes long; the others are PyTorch again, and near to it.
+#: Peers in cases that take long. The other peers run PyTorch too, and their times are near to its own.
 _FEW = ("pytorch", "onnxruntime", "openvino")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export, measure, and write results, pictures and page."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where README.md and results/ are")
-    parser.add_argument("--bundles", type=Path, help="folder of bundles to take and to keep")
+    parser.add_argument("folder", type=Path, help="folder of README.md and results/")
+    parser.add_argument("--bundles", type=Path, help="folder from which bundles are taken, and in which they are kept")
     parser.add_argument("--model", action="append", help="a registered model; by default fg-clip2-base and -large")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=60.0, help="after so many a case has no further round")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="stop adding rounds to a case after this many seconds"
+    )
     options = parser.parse_args(arguments)
     models = options.model or ["fg-clip2-base", "fg-clip2-large"]
     (options.folder / "results").mkdir(exist_ok=True)
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_bundle(folder: Path, name: str, precisions: Sequence[str]) -> Path:
-    """A bundle of a registered model: with random weights, unless the model comes with the package."""
+    """Export a registered model unless ``folder`` has its bundle; with random weights unless the package ships some."""
     path = folder / name
     if not path.exists():
         print(f"export {name}", file=sys.stderr)
@@ -63,14 +65,14 @@ def make_bundle(folder: Path, name: str, precisions: Sequence[str]) -> Path:
 
 
 def _whole(bundle: Path, folder: Path, rounds: int, seconds: float) -> Result:
-    """Every graph, length, batch, number of threads, and the way from files and from the start of a process."""
+    """Every graph, length, batch and number of threads; then times from files to vectors, and of whole processes."""
     spec = Bundle.open(bundle).manifest
-    buckets, lengths = spec.image.buckets, sorted({each.length for each in spec.text.walk_types.values()})
+    buckets, lengths = spec.image.buckets, sorted({walk_type.length for walk_type in spec.text.walk_types.values()})
     largest = spec.image.max_num_patches
     maps = [length for length in (4096, 16_384) if length <= largest]
     cores = usable_cores()
     tables: list[Table] = []
-    # For what takes long, or has no peer.
+    # Seconds for cases that take long or have no peers.
     brief = seconds / 3
 
     def add(
@@ -124,7 +126,7 @@ def _towers(bundle: Path, _: Path, rounds: int, seconds: float) -> Result:
 
 
 def _siglip2(folder: Path) -> Path:
-    """The pocket model's towers as a checkpoint that transformers loads."""
+    """Write the pocket model's towers as a checkpoint that transformers loads."""
     from transformers import Siglip2Config, Siglip2Model
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 

@@ -1,4 +1,4 @@
-"""What the project set out to reach on two cores, and whether a run reached it."""
+"""The project's targets on two cores, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Outcome(NamedTuple):
     """One target and what was measured.
 
     Attributes:
-        what: in words.
-        target: in words.
-        measured: in words; ``not measured`` where the run has nothing for it.
-        fastest: the same figure by the fastest turns; empty where there are no turns.
-        bound: what it would be if the bundle's own matrix products ran at this machine's rate and all else took no
-            time; empty where that is no bound.
-        reached: whether it was; ``within the spread`` where medians, half of the turns and the fastest do not agree.
+        what: the figure, in words.
+        target: the target, in words.
+        measured: the measured figure, in words; ``not measured`` if the run lacks it.
+        fastest: the same figure by the fastest turns; empty if there are no turns.
+        bound: the figure if the bundle's matrix products ran at this machine's rate and all else took no time; empty if
+            that is no bound.
+        reached: whether the target was reached; ``within the spread`` if medians, quartiles and fastest turns disagree.
     """
 
     what: str
@@ -67,8 +67,9 @@ def outcomes(result: Result) -> Iterator[Outcome]:
 
 
 def _table(result: Result, graph: str, length: int) -> Table | None:
-    found = find_tables(result.tables, graph=graph, length=length, batch=1)
-    return next((table for table in found if table.threads == max(each.threads for each in found)), None)
+    """The table of one graph and length, in batches of one, on the most threads; None if there is none."""
+    tables = find_tables(result.tables, graph=graph, length=length, batch=1)
+    return max(tables, key=lambda table: table.threads, default=None)
 
 
 def _time(result: Result, graph: str, length: int, ours: str, other: str, target: float) -> Outcome:
@@ -96,21 +97,21 @@ def _share(result: Result, graph: str, length: int, target: float) -> Outcome:
 
 
 def _memory(
-    result: Result, graph: str, length: int, kind: str, target: float, of: Callable[[float, float], float]
+    result: Result, graph: str, length: int, kind: str, target: float, figure: Callable[[float, float], float]
 ) -> Outcome:
     what = f"fp32 {graph} {length:,}, resident memory {kind}"
     table = _table(result, graph, length)
     row = None if table is None else table.row(_OURS)
     if row is None or not row.peak:
         return Outcome(what, f"≤ {target:,.0f} MB", "not measured", "", "", "not measured")
-    measured = of(row.peak, row.loaded) / 1e6
+    measured = figure(row.peak, row.loaded) / 1e6
     return Outcome(what, f"≤ {target:,.0f} MB", f"{measured:,.0f} MB", "", "", _plainly(measured <= target))
 
 
 def _agreed(measured: Ratio, holds: Callable[[float], bool]) -> Reached:
-    """What all that a ratio knows says of a target; nothing where one part of it contradicts another."""
-    said = {holds(value) for value in (measured.value, measured.low, measured.high, measured.fastest)}
-    return _plainly(said.pop()) if len(said) == 1 else "within the spread"
+    """Whether a ratio reaches a target; ``within the spread`` if its median, quartiles and fastest turns disagree."""
+    answers = {holds(value) for value in (measured.value, measured.low, measured.high, measured.fastest)}
+    return _plainly(answers.pop()) if len(answers) == 1 else "within the spread"
 
 
 def _number(value: float) -> str:
