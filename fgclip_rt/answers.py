@@ -1,4 +1,4 @@
-"""The answer to each question that can be put to a model or a bundle: what tables show, and ``--json`` encodes."""
+"""The answer to each question about a model or a bundle, one struct a question. Tables and ``--json`` render them."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def found(text: str, values: FloatArray, size: tuple[int, int]) -> Found:
 
 
 def inspect(bundle: Bundle) -> Inspected:
-    """What is inside a bundle."""
+    """The contents of a bundle."""
     engines = {engine.path.name: engine.record for engine in find_engines(bundle)}
     return Inspected(path=str(bundle.path), size=bundle.size, manifest=bundle.manifest, engines=engines)
 

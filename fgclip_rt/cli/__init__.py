@@ -12,13 +12,13 @@ import sys
 
 from .interrupt import stopping_at_once
 
-#: What the extra ``cli`` installs, by the names they are imported by.
+#: Packages of the extra ``cli``, by the names that they are imported by.
 _PACKAGES = ("click", "rich")
 
 
 def main() -> None:
     """Entry point of the ``fgclip-rt`` command."""
-    # What is imported stays: looking for garbage in it takes a fortieth of a start.
+    # Imported objects stay: looking for garbage among them takes a fortieth of a start.
     gc.disable()
     with stopping_at_once():
         missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]

@@ -14,7 +14,7 @@ import click
 from .. import __version__
 from . import output
 
-#: What each command does, in the order of the help. Each is a module of ``commands`` with a command ``run``.
+#: Summary of each command, in the order of the help. Each command is ``run`` in a module of ``commands``.
 COMMANDS = {
     "models": "List the models that can be exported by name.",
     "export": "Turn an FG-CLIP checkpoint into a bundle that runs without PyTorch.",

@@ -12,7 +12,7 @@ from ..errors import ImageError, TextError
 from ..model import Model
 from .output import warn
 
-#: What stands for standard input where a file of texts is asked for.
+#: Name that stands for standard input instead of a file of texts.
 STANDARD_INPUT = Path("-")
 
 

@@ -137,7 +137,7 @@ class Texts(Struct, frozen=True):
 
 
 class WeightFiles(Struct, frozen=True):
-    """What goes with a model that comes as a file of weights."""
+    """The files that go with a model whose weights are one file."""
 
     weights: Path | None = None
     config: Path | None = None

@@ -1,4 +1,4 @@
-"""Where words go: results to standard output, as text, tables or JSON, and everything else to standard error."""
+"""Results to standard output, as text, tables or JSON; everything else to standard error."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ def say_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str
 
 
 def make_console(stream: TextIO) -> Console:
-    """Where tables and progress bars go. It is imported where it is needed, which takes as long as a first vector."""
+    """The console for tables and progress bars. Importing rich takes as long as a first vector, so it is done here."""
     from rich.console import Console
 
-    # What we print holds texts and paths of others: nothing in them is markup.
+    # Output holds texts and paths of others: nothing in them is markup.
     return Console(file=stream, width=_width(stream), highlight=False, markup=False, emoji=False)
 
 
@@ -117,5 +117,5 @@ def _width(stream: TextIO) -> int:
 
 
 def printable(text: str) -> str:
-    """Text with the bytes of a file name that are not UTF-8 replaced."""
+    """Text with bytes of file names that are not UTF-8 replaced."""
     return text.encode("utf-8", "replace").decode()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..manifest import Calibration, Lowering, ParityRow
 from .output import numbers, say_table, words
 
-#: Of what is told of each comparison. The headers are short, so that a line fits into 80 characters.
+#: Columns of each comparison. The headers are short, so that a line fits into 80 characters.
 _FIGURES = (
     numbers("1-cos"),
     numbers("error"),
@@ -17,7 +17,7 @@ _FIGURES = (
     numbers("result"),
 )
 
-#: What the headers mean, for a help text.
+#: Meaning of the headers, for a help text.
 LEGEND = (
     "Columns: 1-cos, the smallest cosine's distance from one; error, the largest as a share of the largest value; "
     "logits, how far they shift; flips, vectors with another nearest text or image; within, with --all, the share of "
@@ -49,7 +49,7 @@ def _figures(row: ParityRow) -> tuple[str, ...]:
 
 
 def _worst(rows: Sequence[ParityRow]) -> ParityRow:
-    """Several comparisons of one graph as one: their worst, the sum of what is counted, and the mean over all."""
+    """Several comparisons of one graph as one: worst errors, sums of counts, and means over all vectors."""
     count = sum(row.count for row in rows)
     shifts = [row.logit_shift for row in rows if row.logit_shift is not None]
     flips = [row.flips for row in rows if row.flips is not None]
@@ -69,7 +69,7 @@ def _worst(rows: Sequence[ParityRow]) -> ParityRow:
 
 
 def floored(share: float) -> str:
-    """A share in percent that says all only where it is all."""
+    """A share in percent, rounded down, so that only all reads 100.0%."""
     return f"{math.floor(1000 * share) / 1000:.1%}"
 
 
@@ -79,7 +79,7 @@ def _from_one(cosine: float) -> str:
 
 
 def describe_lowering(lowering: Lowering) -> str:
-    """What was done to the fp32 graphs, leaving out what was not."""
+    """The changes that made a lower precision from the fp32 graphs."""
     parts = [f"linear layers {lowering.linear}, attention and token table {lowering.other}"]
     if moved := lowering.moved:
         names = ", ".join(f"{layer} to {kind}" for layer, kind in moved.items())

@@ -1,4 +1,4 @@
-"""``fgclip-rt doctor``: what this machine can run, and how fast the precisions of a bundle are on it."""
+"""``fgclip-rt doctor``: a look at this machine, and the speed of a bundle's precisions on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EngineHere(Answer, frozen=True):
 
 
 class Diagnosed(Answer, frozen=True):
-    """What this machine can do with a bundle."""
+    """Checks of this machine, and the timings and engines of a bundle on it."""
 
     bundle: str
     checks: list[Check]
@@ -88,7 +88,7 @@ def run(bundle: Path | None, device: str, threads: int | None, json: bool) -> No
 
 
 def verdict(timing: Timing) -> str:
-    """What a time says about its precision; nothing for the baseline."""
+    """The meaning of a time for its precision; empty for the baseline."""
     precision, baseline = timing.precision, timing.baseline
     if timing.ratio is None:
         return timing.problem
