@@ -31,9 +31,10 @@ class Problem(Answer, frozen=True):
 
 
 class Skipped(Answer, frozen=True):
-    """An input that could not be read, and why."""
+    """An input that could not be read: why, for programs and for people."""
 
     input: str
+    code: str
     error: str
 
 

@@ -330,7 +330,7 @@ def test_embed_ends_with_1_where_an_image_that_was_named_is_missing(bundle_path:
     result = run_command("embed", bundle_path, PHOTO, absent, "--output", output, "--json", status=1)
     report = json.loads(result.stdout)
     assert [row["input"] for row in report["rows"]] == [str(PHOTO)]
-    assert [entry["input"] for entry in report["skipped"]] == [str(absent)]
+    assert [(entry["input"], entry["code"]) for entry in report["skipped"]] == [(str(absent), "image_unreadable")]
     assert result.stderr.splitlines()[-1] == f"fgclip-rt: {report['error']['message']}"
     assert f"{absent} could not be read, so {output} lacks it" in report["error"]["message"]
     with np.load(output) as file:

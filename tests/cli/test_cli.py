@@ -463,7 +463,9 @@ def test_embed_reports_skipped_images_and_truncated_texts_as_json(
     result = run_command(*arguments)
     report = json.loads(result.stdout)
     assert report["shape"] == [4, 96]
-    assert [Path(entry["input"]).name for entry in report["skipped"]] == ["damaged.png"]
+    assert [(Path(entry["input"]).name, entry["code"]) for entry in report["skipped"]] == [
+        ("damaged.png", "image_damaged")
+    ]
     assert report["truncated_texts"] == [1]
     assert "1 of 2 texts exceed 64 tokens" in result.stderr
 

@@ -91,7 +91,7 @@ def run(
         output=str(output),
         shape=list(rows.vectors.shape),
         rows=rows.index(),
-        skipped=[Skipped(str(path), str(reason)) for path, reason in skipped],
+        skipped=[Skipped(str(path), reason.code, str(reason)) for path, reason in skipped],
         truncated_texts=truncated,
         error=UNSET if error is None else Problem(error.code, str(error)),
     )
