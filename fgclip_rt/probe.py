@@ -25,7 +25,7 @@ from .errors import BundleError
 
 @dataclass(frozen=True)
 class ProbeImage:
-    """An image, its preparation, and the reference's results; None for all that the model lacks."""
+    """An image, its preparation, and the reference's results; None for each part that the model lacks."""
 
     rgb: Array
     patches: Array
@@ -50,7 +50,7 @@ class ProbeTexts:
 
 @dataclass(frozen=True)
 class Probe:
-    """Everything recorded."""
+    """Recorded images, texts by walk type, and logits."""
 
     images: tuple[ProbeImage, ...]
     walk_types: dict[str, ProbeTexts]
@@ -92,12 +92,12 @@ class Probe:
             raise BundleError(f"{path} is not a probe ({error}); export the bundle again.") from None
 
 
-def _part(kind: Any, tensors: dict[str, Array], prefix: str, **known: Any) -> Any:
-    """An object of ``kind`` whose fields, but for those ``known``, are the tensors under ``prefix``."""
-    found = {}
+def _part(kind: Any, tensors: dict[str, Array], prefix: str, **given: Any) -> Any:
+    """An object of ``kind`` whose fields are the tensors under ``prefix``, except for the given fields."""
+    values = {}
     for field in fields(kind):
         name = f"{prefix}.{field.name}"
         # Only fields that a model may lack have a default.
-        if field.name not in known and (name in tensors or field.default is MISSING):
-            found[field.name] = tensors[name]
-    return kind(**known, **found)
+        if field.name not in given and (name in tensors or field.default is MISSING):
+            values[field.name] = tensors[name]
+    return kind(**given, **values)
