@@ -109,8 +109,8 @@ def export(
 ) -> Bundle:
     """Export a model as a bundle.
 
-    Everything is written to a folder beside ``output`` and renamed at the end, so that ``output`` is a whole bundle
-    that has proven its parity, or is not there.
+    Everything is written to a folder beside ``output`` and renamed at the end. So ``output`` is a whole bundle that has
+    proven its parity, or is not there.
 
     Args:
         source: from :func:`checkpoint_source` or :func:`random_source`.
@@ -126,7 +126,7 @@ def export(
         ArgumentError: an argument cannot be used, has no effect, or calibration inputs are missing.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image to calibrate on cannot be read.
-        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
+        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds them.
         OutputError: ``output`` exists or cannot be written.
     """
     request.check(precisions, floor, measured=inputs is not None)
@@ -265,7 +265,7 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
 
 
 def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginStage) -> list[ParityError]:
-    """Add lower precisions, and return the errors of those that were refused."""
+    """Add lower precisions, and return the errors of the precisions that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None

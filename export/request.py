@@ -19,7 +19,7 @@ QUANTISED = ("int8", "fp8")
 LEAST = 16
 
 #: Least bytes of a weight in the file of each precision. A weight that the file of an earlier precision holds is not
-#: stored again, such as the tables of tokens of 8-bit precisions, which are in float16.
+#: stored again. The tables of tokens of 8-bit precisions are in float16, and may be in the file of fp16.
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 0.5, "fp8": 0.5}
 
 

@@ -151,7 +151,7 @@ def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
 
 
 def _installed(libraries: Iterable[str]) -> dict[str, str]:
-    """Versions of those ``libraries`` that are installed."""
+    """Version of each of ``libraries`` that is installed, by its name."""
     from fgclip_rt.engines.libraries import LIBRARIES
 
     versions = {}
@@ -187,7 +187,7 @@ def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
 
 
 def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str | None:
-    """Why no engine fits, as part of a sentence; None if the bundle has none."""
+    """The reason why no engine fits, as part of a sentence; None if the bundle has none."""
     return f"{_problems(fits)}; see 'fgclip-rt doctor {bundle.path}'" if fits else None
 
 
@@ -213,7 +213,7 @@ def _lacks_gpu(fits: Sequence[Fit]) -> bool:
 
 
 def _problems(fits: Sequence[Fit]) -> str:
-    """Why none of the engines fits."""
+    """The reason why none of the engines fits, as part of a sentence."""
     reasons = list(dict.fromkeys(fit.problem for fit in fits))
     if len(fits) == 1:
         return f"engine {fits[0].engine.path.name} does not fit, because {reasons[0]}"

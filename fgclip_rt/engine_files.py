@@ -1,8 +1,8 @@
 """Built engines on disk: their record ``engine.json``, and whether an engine fits a bundle, a library and a GPU.
 
 Every engine lies in a folder of its own below the bundle's ``engines/``: the library's own file, called the plan, and
-``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name, so that an
-engine that was built already is found again and a stale one never is.
+``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name. So an engine
+that was built already is found again, and a stale engine never is.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def axes(profiles: Mapping[str, Profile], inputs: Sequence[TensorSpec]) -> dict[
 
 
 def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str | None:
-    """Why an engine does not fit what is here, as part of a sentence; None if it fits.
+    """The reason why an engine does not fit, as part of a sentence; None if it fits.
 
     Args:
         key: the engine's key.

@@ -36,7 +36,7 @@ def require(
 
     Args:
         extra: the extra of this package that installs them.
-        packages: the names that they are imported by; by default those of the extra ``export``.
+        packages: the names that they are imported by; by default the packages of the extra ``export``.
         fault: the fault as part of a sentence; ``{}`` stands for the missing packages.
         alternative: another remedy besides installing them; None if there is none.
 

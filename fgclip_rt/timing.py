@@ -113,7 +113,7 @@ def _time_graph(graph: str, models: list[Model], progress: Callable[[], None]) -
 
 
 def _problem(run: Callable[[], object]) -> str:
-    """Why ``run``, which loads a graph, fails on this device; empty if it does not."""
+    """The reason why ``run``, which loads a graph, fails on this device; empty if it does not."""
     try:
         run()
     except DeviceError as error:

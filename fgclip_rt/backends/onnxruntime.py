@@ -21,8 +21,8 @@ _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 
 #: Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
-#: few enough for activations to stay in the caches. A longer image or text runs alone. Two cores embedded fewer images
-#: of 256 patches a second in batches of 2,048 patches than of 1,024, and as many in batches of 256.
+#: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
+#: patches were slower in batches of 2,048 patches than of 1,024, and as fast in batches of 256.
 _TOKENS_PER_THREAD, _TOKENS_PER_BATCH = 512, 2048
 
 
@@ -143,8 +143,8 @@ def open_session(
     options.log_severity_level = 3
     # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
     options.intra_op_num_threads = threads
-    # Otherwise a finished run's threads would wait by spinning, and the next graph's own threads would share the cores
-    # with them: texts beside images took half as long again.
+    # Otherwise the threads of a finished run would wait by spinning, and share the cores with the threads of the next
+    # graph. Texts beside images took half as long again.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
