@@ -69,8 +69,8 @@ def bench(
 ) -> Result:
     """Measure a bundle on this machine.
 
-    On a CPU, the runtime runs each precision. On a GPU, onnxruntime's provider and the engines of each library run it,
-    and the model alone is timed with inputs and outputs on the GPU.
+    On a CPU, the runtime runs each precision. On a GPU, onnxruntime's provider and the engines of each library run it.
+    The model alone is timed there with inputs and outputs on the GPU.
 
     Args:
         bundle: its folder.

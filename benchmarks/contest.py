@@ -15,7 +15,7 @@ from .results import Row
 from .task import Case, Contender, Problem, Ran
 from .workers import Worker
 
-#: Least seconds of a turn. A turn whose runs take less than the second number begins with as many untimed runs, which
+#: Least seconds of a turn. A turn whose runs take less than the second number begins with as many untimed runs. They
 #: refill the caches after the other contenders' turns.
 _TURN, _SHORT = 0.25, 1.0
 

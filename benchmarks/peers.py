@@ -75,7 +75,7 @@ class Tower:
         return cast(Function, module.get_image_dense_features)
 
     def inputs(self, case: Case) -> tuple[Tensor, ...]:
-        """The inputs of :meth:`function`, made from those that all contenders have."""
+        """The inputs of :meth:`function`, made from the inputs that all contenders have."""
         inputs = make_inputs(self.bundle, case)
         if isinstance(inputs, TextInputs):
             return self._moved(inputs.input_ids), self._moved(inputs.attention_mask)

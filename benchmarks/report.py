@@ -92,7 +92,7 @@ def limit(table: Table) -> str:
 
 
 def unequal(tables: Sequence[Table]) -> Iterator[tuple[Table, Row]]:
-    """Peers whose vectors are not those of the bundle, because they compute something else.
+    """Peers whose vectors differ from the bundle's, because they compute something else.
 
     Lower precisions of the bundle are not compared here, because the export holds them to their limits.
     """

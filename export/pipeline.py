@@ -57,12 +57,12 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
     """A checkpoint by registry name, Hub id, folder, or file of weights.
 
     Args:
-        model: which one.
-        revision: branch, tag or commit on the Hub.
+        model: the name, id or path.
+        revision: branch, tag or commit on the Hub; None takes the default branch.
         files: the files that go with a file of weights.
 
     Raises:
-        CheckpointError: it cannot be found.
+        CheckpointError: the checkpoint cannot be found.
     """
     checkpoint = locate(model, revision, files)
 
@@ -109,16 +109,16 @@ def export(
 ) -> Bundle:
     """Export a model as a bundle.
 
-    Everything is written to a folder beside ``output`` and renamed at the end, so that ``output`` is a whole bundle
-    that has proven its parity, or is not there.
+    Everything is written to a folder beside ``output`` and renamed at the end. So ``output`` is a whole bundle that has
+    proven its parity, or is not there.
 
     Args:
         source: from :func:`checkpoint_source` or :func:`random_source`.
         output: the bundle's folder.
-        precisions: which precisions to write, keys of :data:`fgclip_rt.export.precision.precisions.PRECISIONS`.
+        precisions: the precisions to write, keys of :data:`fgclip_rt.export.precision.precisions.PRECISIONS`.
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
-        floor: the smallest cosine to accept in lower precisions, if it is above the precision's own.
+        floor: the smallest cosine to accept in lower precisions, if it is above the precision's own; None keeps these.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
@@ -126,7 +126,7 @@ def export(
         ArgumentError: an argument cannot be used, has no effect, or calibration inputs are missing.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image to calibrate on cannot be read.
-        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds those.
+        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds them.
         OutputError: ``output`` exists or cannot be written.
     """
     request.check(precisions, floor, measured=inputs is not None)
@@ -202,9 +202,9 @@ class _Written:
 
     Attributes:
         assembly: a bundle with tokenizer and probe.
-        graphs: in float32, by name.
-        sensitive: by graph, layers that stay in float32.
-        calibration: inputs to calibrate on, if there are any.
+        graphs: float32 graphs, by name.
+        sensitive: names of the layers that stay in float32, by graph.
+        calibration: inputs to calibrate on; None if there are none.
     """
 
     assembly: Assembly
@@ -265,7 +265,7 @@ def _prove(assembly: Assembly, begin: BeginStage) -> None:
 
 
 def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginStage) -> list[ParityError]:
-    """Add lower precisions, and return the errors of those that were refused."""
+    """Add lower precisions, and return the errors of the precisions that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None

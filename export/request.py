@@ -1,4 +1,4 @@
-"""What is asked of an export, checked before torch and ONNX are imported, which takes seconds."""
+"""Checks of an export's arguments, before the imports of torch and ONNX, which take seconds."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from fgclip_rt.errors import ArgumentError
 
 from .checkpoints.registry import ModelSpec, find_model, unknown_model
 
-#: Names of the precisions, in the order of a bundle, and of those whose layers must be calibrated.
+#: Names of the precisions, in the order of a bundle, and of the precisions whose layers must be calibrated.
 NAMES = ("fp32", "fp16", "bf16", "int8", "fp8")
 QUANTISED = ("int8", "fp8")
 
-#: Fewest different images, and fewest different texts of a walk type: less says little about what a model meets.
+#: Fewest different images, and fewest different texts of a walk type: fewer show little of a model's later inputs.
 LEAST = 16
 
-#: Bytes of a weight in the files of each precision, at least: what is in the file of an earlier one is not stored
-#: again, and of 8 bits tables of tokens, in float16, may be.
+#: Least bytes of a weight in the file of each precision. A weight that the file of an earlier precision holds is not
+#: stored again. The tables of tokens of 8-bit precisions are in float16, and may be in the file of fp16.
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 0.5, "fp8": 0.5}
 
 
 def check(precisions: Sequence[str], floor: float | None, *, measured: bool) -> None:
-    """Make sure that an export can be asked for this.
+    """Make sure that the arguments of an export can be used.
 
     Args:
-        precisions: which to write.
-        floor: the smallest cosine to accept in lower precisions.
+        precisions: the precisions to write.
+        floor: the smallest cosine to accept in lower precisions; None takes each precision's own.
         measured: whether there are inputs to calibrate on.
 
     Raises:
@@ -47,10 +47,10 @@ def check(precisions: Sequence[str], floor: float | None, *, measured: bool) -> 
 
 
 def check_calibrated(precisions: Collection[str], *, measured: bool) -> None:
-    """Make sure that there is something to calibrate on for those precisions that need it.
+    """Make sure that there are inputs to calibrate on if a precision needs them.
 
     Raises:
-        ArgumentError: there is not.
+        ArgumentError: there are none.
     """
     quantised = [name for name in QUANTISED if name in precisions]
     if quantised and not measured:
@@ -61,7 +61,7 @@ def check_calibrated(precisions: Collection[str], *, measured: bool) -> None:
 
 
 def check_enough(images: int, texts: int) -> None:
-    """Make sure that there is enough to calibrate on.
+    """Make sure that there are enough inputs to calibrate on.
 
     Args:
         images: number of different images.
@@ -79,10 +79,10 @@ def check_enough(images: int, texts: int) -> None:
 
 
 def check_model(model: str, *, random: bool) -> ModelSpec | None:
-    """The registered model of this name; None for a path that is there.
+    """The registered model of this name; None for a path that exists.
 
     Raises:
-        CheckpointError: it is neither; or it is a path, and random weights were asked for.
+        CheckpointError: the name is neither; or it is a path, and random weights were asked for.
     """
     spec = find_model(model)
     if spec is None and (random or not model or not Path(model).exists()):
@@ -91,12 +91,12 @@ def check_model(model: str, *, random: bool) -> ModelSpec | None:
 
 
 def least_bytes(model: str, weights: Path | None, precisions: Sequence[str]) -> int:
-    """Bytes that the bundle will take at the least; a part of them, where a file does not tell how many weights it has.
+    """Lower bound of the bundle's bytes; a looser bound if a file does not tell its number of weights.
 
     Args:
         model: a registered name, or a path.
-        weights: the file of weights, if one was named besides.
-        precisions: which will be written; fp32 always is, for the others are held to it.
+        weights: the file of weights that was named besides; None if there is none.
+        precisions: the precisions to write. fp32 always counts, because the others are held to it.
     """
     spec = find_model(model)
     if spec is not None:
@@ -104,13 +104,13 @@ def least_bytes(model: str, weights: Path | None, precisions: Sequence[str]) -> 
     elif Path(model).is_dir():
         count = sum(map(_count, Path(model).glob("*.safetensors")))
     else:
-        # In float32 at most.
+        # A weight has four bytes at most.
         count = _size(weights or Path(model)) // 4
     written = {"fp32", *precisions}
-    # Beside fp16, the tables of the 8-bit ones are there already.
+    # The file of fp16 already holds the tables of the 8-bit precisions.
     shared = {"int8": 0.25, "fp8": 0.25} if "fp16" in written else {}
-    each = {**_WEIGHT_BYTES, **shared}
-    return int(count * sum(each[name] for name in written))
+    weight_bytes = {**_WEIGHT_BYTES, **shared}
+    return int(count * sum(weight_bytes[name] for name in written))
 
 
 def _size(path: Path) -> int:
@@ -118,7 +118,7 @@ def _size(path: Path) -> int:
 
 
 def _count(path: Path) -> int:
-    """Number of weights in a safetensors file, by its header; zero if it cannot be read, which loading will tell."""
+    """Number of weights in a safetensors file, from its header; zero if it cannot be read, which loading reports."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -25,7 +25,7 @@ class Bundle:
     Attributes:
         path: the folder.
         manifest: its contents, decoded.
-        manifest_sha256: digest of the manifest's file; a replaced bundle has another.
+        manifest_sha256: digest of the manifest's file; a replaced bundle has another digest.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class Bundle:
         """Text of one of the bundle's files.
 
         Raises:
-            BundleError: it cannot be read or is not UTF-8.
+            BundleError: the file cannot be read or is not UTF-8.
         """
         try:
             return self.file(name).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Child processes that answer: JSON objects, one a line, over standard input and output.
+"""Child processes that answer requests: JSON objects, one a line, over standard input and output.
 
-A library that prints as it likes, holds memory, starts threads or crashes does so in a process of its own.
-:class:`Child` is its parent's side, and :func:`serve` its own.
+A library that prints, holds memory, starts threads or crashes does so in a process of its own. :class:`Child` is the
+parent's side, and :func:`serve` is the child's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 
 class ChildDiedError(Exception):
-    """A child is gone. The message goes on after a name for it: ``ended with status 1 (…)``.
+    """A child process has ended. The message continues a sentence that names the child: ``ended with status 1 (…)``.
 
     Attributes:
         stopped: whether its parent stopped it.
@@ -36,36 +36,36 @@ class ChildDiedError(Exception):
 
 
 class Child(Generic[Answer]):
-    """A process that runs a module of ours. :meth:`stop` ends it, from any thread."""
+    """A process that runs one of our modules. :meth:`stop` ends it, from any thread."""
 
     def __init__(self, module: str, argument: str, answers: Any, environment: Mapping[str, str] | None = None) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
             module: name of the module that calls :func:`serve`.
-            argument: for its command line.
+            argument: the argument of its command line.
             answers: type of its answers, a struct or a union of tagged structs.
-            environment: variables beyond this process's own.
+            environment: variables beyond this process's own; None adds none.
         """
         self._decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(answers)
         self._stopped = threading.Event()
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process = subprocess.Popen(
-            # -P: a folder beside the caller that is called like one of our modules must not matter.
+            # -P, because a folder in the working directory may have the name of one of our modules.
             [sys.executable, "-P", "-m", module, argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._noise,
+            stderr=self._errors,
             env={**os.environ, **(environment or {})},
-            # Ctrl-C in a terminal reaches every process of its session; this one is stopped by us.
+            # Ctrl-C in a terminal reaches every process of its session; we stop this one ourselves.
             start_new_session=True,
         )
 
     def send(self, request: object) -> None:
-        """Give it a request.
+        """Send a request.
 
         Raises:
-            ChildDiedError: it is gone.
+            ChildDiedError: the process has ended.
         """
         assert self._process.stdin is not None
         try:
@@ -75,10 +75,10 @@ class Child(Generic[Answer]):
             raise self._death() from None
 
     def receive(self) -> Answer:
-        """Wait for its next answer.
+        """Wait for the next answer.
 
         Raises:
-            ChildDiedError: it is gone.
+            ChildDiedError: the process has ended.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -87,16 +87,16 @@ class Child(Generic[Answer]):
         return self._decoder.decode(line)
 
     def stop(self) -> None:
-        """End it, whatever it is doing."""
+        """End the process at once, whatever it is doing."""
         self._stopped.set()
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            # Nobody misses what the dead process has not read.
+            # Nobody needs the requests that the dead process has not read.
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        self._noise.close()
+        self._errors.close()
 
     def _death(self) -> ChildDiedError:
         if self._stopped.is_set():
@@ -104,19 +104,19 @@ class Child(Generic[Answer]):
         status = self._process.wait()
         if status == -signal.SIGKILL:
             return ChildDiedError("was killed, as systems do when memory runs out", killed=True)
-        self._noise.seek(0)
-        last = self._noise.read().decode(errors="replace").strip().splitlines()[-1:]
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         return ChildDiedError(f"ended with status {status} ({''.join(last) or 'and said nothing'})")
 
 
 def serve(requests: Any, handle: Callable[[Any, Callable[[object], None]], None]) -> None:
-    """Be the child: handle requests until the input ends.
+    """Handle requests in the child, until the input ends.
 
     Args:
         requests: type of a request, a struct or a union of tagged structs.
         handle: is called with a request, and with a function that sends an answer.
     """
-    # Libraries write to standard output as well; from here on their lines go to standard error.
+    # Libraries write to standard output as well. From here on, their lines go to standard error.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     decoder = msgspec.json.Decoder(requests)

@@ -49,12 +49,12 @@ def choose_backend(
         bundle: an opened bundle.
         precision: one of the manifest's.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: threads of one operator on the CPU; None takes one for each core that we may use.
+        threads: number of threads of one operator on the CPU; None takes one for each core that we may use.
         backend: one of :data:`BACKENDS`; None takes engines if they fit, and says which and why.
 
     Raises:
-        ArgumentError: an argument is unknown, or they do not go together.
-        DeviceError: the device or backend that was asked for is not there.
+        ArgumentError: an argument is unknown, or arguments do not go together.
+        DeviceError: the device or backend that was asked for is missing.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
     if device not in DEVICES:
@@ -104,7 +104,7 @@ def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
 
     Args:
         bundle: an opened bundle.
-        precision: takes those of one precision; None takes all.
+        precision: takes the engines of one precision; None takes all.
 
     Raises:
         EngineError: an engine is damaged.
@@ -151,19 +151,19 @@ def _serves(bundle: Bundle, key: EngineKey, precision: str) -> bool:
 
 
 def _installed(libraries: Iterable[str]) -> dict[str, str]:
-    """Versions of those ``libraries`` that are installed."""
+    """Version of each of ``libraries`` that is installed, by its name."""
     from fgclip_rt.engines.libraries import LIBRARIES
 
     versions = {}
     for name in set(libraries) & set(ENGINE_BACKENDS):
-        # An engine that needs it is told that it is not installed.
+        # A library that is left out here becomes the reason why its engines do not fit.
         with contextlib.suppress(MissingDependencyError, EngineError):
             versions[name] = LIBRARIES[name]().version
     return versions
 
 
 def _gpu() -> tuple[Gpu | None, str | None]:
-    """The GPU, and why nobody can tell whether there is one; twice None if there is none."""
+    """The GPU, and the reason why it is unknown whether there is one; both None if there is none."""
     from fgclip_rt.engines.cuda import find_gpu
 
     try:
@@ -187,7 +187,7 @@ def _of_one_library(engines: Sequence[Engine]) -> list[Engine]:
 
 
 def _why_not(bundle: Bundle, fits: Sequence[Fit]) -> str | None:
-    """Why no engine fits, as part of a sentence; None if the bundle has none."""
+    """The reason why no engine fits, as part of a sentence; None if the bundle has none."""
     return f"{_problems(fits)}; see 'fgclip-rt doctor {bundle.path}'" if fits else None
 
 
@@ -203,8 +203,8 @@ def _none_fits(bundle: Bundle, precision: str, backend: str, fits: Sequence[Fit]
             "nvidia-smi.",
             code="device_missing",
         )
-    command_again = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
-    return EngineError(f"{_problems(fits)}; build again with '{command_again}'.", code="engine_stale")
+    rebuild = rebuild_command(bundle, fits[0].engine.key, _gpu()[0])
+    return EngineError(f"{_problems(fits)}; build again with '{rebuild}'.", code="engine_stale")
 
 
 def _lacks_gpu(fits: Sequence[Fit]) -> bool:
@@ -213,7 +213,7 @@ def _lacks_gpu(fits: Sequence[Fit]) -> bool:
 
 
 def _problems(fits: Sequence[Fit]) -> str:
-    """Why none of the engines fits."""
+    """The reason why none of the engines fits, as part of a sentence."""
     reasons = list(dict.fromkeys(fit.problem for fit in fits))
     if len(fits) == 1:
         return f"engine {fits[0].engine.path.name} does not fit, because {reasons[0]}"

@@ -1,4 +1,4 @@
-"""Checks of this machine: which ways to export, build and run it has, and what the others lack."""
+"""Checks of this machine: the ways to export, build and run that it has, and the reasons why others are missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Check(msgspec.Struct, frozen=True):
     """One thing that a machine may be able to do.
 
     Attributes:
-        name: what it is.
-        ok: whether it is there.
-        detail: what was found, or why it is not there.
-        remedy: what to do about it; empty where nothing is to be done.
+        name: the thing, in words.
+        ok: whether the machine has it.
+        detail: the version or properties that were found, or why the machine lacks it.
+        remedy: an action for the user; empty if there is none.
     """
 
     name: str
@@ -49,12 +49,12 @@ def examine() -> list[Check]:
 
 
 def _cpu(machine: Machine) -> Check:
-    found = vector_extensions(machine.flags)
-    return Check("cpu", True, f"{machine.architecture}, {machine.cores} usable cores, vector extensions: {found}")
+    extensions = vector_extensions(machine.flags)
+    return Check("cpu", True, f"{machine.architecture}, {machine.cores} usable cores, vector extensions: {extensions}")
 
 
 def _fp16(flags: Collection[str]) -> Check:
-    """Whether fp16 saves time on this CPU. It runs on all of them, so the check is never failed."""
+    """Whether fp16 saves time on this CPU. It runs on every CPU, so the check never fails."""
     if not flags:
         detail, remedy = f"{_UNKNOWN_CPU}; on most, onnxruntime computes fp16 in fp32", _MEASURE
     elif "asimdhp" in flags:
@@ -66,7 +66,7 @@ def _fp16(flags: Collection[str]) -> Check:
 
 
 def _int8(flags: Collection[str]) -> Check:
-    """Whether INT8 saves time on this CPU. It runs on all of them, so the check is never failed."""
+    """Whether INT8 saves time on this CPU. It runs on every CPU, so the check never fails."""
     hardware = next((name for name in INT8_FLAGS if name in flags), None)
     if not flags:
         detail = _UNKNOWN_CPU
@@ -116,7 +116,7 @@ def _export() -> Check:
 
 
 def _engines(library: str) -> Check:
-    """Whether engines of a library can be built; running them needs a GPU besides, which is another check."""
+    """Whether engines of a library can be built. Running them also needs a GPU, which is another check."""
     name = f"{library} engines"
     if missing := missing_packages(ENGINE_PACKAGES[library]):
         return Check(name, False, f"not installed: {', '.join(missing)}", f"pip install 'fgclip-rt[{library}]'")
@@ -131,4 +131,4 @@ def _package(name: str, package: str, reason: str, remedy: str) -> Check:
 
 
 def _version(package: str) -> str:
-    return versions(package).get(package, "installed")  # by other means than pip
+    return versions(package).get(package, "installed")  # not installed by pip

@@ -1,8 +1,8 @@
 """Built engines on disk: their record ``engine.json``, and whether an engine fits a bundle, a library and a GPU.
 
 Every engine lies in a folder of its own below the bundle's ``engines/``: the library's own file, called the plan, and
-``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name, so that an
-engine that was built already is found again and a stale one never is.
+``engine.json``. The record's key says all that the plan depends on, and its digest ends the folder's name. So an engine
+that was built already is found again, and a stale engine never is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REFIT = "refit.onnx"
 #: Changes when the same key would make another plan, because this package makes networks in another way.
 RECIPE = 1
 
-#: Why no engine runs on a machine, although it may be the right one for it.
+#: The reason that lies in the machine: the engine itself may be the right one.
 NO_GPU = "there is no NVIDIA GPU"
 
 #: GPUs of any model from Ampere (sm80) on.
@@ -62,14 +62,14 @@ class EngineKey(Strict, frozen=True):
 
     Attributes:
         graph: name of the graph.
-        precision: one of the bundle's. A graph that is one file in several goes by the first of them.
+        precision: one of the bundle's; the first of them if several share the graph's file.
         files: SHA-256 of the graph's file and of every file of weights that it reads.
         library: the library that built it, and the only one that runs it.
         targets: compute capabilities that it runs on, such as ``sm89``, or :data:`AMPERE_PLUS`.
         gpu: name of the GPU that it was tuned on and for; None if it was built for targets by name.
-        profiles: by input.
+        profiles: profile of each input, by its name.
         stripped: whether the plan lacks its weights, which are read from the bundle when it is loaded.
-        recipe: :data:`RECIPE`.
+        recipe: value of :data:`RECIPE` at the build.
     """
 
     graph: str
@@ -97,8 +97,8 @@ class EngineRecord(Strict, frozen=True):
         sha256: the key's digest.
         plan: name of the file to load.
         files: size and digest of every other file in the folder.
-        seconds: how long the build took.
-        layers: number of the network's layers, before the library joins them; None if it does not say.
+        seconds: seconds that the build took.
+        layers: number of the network's layers before the library fuses them; None if it does not say.
     """
 
     format: Literal["fgclip-rt-engine"]
@@ -142,7 +142,7 @@ class Engine:
         """Compare every file with its digest.
 
         Raises:
-            EngineError: one is missing or is not what was built.
+            EngineError: a file is missing or is not the one that was built.
         """
         for name, info in self.record.files.items():
             path = self.path / name
@@ -150,17 +150,17 @@ class Engine:
                 intact = sha256(path) == info.sha256
             except OSError as error:
                 raise EngineError(
-                    f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+                    f"{path} cannot be read ({error.strerror}); {_REMEDY}.", code="engine_damaged"
                 ) from None
             if not intact:
-                raise EngineError(f"{path} is not the file that was built; {_AGAIN}.", code="engine_damaged")
+                raise EngineError(f"{path} is not the file that was built; {_REMEDY}.", code="engine_damaged")
 
 
-_AGAIN = "build it again with 'fgclip-rt build', or remove its folder"
+_REMEDY = "build it again with 'fgclip-rt build', or remove its folder"
 
 
 def has_engines(bundle: Bundle) -> bool:
-    """Whether a bundle may have engines; quicker than to look at them."""
+    """Whether a bundle may have engines. It reads none, so it is cheap."""
     return (bundle.path / ENGINES).is_dir()
 
 
@@ -178,35 +178,35 @@ def find_engines(bundle: Bundle) -> list[Engine]:
 
 
 def read_engine(folder: Path) -> Engine:
-    """Read the engine in ``folder``; of its other files only the sizes are looked at.
+    """Read the record of the engine in ``folder``, and compare the sizes of its files.
 
     Raises:
-        EngineError: it holds none, or one that is damaged.
+        EngineError: the folder holds no engine, or one that is damaged.
     """
     path = folder / RECORD
     try:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged") from None
+        raise EngineError(f"{path} cannot be read ({error.strerror}); {_REMEDY}.", code="engine_damaged") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(f"{path} is not as specified ({error}); {_AGAIN}.", code="engine_damaged") from None
+        raise EngineError(f"{path} is not as specified ({error}); {_REMEDY}.", code="engine_damaged") from None
     if record.sha256 != record.key.digest or not folder.name.endswith(_suffix(record.key)):
         raise EngineError(
-            f"{path} was altered or moved, for its key has another digest; {_AGAIN}.", code="engine_damaged"
+            f"{path} was altered or moved, for its key has another digest; {_REMEDY}.", code="engine_damaged"
         )
     if record.plan not in record.files:
         raise EngineError(
-            f"{path} names {record.plan} but does not list it under files; {_AGAIN}.", code="engine_damaged"
+            f"{path} names {record.plan} but does not list it under files; {_REMEDY}.", code="engine_damaged"
         )
     for name, info in record.files.items():
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
             raise EngineError(
-                f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}.", code="engine_damaged"
+                f"{folder / name} cannot be read ({error.strerror}); {_REMEDY}.", code="engine_damaged"
             ) from None
         if size != info.size:
-            raise EngineError(f"{folder / name} is not the file that was built; {_AGAIN}.", code="engine_damaged")
+            raise EngineError(f"{folder / name} is not the file that was built; {_REMEDY}.", code="engine_damaged")
     return Engine(folder, record)
 
 
@@ -239,12 +239,12 @@ def axes(profiles: Mapping[str, Profile], inputs: Sequence[TensorSpec]) -> dict[
 
 
 def misfit(key: EngineKey, bundle: Bundle, installed: Mapping[str, str], gpu: Gpu | None) -> str | None:
-    """Why an engine does not fit what is here, as part of a sentence; None if it fits.
+    """The reason why an engine does not fit, as part of a sentence; None if it fits.
 
     Args:
-        key: the engine's.
+        key: the engine's key.
         bundle: the bundle to run.
-        installed: version by name of every library that is there.
+        installed: version of every installed library, by its name.
         gpu: the GPU; None if there is none.
     """
     if key.recipe != RECIPE:

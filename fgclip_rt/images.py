@@ -21,8 +21,8 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Array"
 def load_image(source: ImageSource, name: str | None = None, *, exif_transpose: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB.
 
-    Alpha is dropped and palettes, greyscale and CMYK are converted as Pillow's ``convert("RGB")`` does, which is what
-    the released code calls; 16-bit images keep their upper 8 bits, which that call would clip to white.
+    Alpha is dropped. Palettes, greyscale and CMYK are converted as by Pillow's ``convert("RGB")``, which the released
+    code calls. 16-bit images keep their upper 8 bits; that call would clip them to white.
 
     Args:
         source: the image.
@@ -112,7 +112,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             code="image_unsupported",
         )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        # The same colours, by the way that Pillow wants for such palettes.
+        # The colours are the same. Without this step, Pillow warns about palettes with transparency in bytes.
         image = image.convert("RGBA")
     return image.convert("RGB")
 

@@ -18,7 +18,7 @@ from .errors import OutputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-#: The words for a full disk of libraries that give no error number: safetensors, and NumPy after a short write.
+#: Messages about a full disk from libraries that give no error number: safetensors, and NumPy after a short write.
 _DISK_FULL = re.compile(r"no space left|\d+ requested and \d+ written", re.IGNORECASE)
 
 
@@ -43,7 +43,7 @@ def check_picture_output(path: Path, overwrite: bool = False) -> None:
     """As :func:`check_output`, for a picture in a format of :data:`PICTURE_SUFFIXES`.
 
     Raises:
-        OutputError: as there, or the name ends in none of them.
+        OutputError: as for :func:`check_output`, or the name ends in none of these suffixes.
     """
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise OutputError(
@@ -56,11 +56,11 @@ def check_space(path: Path, needed: int) -> None:
     """Make sure, before any work is done, that the disk has room for ``path``.
 
     Args:
-        path: what will be written; its folder need not be there yet.
-        needed: bytes that it will take at the least.
+        path: the output; its folder need not exist yet.
+        needed: least number of bytes that it will take.
 
     Raises:
-        OutputError: the disk has less.
+        OutputError: the disk has less free.
     """
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
@@ -72,7 +72,7 @@ def check_space(path: Path, needed: int) -> None:
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above ``path`` that is there."""
+    """The nearest folder above ``path`` that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
@@ -136,7 +136,7 @@ def folder_written_whole(path: Path, check_replaceable: Callable[[], None]) -> I
 
 
 def output_exists(path: Path) -> OutputError:
-    """The error for an output that is there and was not to be replaced."""
+    """The error for an output that exists and must not be replaced."""
     return OutputError(
         f"{path} exists already; choose another --output, or replace it with --overwrite.", code="output_exists"
     )
@@ -161,9 +161,9 @@ def cannot_write(
     return OutputError(f"{path} cannot be written ({reason}); {remedy}{end}")
 
 
-def _hidden(path: Path, what: str) -> Path:
+def _hidden(path: Path, purpose: str) -> Path:
     """A new hidden name beside ``path``, with the same suffix."""
-    return path.with_name(f".{path.stem}.{what}-{uuid.uuid4().hex}{path.suffix}")
+    return path.with_name(f".{path.stem}.{purpose}-{uuid.uuid4().hex}{path.suffix}")
 
 
 def _replace(path: Path, new: Path) -> None:

@@ -36,12 +36,12 @@ def require(
 
     Args:
         extra: the extra of this package that installs them.
-        packages: the names that they are imported by; by default those of the extra ``export``.
+        packages: the names that they are imported by; by default the packages of the extra ``export``.
         fault: the fault as part of a sentence; ``{}`` stands for the missing packages.
-        alternative: another remedy besides installing them.
+        alternative: another remedy besides installing them; None if there is none.
 
     Raises:
-        MissingDependencyError: one is not installed.
+        MissingDependencyError: a package is not installed.
     """
     if missing := missing_packages(packages):
         remedies = [f"run pip install 'fgclip-rt[{extra}]'", *([] if alternative is None else [f"or {alternative}"])]

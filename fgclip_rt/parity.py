@@ -27,7 +27,7 @@ Logits: TypeAlias = Callable[[Array], Array]
 #: A part of a check: runs the model, and compares the results.
 _Step: TypeAlias = Callable[[], Sequence[ParityRow]]
 
-#: The error of what cannot be compared: a value that is not finite, or another shape. JSON has no infinity.
+#: The error of vectors that cannot be compared: a value is not finite, or shapes differ. JSON has no infinity.
 _NO_NUMBER = float(np.finfo(np.float64).max)
 
 _TINY = np.finfo(np.float64).tiny
@@ -36,15 +36,15 @@ _TINY = np.finfo(np.float64).tiny
 def compare(
     actual: Array, expected: Array, limits: Limits, graph: str, case: str, logits: Logits | None = None
 ) -> ParityRow:
-    """Compare vectors along the last axis with the reference's. Anything not finite fails, and so does nothing at all.
+    """Compare vectors along the last axis with the reference's. A value that is not finite fails, and so do no vectors.
 
     Args:
         actual: [..., D].
         expected: the reference's, of the same shape.
-        limits: what to demand.
-        graph: where the vectors come from; of ``dense`` the limits may let some fall below.
-        case: what they are of.
-        logits: what to judge a shift of the vectors by; None where there is nothing to compare them with.
+        limits: limits to demand.
+        graph: the graph that made the vectors; the limits may let some vectors of ``dense`` fall below.
+        case: the input of the graph, in words.
+        logits: judges a shift of the vectors; None if there are no vectors of the other kind.
     """
     count = math.prod(expected.shape[:-1])
     if actual.shape != expected.shape or not expected.size or not _finite(actual, expected):
@@ -135,7 +135,7 @@ class _Vectors:
         return self._model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
 
     def texts(self, walk_type: str) -> Array:
-        """Features [m, D] of the texts of ``walk_type``; none if the probe has no such texts."""
+        """Features [m, D] of the texts of ``walk_type``; [0, D] if the probe has no such texts."""
         if walk_type not in self._probe.walk_types:
             return self.images[:0]
         if walk_type not in self._texts:
@@ -157,8 +157,9 @@ def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
         return [compare(vectors.images, _image_features(probe.images), limits, "vision", "mixed batch", to_texts)]
 
     def tokens(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
-        made = model.tokenizer(texts.texts, walk_type)
-        actual, recorded = (np.concatenate([each.input_ids, each.attention_mask], axis=1) for each in (made, texts))
+        encoded = model.tokenizer(texts.texts, walk_type)
+        actual = np.concatenate([encoded.input_ids, encoded.attention_mask], axis=1)
+        recorded = np.concatenate([texts.input_ids, texts.attention_mask], axis=1)
         return [compare_exactly(actual, recorded, "tokens", walk_type)]
 
     def features(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
@@ -197,7 +198,7 @@ def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limit
     """A step for the vision graph, and one for the graphs of parts, which share the dense graph's run.
 
     Each gives one comparison per graph, over the vectors of all ``images`` of ``probe`` together. Every image runs
-    alone, so that the memory needed is that of one; batches are for other tests.
+    alone, so that the memory for one suffices; batches are for other tests.
     """
     graphs = [graph for graph in PARTS if model.graphs.has(graph)]
 
@@ -212,7 +213,7 @@ def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limit
         recorded = [_reference(image) for image in images]
         rows = []
         for graph in graphs:
-            # A graph that the probe has no vectors of has not been proven.
+            # A graph without recorded vectors in the probe has not been proven.
             if any(graph not in vectors for vectors in (*results, *recorded)):
                 rows.append(_incomparable(graph, case, len(images), judged=to_names is not None))
                 continue
@@ -232,7 +233,7 @@ def _reference(image: ProbeImage) -> dict[str, Array]:
 
 
 def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
-    """The vectors of the parts of an image, by graph, from one run of the dense graph; none if the model has none.
+    """The vectors of the parts of an image, by graph, from one run of the dense graph; empty if the model has none.
 
     Args:
         model: a loaded bundle.
@@ -246,12 +247,12 @@ def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Ar
     if not model.graphs.has("dense"):
         return {}
     dense = model.dense(image)
-    found: dict[str, Array] = {"dense": dense.features(normalize=False).reshape(-1, model.dim)}
+    vectors: dict[str, Array] = {"dense": dense.features(normalize=False).reshape(-1, model.dim)}
     if model.graphs.has("region") and boxes is not None:
-        found["region"] = dense.regions(boxes, normalize=False)
+        vectors["region"] = dense.regions(boxes, normalize=False)
     if model.graphs.has("mask") and masks is not None:
-        found["mask"] = dense.masks(masks, normalize=False)
-    return found
+        vectors["mask"] = dense.masks(masks, normalize=False)
+    return vectors
 
 
 def _by_bucket(model: Model, probe: Probe) -> dict[int, list[ProbeImage]]:
@@ -264,13 +265,13 @@ def _by_bucket(model: Model, probe: Probe) -> dict[int, list[ProbeImage]]:
 
 
 def _to_texts(model: Model, probe: Probe, walk_type: str) -> Logits | None:
-    """Logits against the reference's features of the texts of ``walk_type``."""
+    """Logits against the reference's features of the texts of ``walk_type``; None if there are no such texts."""
     texts = probe.walk_types.get(walk_type)
     return None if texts is None else _against(model, texts.features)
 
 
 def _to_images(model: Model, probe: Probe, walk_type: str) -> Logits | None:
-    """Logits against the reference's features of what texts of ``walk_type`` describe: regions, or whole images."""
+    """Logits against the reference's features of the regions or whole images that texts of ``walk_type`` describe."""
     if not probe.images:
         return None
     regions = [image.regions for image in probe.images if image.regions is not None]
@@ -279,7 +280,7 @@ def _to_images(model: Model, probe: Probe, walk_type: str) -> Logits | None:
 
 
 def _against(model: Model, others: Array) -> Logits | None:
-    """Logits against ``others`` [m, D]; None where they can tell nothing."""
+    """Logits against ``others`` [m, D]; None if they are empty or not finite."""
     if not len(others) or not _finite(others):
         return None
     return lambda vectors: model.logits(vectors, others)
@@ -290,7 +291,7 @@ def _image_features(images: Sequence[ProbeImage]) -> Array:
 
 
 def _shift_and_flips(actual: Array, expected: Array) -> tuple[float, int]:
-    """Largest difference of two arrays of logits [n, m], and how many rows have another largest column."""
+    """Largest difference of two arrays of logits [n, m], and the number of rows whose largest column differs."""
     shift = float(np.abs(actual.astype(np.float64) - expected).max())
     return shift, int((actual.argmax(-1) != expected.argmax(-1)).sum())
 

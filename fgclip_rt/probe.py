@@ -4,8 +4,8 @@ Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 
 [n, P·P·3], ``image.i.grid`` int32 [2], and the reference's ``image.i.features`` [D]. If the model has them,
 ``image.i.dense`` [h·w, D]; ``image.i.boxes`` float32 [r, 4] and ``image.i.regions`` [r, D]; ``image.i.masks`` float32
 [m, h, w] and ``image.i.mask_features`` [m, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
-``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] are those of the images with the
-short texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
+``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] compare the images with the short
+texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .errors import BundleError
 
 @dataclass(frozen=True)
 class ProbeImage:
-    """An image, its preparation, and the reference's results; None for all that the model lacks."""
+    """An image, its preparation, and the reference's results; None for each part that the model lacks."""
 
     rgb: Array
     patches: Array
@@ -50,7 +50,7 @@ class ProbeTexts:
 
 @dataclass(frozen=True)
 class Probe:
-    """Everything recorded."""
+    """Recorded images, texts by walk type, and logits."""
 
     images: tuple[ProbeImage, ...]
     walk_types: dict[str, ProbeTexts]
@@ -92,12 +92,12 @@ class Probe:
             raise BundleError(f"{path} is not a probe ({error}); export the bundle again.") from None
 
 
-def _part(kind: Any, tensors: dict[str, Array], prefix: str, **known: Any) -> Any:
-    """An object of ``kind`` whose fields, but for those ``known``, are the tensors under ``prefix``."""
-    found = {}
+def _part(kind: Any, tensors: dict[str, Array], prefix: str, **given: Any) -> Any:
+    """An object of ``kind`` whose fields are the tensors under ``prefix``, except for the given fields."""
+    values = {}
     for field in fields(kind):
         name = f"{prefix}.{field.name}"
         # Only fields that a model may lack have a default.
-        if field.name not in known and (name in tensors or field.default is MISSING):
-            found[field.name] = tensors[name]
-    return kind(**known, **found)
+        if field.name not in given and (name in tensors or field.default is MISSING):
+            values[field.name] = tensors[name]
+    return kind(**given, **values)

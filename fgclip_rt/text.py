@@ -51,7 +51,7 @@ class Tokenizer:
         """The walk type called ``name``.
 
         Raises:
-            ArgumentError: there is none; the message lists those there are.
+            ArgumentError: there is none; the message lists the model's walk types.
         """
         try:
             return self.spec.walk_types[name]
@@ -66,7 +66,7 @@ class Tokenizer:
 
         Args:
             texts: the texts.
-            walk_type: which kind of text they are; it sets the length.
+            walk_type: the kind of text, which sets the length.
             first: number of the first text, for messages.
 
         Raises:

@@ -18,30 +18,30 @@ from .manifest import ImageSpec
 from .model import Model, load
 from .turns import take_turns, timed
 
-#: The graphs whose time is taken: what every image and every text goes through.
+#: The timed graphs: every image and every text goes through one of them.
 TIMED_GRAPHS = ("vision", "text")
 
-#: How often each precision is timed, unless all of them together take longer than this many seconds for each.
+#: Number of rounds, and the seconds for each precision after which no further round begins.
 ROUNDS = 9
 _SECONDS_PER_PRECISION = 10.0
 
-#: From this share of the baseline's time on, a precision counts as not faster: less may be noise.
+#: A precision counts as not faster from this share of the baseline's time on, because a smaller gain may be noise.
 NOT_FASTER = 0.95
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """How long one graph of a bundle takes in one precision on this machine.
+    """Time of one graph of a bundle in one precision on this machine.
 
     Attributes:
-        graph: which graph.
-        case: what it ran on, such as ``256 patches``; one image or one text.
+        graph: name of the graph.
+        case: size of its input, such as ``256 patches``; one image or one text.
         precision: the precision that ran.
-        milliseconds: median time of one run; None where the precision cannot run.
-        runs: how many runs the median is of.
+        milliseconds: median time of one run; None if the precision cannot run.
+        runs: number of runs that the median is of.
         baseline: the precision that it is compared with: fp32, or the bundle's first that runs.
-        ratio: its time as a share of the baseline's; 1 for the baseline itself.
-        backend: what ran it, and why.
-        problem: why it cannot run; empty where it can.
+        ratio: its time as a share of the baseline's, 1 for the baseline itself; None if the precision cannot run.
+        backend: the backend that ran it, and the reason for that backend.
+        problem: why it cannot run; empty if it can.
     """
 
     graph: str
@@ -60,8 +60,8 @@ def time_precisions(
 ) -> list[Timing]:
     """Time the graphs of :data:`TIMED_GRAPHS` in every precision of a bundle, on one image and one short text.
 
-    The precisions take turns in this process, so that what else the machine does falls on all of them alike. It is a
-    quick look: other work on the machine still changes the figures. Random weights take as long as others.
+    The precisions take turns in this process, so that other work of the machine falls on all of them alike. It still
+    changes the figures. Random weights take as long as others.
 
     Args:
         bundle: folder made by ``fgclip-rt export``.
@@ -70,15 +70,15 @@ def time_precisions(
         progress: called after each round, at most :data:`ROUNDS` times per graph.
 
     Returns:
-        One per graph and precision, in the order of the bundle's precisions.
+        One timing per graph and precision, in the order of the bundle's precisions.
 
     Raises:
-        FgclipError: as :func:`fgclip_rt.load`.
+        FgclipError: as for :func:`fgclip_rt.load`.
     """
     precisions = load(bundle, device, threads=threads).manifest.precisions
     timings: list[Timing] = []
     for graph in TIMED_GRAPHS:
-        # Loaded anew, or the last graph's sessions would stay in memory; the files' digests have been compared above.
+        # Loaded anew, because the last graph's sessions would stay in memory. The digests were compared above.
         models = (load(bundle, device, precision, threads, check_hashes=False) for precision in precisions)
         timings += _time_graph(graph, list(models), progress)
     return timings
@@ -89,7 +89,7 @@ def _time_graph(graph: str, models: list[Model], progress: Callable[[], None]) -
     case, run = _example(graph, models[0])
     problems = {model.precision: _problem(partial(run, model)) for model in models}
     able = [model for model in models if not problems[model.precision]]
-    # The untimed run brings back into the caches what the others' turns drove out, which a service would find there.
+    # The untimed run refills the caches after the others' turns, because a service would find them filled.
     turns = {model.precision: partial(timed, partial(run, model), warm_up=1) for model in able}
     seconds = take_turns(turns, ROUNDS, seconds=_SECONDS_PER_PRECISION * len(able), progress=progress)
     milliseconds = {precision: 1000 * median(values) for precision, values in seconds.items()}
@@ -113,7 +113,7 @@ def _time_graph(graph: str, models: list[Model], progress: Callable[[], None]) -
 
 
 def _problem(run: Callable[[], object]) -> str:
-    """Why ``run``, which loads a graph, cannot be done on this device; empty where it can."""
+    """The reason why ``run``, which loads a graph, fails on this device; empty if it does not."""
     try:
         run()
     except DeviceError as error:
@@ -122,7 +122,7 @@ def _problem(run: Callable[[], object]) -> str:
 
 
 def _example(graph: str, model: Model) -> tuple[str, Callable[[Model], object]]:
-    """What ``graph`` is timed on, in words, and a function that runs any precision of ``model`` on it."""
+    """The size of the input that ``graph`` is timed on, and a function that runs any precision of ``model`` on it."""
     if graph == "text":
         # Tokens are made anew in each run, which takes a few hundredths of a millisecond.
         return f"{model.tokenizer.walk_type('short').length} tokens", lambda model: model.graphs.text(

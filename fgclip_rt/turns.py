@@ -29,7 +29,7 @@ def take_turns(
     pause: float = 0.0,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[Name, list[float]]:
-    """Give each its turn, round after round.
+    """Give each contender its turn, round after round.
 
     Args:
         turns: by name, a function that takes one turn and returns its seconds, as :func:`timed` does. If it returns
@@ -48,11 +48,11 @@ def take_turns(
     for number in range(1 - warm_up, rounds + 1):
         for name in tuple(measured):
             sleep(pause)
-            taken = turns[name]()
-            if taken is None:
+            elapsed = turns[name]()
+            if elapsed is None:
                 del measured[name]
             elif number > 0:
-                measured[name].append(taken)
+                measured[name].append(elapsed)
         if number > 0:
             progress()
             if perf_counter() - start > seconds:

@@ -17,7 +17,7 @@ from .weights import WeightFiles, external_tensors, has_weights
 
 _T = TypeVar("_T")
 
-#: Weights that no precision has, of graphs that are run while the bundle is made.
+#: Weights that belong to no precision, of graphs that run while the bundle is made.
 _SCRATCH = "weights.scratch.safetensors"
 
 
@@ -25,7 +25,7 @@ class Assembly:
     """The folder of a bundle that is being written.
 
     Attributes:
-        folder: where.
+        folder: its path.
         manifest: describes the graphs written so far; ``files`` is empty until :meth:`finish`.
     """
 
@@ -38,7 +38,7 @@ class Assembly:
     def write(
         self, precision: str, models: Mapping[str, ir.Model], limits: Limits, lowering: Lowering | None = None
     ) -> None:
-        """Write the graphs of a precision, and remove those that it had."""
+        """Write the graphs of a precision, and remove the graphs that it had."""
         self.remove(precision)
         # A graph with no weights is the same in every precision.
         files = {
@@ -62,7 +62,7 @@ class Assembly:
         :meth:`finish` removes the files.
         """
         files = {f"{name}.scratch.onnx": model for name, model in models.items()}
-        # Removed first, not overwritten: an earlier one may still be mapped.
+        # Removed first, not overwritten, because an earlier file may still be mapped.
         self._weights.remove(_SCRATCH)
         self._weights.write(files, _SCRATCH, lasting=False)
 
@@ -73,7 +73,7 @@ class Assembly:
         self._change(parity=msgspec.structs.replace(parity, measured=measured))
 
     def remove(self, precision: str) -> None:
-        """Take a precision out again. No other may use its weights yet."""
+        """Remove a precision. No other may use its weights yet."""
         self._forget(precision)
         self._weights.remove(_weights_name(precision))
 
@@ -87,7 +87,7 @@ class Assembly:
         return Bundle(self.folder, self.manifest, sha256(path))
 
     def finish(self, precisions: Sequence[str]) -> None:
-        """Write the whole manifest, for some of the precisions, and remove the files that those do not need."""
+        """Write the whole manifest for ``precisions``, and remove files that they do not need."""
         dropped = [precision for precision in self.manifest.precisions if precision not in precisions]
         for precision in dropped:
             self._forget(precision)

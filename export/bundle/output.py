@@ -18,7 +18,7 @@ def check_new_folder(output: Path, overwrite: bool = False) -> Path:
         The path without links.
 
     Raises:
-        OutputError: it exists and is not to be overwritten, or is no bundle, or lies below what is no folder.
+        OutputError: ``output`` exists and is not to be overwritten, or is no bundle, or lies below a file.
     """
     if output.is_symlink() and not output.exists():
         raise OutputError(f"{output} is a link to nothing; remove it, or choose another --output.")
@@ -48,7 +48,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     output = check_new_folder(output, overwrite)
 
     def check_replaceable() -> None:
-        # An export takes long enough for somebody else to have made the folder since it was first looked for.
+        # Somebody else may have made the folder since the first check, because an export takes long.
         if not overwrite or not _is_only_a_bundle(output):
             raise OutputError(
                 f"{output} was made while the export ran, so it is kept; choose another --output.", code="output_exists"

@@ -1,7 +1,7 @@
 """ONNX models to files that share safetensors files of weights.
 
-The external data of every graph lies in safetensors files: ONNX addresses bytes by offset, so the same file is both
-what onnxruntime maps into memory and one that any reader can list. A weight that two graphs use is stored once.
+The external data of every graph lies in safetensors files. ONNX addresses bytes by offset, so onnxruntime maps the same
+file into memory that any safetensors reader can list. A weight that two graphs use is stored once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 #: Tensors up to this many elements stay inside the graph's own file.
 _INLINE_ELEMENTS = 64
 
-#: By safetensors' names.
+#: Types by safetensors' names.
 _DTYPES = {
     "F32": ir.DataType.FLOAT,
     "F16": ir.DataType.FLOAT16,
@@ -42,13 +42,13 @@ class WeightFiles:
         self._stored: dict[str, ir.ExternalTensor] = {}
 
     def write(self, models: Mapping[str, ir.Model], weights: str, *, lasting: bool = True) -> None:
-        """Write models to the files they are keyed by, and what the folder does not hold yet to the file ``weights``.
+        """Write models to the files they are keyed by, and tensors that the folder lacks to the file ``weights``.
 
         The initializers of the models then refer to the folder's files.
 
         Args:
             models: by file name.
-            weights: name of the safetensors file for new tensors. It is not written when there are none.
+            weights: name of the safetensors file for new tensors. It is not written if there are none.
             lasting: whether later models may refer to the file too.
 
         Raises:
@@ -58,8 +58,8 @@ class WeightFiles:
         for file, model in models.items():
             for name, value in _large_initializers(model):
                 tensor = _torch_tensor(value)
-                known = _torch_tensor(self._stored[name]) if name in self._stored else new.setdefault(name, tensor)
-                if not _same(known, tensor):
+                earlier = _torch_tensor(self._stored[name]) if name in self._stored else new.setdefault(name, tensor)
+                if not _same(earlier, tensor):
                     raise ValueError(f"{file} uses the name {name} for other weights than an earlier graph")
         stored = dict(self._stored)
         if new:
@@ -117,7 +117,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _tensors(path: Path) -> Iterator[ir.ExternalTensor]:
-    """Every tensor of a safetensors file, by its place in bytes."""
+    """Every tensor of a safetensors file, by its offset and length in bytes."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

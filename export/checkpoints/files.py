@@ -19,7 +19,7 @@ from fgclip_rt.errors import CheckpointError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-#: The key under which training scripts wrap a state dict, the most wrappings, and the prefix of parallel training.
+#: The key under which training scripts wrap a state dict, the most wrappers, and the prefix of parallel training.
 _WRAPPER, _MOST_WRAPPERS, _PARALLEL = "state_dict", 4, "module."
 
 
@@ -29,9 +29,9 @@ class Checkpoint(ABC):
 
     Attributes:
         path: the folder or file that was named.
-        name: registry name, or the folder's or file's.
-        source: Hub id, or the folder's or file's name.
-        revision: commit on the Hub, if it came from there.
+        name: registry name, or name of the folder or file.
+        source: Hub id, or name of the folder or file.
+        revision: commit on the Hub; None if it did not come from there.
         origin: ``released`` from the Hub, ``shipped`` with this package, or ``local``.
         config_file: the file that states the model's sizes.
     """
@@ -157,7 +157,7 @@ class CheckpointFolder(Checkpoint):
         for path in self.weight_files():
             try:
                 with safe_open(path, "pt") as file:
-                    # Listed first, so that an error of the caller is not mistaken for one of the file.
+                    # Listed first, so that an error of the caller is not mistaken for an error of the file.
                     tensors = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
@@ -197,7 +197,7 @@ class CheckpointFile(Checkpoint):
         return [self.path]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Its tensors; wrapping dictionaries and the prefix of parallel training are taken off."""
+        """Its tensors; wrapping dictionaries and the prefix of parallel training are removed."""
         document = _load(self.path)
         for _ in range(_MOST_WRAPPERS):  # not for ever: a dictionary may hold itself
             if isinstance(document, dict) and _WRAPPER in document:

@@ -17,7 +17,7 @@ from .registry import ModelSpec, find_model, unknown_model
 _CLIP = "openai/clip-vit-base-patch16"
 
 
-#: Of files that ``torch.save`` wrote.
+#: Suffixes of files that ``torch.save`` wrote.
 _SUFFIXES = (".pt", ".pth")
 
 
@@ -26,8 +26,8 @@ class LocalFiles:
     """The files of a model that comes as a file of weights.
 
     Attributes:
-        weights: the file, for a model that is named by its registry name.
-        config: its ``model_config.json``, for a file that is no registered model's.
+        weights: the file, for a model that is named by its registry name; None if the file itself is named.
+        config: its ``model_config.json``, for a file that is no registered model's; None takes the known sizes.
         tokenizer: its ``tokenizer.json``; None takes one that lies beside the weights, or downloads CLIP's.
     """
 

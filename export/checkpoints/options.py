@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def read_options(document: Mapping[str, Any], kind: type[_T], file: str) -> _T:
-    """The options of a parsed JSON file that ``kind`` names; the others are passed over.
+    """The options of a parsed JSON file that ``kind`` names; other options are ignored.
 
     Args:
         document: the file's contents.
@@ -41,7 +41,7 @@ class PixelOptions:
     image_std: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = (0.5, 0.5, 0.5)
 
     def check_pixels(self, channels: int) -> None:
-        """Make sure that a patch projection can hold it.
+        """Make sure that a patch projection can hold this normalisation.
 
         Raises:
             CheckpointError: pixels are not divided by 255 and normalised by ``channels`` means and deviations.

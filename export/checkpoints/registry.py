@@ -17,12 +17,12 @@ from fgclip_rt.pocket.calibration import calibration_inputs
 
 @dataclass(frozen=True)
 class Traits:
-    """What the models of a family can do.
+    """Abilities of the models of a family.
 
     Attributes:
         texts: number of tokens by walk type.
-        has: graphs besides those of images and texts.
-        score: how logits become probabilities.
+        has: graphs besides ``vision`` and ``text``.
+        score: the function that turns logits into probabilities.
     """
 
     texts: Mapping[str, int]
@@ -30,7 +30,7 @@ class Traits:
     score: str
 
 
-#: By family. It is what their bundles will say, for those who look for a model before they have one.
+#: Traits by family, as its bundles will state them, for users who choose a model before they have its bundle.
 TRAITS = {
     "fgclip2": Traits({"short": 64, "box": 64, "long": 196}, ("dense", "region"), "sigmoid"),
     "fgclip1": Traits({"short": 77, "box": 77, "long": 248}, ("dense", "region"), "softmax"),
@@ -49,9 +49,9 @@ class ModelSpec:
         config: its sizes as its family's configuration file states them, for random weights and for weights that come
             alone; a checkpoint's own file always wins.
         parameters: number of its weights.
-        hub_id: its repository on the Hugging Face Hub, if it is there.
-        folder: of a model that comes with this package. With neither of these, its weights are a local file.
-        calibration: makes images, and texts by walk type, to calibrate on, for a model whose world is known.
+        hub_id: its repository on the Hugging Face Hub; None if it has none.
+        folder: its folder in this package; None if it is not shipped. With neither, its weights are a local file.
+        calibration: makes images, and texts by walk type, to calibrate on; None if the user has to give them.
     """
 
     name: str
@@ -64,12 +64,12 @@ class ModelSpec:
 
     @property
     def traits(self) -> Traits:
-        """What its family can do."""
+        """The traits of its family."""
         return TRAITS[self.family]
 
     @property
     def images(self) -> str:
-        """Which images it takes, in words."""
+        """The size of the images that it takes, in words."""
         tower = self.config["vision_cfg" if "vision_cfg" in self.config else "vision_config"]
         side = tower.get("image_size")
         return f"{side}×{side} px" if side else "any shape"
@@ -161,7 +161,7 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_model(name: str) -> ModelSpec | None:
-    """The model with this name or Hub id, or None."""
+    """The model with this name or Hub id; None if there is none."""
     return MODELS.get(name) or next((spec for spec in MODELS.values() if spec.hub_id == name), None)
 
 

@@ -1,7 +1,7 @@
 """Stand-ins for a checkpoint: random weights and tokenizers, for benchmarks at real size with no download.
 
-They know nothing: vectors are arbitrary, but every operator does the work that it would do with real weights. The
-tokenizers spell texts byte by byte.
+Vectors are arbitrary, but every operator does the same work as with real weights. The tokenizers spell texts byte by
+byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def random_module(build: Callable[[], _Module], seed: int, **scalars: float) -> 
 
     Args:
         build: makes the reference.
-        seed: of the weights.
+        seed: seed of the weights.
         scalars: values of its logit scale and bias, by name.
     """
     with torch.device("meta"):
@@ -37,10 +37,10 @@ def random_module(build: Callable[[], _Module], seed: int, **scalars: float) -> 
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill a reference from a seeded generator, but for its logit scales and biases.
+    """Fill a reference from a seeded generator, except for its logit scales and biases.
 
     The gains keep activations near one, and attention far enough from uniform that vectors differ between inputs:
-    otherwise parity would be easy to reach by mistake.
+    otherwise a wrong graph could reach parity.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -68,7 +68,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def _std(name: str, parameter: Tensor) -> float:
-    """Of a parameter that a module has by itself."""
+    """Standard deviation for a parameter that a module holds directly."""
     if name.endswith("bias"):
         return 0.02
     if name.startswith("pos"):

@@ -15,7 +15,7 @@ from .files import Checkpoint
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-#: Names of tensors listed in one message before it says how many more there are.
+#: Largest number of tensors that a message names for each fault.
 _NAMES_SHOWN = 5
 
 
@@ -25,7 +25,7 @@ def load_module(build: Callable[[], _Module], checkpoint: Checkpoint, unused: tu
     Args:
         build: makes the reference; its own weights take no memory.
         checkpoint: holds the weights.
-        unused: ends of names of tensors that checkpoints may hold and nothing reads.
+        unused: suffixes of the names of tensors that checkpoints may hold and no module reads.
 
     Raises:
         CheckpointError: as for :func:`load_weights`.
@@ -42,7 +42,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, unused: tuple[str, .
     Args:
         module: the reference.
         checkpoint: holds the tensors.
-        unused: ends of names of tensors that checkpoints may hold and nothing reads.
+        unused: suffixes of the names of tensors that checkpoints may hold and no module reads.
 
     Raises:
         CheckpointError: a file is damaged, or tensors are missing, unexpected, duplicated, misshaped or not finite; one

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, and what its configuration says of padding and masks."""
+"""A checkpoint's tokenizer, and its configuration of padding and masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def padding_token(checkpoint: Checkpoint, tokenizer: tokenizers.Tokenizer, vocab
     """The id that a checkpoint's tokenizer pads with.
 
     Raises:
-        CheckpointError: there is none that the model knows.
+        CheckpointError: there is none that the model knows, or the configuration is damaged.
     """
     document = checkpoint.json(CONFIG)
     if document.get("padding_side", "right") != "right":
@@ -55,7 +55,7 @@ def padding_token(checkpoint: Checkpoint, tokenizer: tokenizers.Tokenizer, vocab
 
 
 def makes_mask(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's tokenizer makes an attention mask; it does unless its file says otherwise, as SigLIP 2's.
+    """Whether a checkpoint's tokenizer makes an attention mask. It does, unless its file leaves it out, as SigLIP 2's.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Inputs that quantisation is calibrated on, and others, held out, that show what it did."""
+"""Inputs that quantisation is calibrated on, and held-out inputs that its effect is measured on."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from .observation import METHOD
 
 _T = TypeVar("_T")
 
-#: Most inputs that are used; of more, this many are taken at even distances.
+#: Largest number of inputs that are used. Of more, this many are taken at even distances.
 MOST = 512
-#: One of so many inputs is held out, but no more images than fit into memory with all their results.
+#: One input in this many is held out, and at most the second number, so that images and their results fit into memory.
 _HELD_OUT = 4
 _MOST_HELD_OUT = 32
 
@@ -43,7 +43,7 @@ class CalibrationInputs:
 
     Attributes:
         images: paths of image files, or RGB images.
-        texts: for every walk type, or by walk type.
+        texts: texts for every walk type, or texts by walk type.
     """
 
     images: Sequence[str | Path | Image.Image]
@@ -53,7 +53,7 @@ class CalibrationInputs:
         """Refuse too few inputs.
 
         Raises:
-            ArgumentError: there are fewer different images, or texts of a walk type, than it takes.
+            ArgumentError: there are fewer different images, or texts of a walk type, than calibration needs.
         """
         texts = list(self.texts.values()) if isinstance(self.texts, Mapping) else [self.texts]
         images = {id(image) if isinstance(image, Image.Image) else Path(image) for image in self.images}
@@ -81,8 +81,8 @@ class CalibrationData:
     def run(self, model: Model, begin: BeginStage, stage: str) -> None:
         """Send all inputs that are not held out through a model, each image by itself, so that nothing is padded."""
         # The dense graph holds every layer that the other graphs of images have.
-        see = model.dense_features if model.graphs.has("dense") else model.embed_images
-        steps: list[Callable[[], object]] = [partial(see, image) for image in self.images]
+        embed = model.dense_features if model.graphs.has("dense") else model.embed_images
+        steps: list[Callable[[], object]] = [partial(embed, image) for image in self.images]
         steps += [partial(model.embed_texts, texts, walk_type) for walk_type, texts in self.texts.items()]
         for step in tracked(begin, stage, steps):
             step()
@@ -106,7 +106,7 @@ class CalibrationData:
         def run_image(source: Path | Image.Image) -> None:
             image = load_image(source)
             patches = model.preparation(image)
-            # As large as the model sees it: a photo of many megapixels would be kept until the end.
+            # Kept at the size that the model sees, because photos of many megapixels would fill the memory.
             rows, columns = patches.grid
             size = (columns * model.manifest.image.patch_size, rows * model.manifest.image.patch_size)
             rgb = np.asarray(image.resize(size) if math.prod(size) < math.prod(image.size) else image)
@@ -146,12 +146,12 @@ def read(inputs: CalibrationInputs, walk_types: Sequence[str], begin: BeginStage
     """Read inputs once, so that a bad one is found early, and divide them.
 
     Args:
-        inputs: of more than :data:`MOST` of a kind, that many are used.
-        walk_types: of the model.
+        inputs: images and texts; of more than :data:`MOST` of a kind, that many are used.
+        walk_types: the model's walk types.
         begin: is told how many images are read.
 
     Raises:
-        ArgumentError: texts are given by walk type, and not for those of the model.
+        ArgumentError: texts are given by walk type, but for other walk types than the model's.
         ImageError: an image cannot be read.
     """
     by_walk_type = inputs.texts if isinstance(inputs.texts, Mapping) else dict.fromkeys(walk_types, inputs.texts)
@@ -193,7 +193,7 @@ def _spread(items: Sequence[_T]) -> Sequence[_T]:
 
 
 def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:
-    """The items to use and those to hold out, drawn at random: given ones may alternate, by language or by subject."""
+    """Items to use and items to hold out, drawn at random, because their order may alternate by language or subject."""
     held_out = set(random.Random(0).sample(range(len(items)), min(len(items) // _HELD_OUT, _MOST_HELD_OUT)))
     return (
         [item for index, item in enumerate(items) if index not in held_out],

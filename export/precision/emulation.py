@@ -1,9 +1,9 @@
 """16-bit graphs as a GPU rounds them, on a CPU.
 
-onnxruntime's CPU provider has no 16-bit kernels for these graphs. It computes the layers in float32 and takes the casts
-around them away, so it shows what rounded weights do, and neither rounded activations nor overflow. Here each 16-bit
-operator stands in float32 between explicit casts down and up, which onnxruntime keeps: inputs and results are rounded,
-a number beyond the type's range becomes infinite, and sums are kept in float32, as tensor cores do.
+onnxruntime's CPU provider has no 16-bit kernels for these graphs. It computes the layers in float32 and removes the
+casts around them. So it shows the effect of rounded weights, and neither rounded activations nor overflow. Here each
+16-bit operator stands in float32 between explicit casts down and up, which onnxruntime keeps. Inputs and results are
+rounded, and a number beyond the type's range becomes infinite. Sums are kept in float32, as tensor cores keep them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Graphs that are in memory, run instead of a bundle's own."""
+"""Graphs in memory, run instead of a bundle's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fgclip_rt.machine import usable_cores
 
 
 class GraphBackend:
-    """Runs the given graphs on the CPU, and the bundle's own where none is given."""
+    """Runs the given graphs on the CPU, and the bundle's own graphs under all other names."""
 
     device = "cpu"
 
@@ -23,9 +23,9 @@ class GraphBackend:
         """Prepare to run graphs.
 
         Args:
-            bundle: whose folder holds the weights that the graphs refer to.
-            precision: one of the bundle's, for the graphs that are not given.
-            graphs: by name.
+            bundle: the bundle whose folder holds the weights of the graphs.
+            precision: one of the bundle's, for graphs that are not given.
+            graphs: graphs to run, by name.
         """
         self.precision = precision
         self._bundle = bundle
@@ -45,13 +45,13 @@ class GraphBackend:
         return run_session(self._sessions[graph], graph, inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:
-        """As that of a backend for the bundle's own graphs."""
+        """The batch size of a backend for the bundle's own graphs."""
         return self._others.batch_size(graph, length)
 
     def _open(self, model: ir.Model) -> ort.InferenceSession:
         config = {}
         if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in model.graph.initializers.values()):
-            # onnxruntime fuses such pairs into a product of integers, which then refuses them.
+            # onnxruntime would fuse pairs of float8 Q/DQ into a product of integers, which refuses float8.
             config["session.disable_quant_qdq"] = "1"
         content = ir.to_proto(model).SerializeToString()
         return open_session(content, usable_cores(), weights=self._bundle.path, config=config)

@@ -25,7 +25,7 @@ class Layer:
     """One layer, found by :func:`find_layers`.
 
     Attributes:
-        name: of its module; the same in every graph that holds it.
+        name: name of its module; the same in every graph that holds the layer.
         kind: a product with a weight [in, out], attention, or a table [rows, D].
         node: the node that computes it.
     """
@@ -36,7 +36,7 @@ class Layer:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """The inputs that are no weights: queries, keys and values of attention, none of a table."""
+        """The inputs that are not weights: queries, keys and values of attention, none of a table."""
         if self.kind == "table":
             return ()
         return tuple(value for value in self.node.inputs if value is not None and value.const_value is None)
@@ -54,12 +54,12 @@ def find_layers(model: ir.Model, sensitive: Sequence[str] = ()) -> list[Layer]:
 
     Args:
         model: a traced graph.
-        sensitive: names of layers, and of modules of such, to leave out.
+        sensitive: names of layers, or of modules that hold layers, to leave out.
     """
-    found = (_layer(node) for node in model.graph)
+    candidates = (_layer(node) for node in model.graph)
     return [
         layer
-        for layer in found
+        for layer in candidates
         if layer is not None and not any(layer.name == name or layer.name.startswith(f"{name}.") for name in sensitive)
     ]
 
@@ -76,7 +76,7 @@ def _layer(node: ir.Node) -> Layer | None:
         return Layer(node.name, "attention", node)
     if node.op_type == "MatMul" and _is_matrix(node.inputs[1]):
         name = _name(node.inputs[1]).removesuffix(SMOOTHED)
-        # A product with another matrix interpolates a table of positions or scores keys: no layer of weights.
+        # A product with another matrix is no layer of weights: it interpolates a table of positions, or scores keys.
         return Layer(name.removesuffix(_WEIGHT), "linear", node) if name.endswith(_WEIGHT) else None
     if node.op_type == "Gather" and _is_matrix(node.inputs[0]):
         return Layer(_name(node.inputs[0]), "table", node)

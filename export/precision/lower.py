@@ -1,13 +1,13 @@
 """A float32 graph in lower precision: explicit types and Q/DQ, layer by layer, and nothing else.
 
-What is between the layers stays in float32: the residual stream, biases, LayerNorm, GELU, positions, pooling and
-normalisation. So a 16-bit layer stands between two casts, and one of 8 bits reads its input and its weight through
-QuantizeLinear and DequantizeLinear. Such a file means the same to every runtime that reads types, which is what a
-strongly typed TensorRT network does; no builder flag is needed.
+Everything between the layers stays in float32: the residual stream, biases, LayerNorm, GELU, positions, pooling and
+normalisation. So a 16-bit layer stands between two casts, and an 8-bit layer reads its input and its weight through
+QuantizeLinear and DequantizeLinear. Such a file means the same to every runtime that reads types. A strongly typed
+TensorRT network does, so it needs no builder flag.
 
-Eight bits are symmetric, with one scale for a layer's input and one for each output channel of its weight: TensorRT
-takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16 and
-saturate.
+8-bit quantisation is symmetric, with one scale for a layer's input and one for each output channel of its weight:
+TensorRT takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16
+and saturate.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
 
     Args:
         model: the graph; its initializers are shared with the copy.
-        types: of each layer by name. One that is not named stays in float32.
-        ranges: of each quantised layer, the largest magnitude of its input; beyond it values saturate.
+        types: type of each layer, by its name. A layer that is not named stays in float32.
+        ranges: largest magnitude of the input of each quantised layer, by its name; values beyond it saturate.
 
     Returns:
         The copy. Rounded weights are initializers with a suffix, ``NAME.fp16``.
@@ -70,15 +70,15 @@ def quantised_weight(weight: FloatArray, dtype: ir.DataType) -> tuple[Array, Flo
 
 
 def rounded(values: FloatArray, dtype: ir.DataType) -> Array:
-    """Values in another type, to the nearest; those beyond the range of int8 saturate, as QuantizeLinear has it."""
+    """Values rounded to the nearest of another type. Values beyond the range of int8 saturate, as in QuantizeLinear."""
     if dtype == ir.DataType.INT8:
         return np.clip(np.rint(values), -128, 127).astype(np.int8)
-    with np.errstate(over="ignore"):  # infinity is what a 16-bit type makes of it
+    with np.errstate(over="ignore"):  # a 16-bit type overflows to infinity
         return values.astype(dtype.numpy())
 
 
 def _steps(largest: Array, levels: int) -> FloatArray:
-    """Positive steps, for zeros too: an input may have been zero throughout calibration, a channel may be unused."""
+    """Positive steps, for zeros too: an input may be zero throughout calibration, and a channel may be unused."""
     return np.maximum(np.where(largest > 0, largest, 1) / levels, np.finfo(np.float32).tiny).astype(np.float32)
 
 
@@ -88,7 +88,7 @@ class _Rewrite:
     def __init__(self, model: ir.Model, ranges: Mapping[str, float]) -> None:
         self.model = model
         self._ranges = ranges
-        # Each value is cast once to each type, and what was just cast up is not rounded again.
+        # Each value is cast once to each type, and a value that was just cast up is not rounded again.
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def narrow(self, layer: Layer, dtype: ir.DataType) -> None:

@@ -19,17 +19,17 @@ from fgclip_rt.manifest import FP32
 from .graph_backend import GraphBackend
 from .layers import Layer
 
-#: The way that a range is found, for the manifest: the magnitude that :data:`_PERCENTILE` of the values keep.
+#: Name of the method for the manifest: :data:`_PERCENTILE` per cent of the values lie within the range.
 METHOD: Literal["percentile"] = "percentile"
 
 _PERCENTILE = 99.999
 _BINS = 2048
-#: Rows that are kept of each run, besides the one with the largest value.
+#: Rows that are kept of each run, besides the row with the largest value.
 _ROWS_PER_RUN = 8
 
 
 class ObservingBackend:
-    """Runs float32 graphs on the CPU and keeps rows of what their linear layers read."""
+    """Runs float32 graphs on the CPU, and keeps rows of the inputs of their linear layers."""
 
     precision = FP32
     device = "cpu"
@@ -45,15 +45,17 @@ class ObservingBackend:
         """Prepare to run graphs.
 
         Args:
-            bundle: whose folder holds their weights.
-            graphs: in float32, by name.
-            layers: of these, by graph; the layers to watch.
+            bundle: the bundle whose folder holds the weights of the graphs.
+            graphs: float32 graphs, by name.
+            layers: layers of the graphs to watch, by graph.
             find_ranges: collect histograms for :meth:`ranges`, which takes time.
         """
-        self._layers = {name: [layer for layer in found if layer.kind == "linear"] for name, found in layers.items()}
+        self._layers = {
+            name: [layer for layer in of_graph if layer.kind == "linear"] for name, of_graph in layers.items()
+        }
         widened = {name: self._with_outputs(name, model) for name, model in graphs.items()}
         self._backend = GraphBackend(bundle, FP32, widened)
-        # By graph and value, since several layers may read one.
+        # By graph and value, because several layers may read one value.
         self._rows: dict[tuple[str, str], list[FloatArray]] = {}
         self._random = np.random.default_rng(0)
         self._histograms = None
@@ -63,7 +65,7 @@ class ObservingBackend:
             )
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`fgclip_rt.backends.Backend.submit`; what the layers read is kept on the way."""
+        """As :meth:`fgclip_rt.backends.Backend.submit`; rows of the watched layers' inputs are kept."""
         watched = self._watched(graph)
         results = self._backend.submit(graph, inputs, [*outputs, *watched]).result()
         for name, value in zip(watched, results[len(outputs) :], strict=True):
@@ -71,11 +73,11 @@ class ObservingBackend:
         return Finished(results[: len(outputs)])
 
     def batch_size(self, graph: str, length: int) -> int:
-        """As that of a backend for the bundle's own graphs."""
+        """The batch size of a backend for the bundle's own graphs."""
         return self._backend.batch_size(graph, length)
 
     def rows(self) -> dict[str, FloatArray]:
-        """By layer that was run: some rows [n, in] of each of its inputs, and the ones with the largest magnitudes."""
+        """Rows [n, in] of the input of each layer that ran, by its name: some of each run, and the largest of each."""
         return {
             layer.name: np.concatenate(self._rows[graph, _input(layer)])
             for graph, layers in self._layers.items()
@@ -84,19 +86,19 @@ class ObservingBackend:
         }
 
     def ranges(self) -> dict[str, float]:
-        """By layer that was run: the largest magnitude of its input that is worth representing."""
+        """Largest magnitude worth representing in the input of each layer that ran, by its name."""
         assert self._histograms is not None
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
-            found = self._histograms.compute_collection_result()
+        with contextlib.redirect_stdout(io.StringIO()):  # the collector prints its progress
+            bounds = self._histograms.compute_collection_result()
         return {
-            layer.name: max(abs(float(bound)) for bound in found[graph, _input(layer)][:2])
+            layer.name: max(abs(float(bound)) for bound in bounds[graph, _input(layer)][:2])
             for graph, layers in self._layers.items()
             for layer in layers
-            if (graph, _input(layer)) in found
+            if (graph, _input(layer)) in bounds
         }
 
     def _with_outputs(self, graph: str, model: ir.Model) -> ir.Model:
-        """A copy of a graph that also returns what its layers see."""
+        """A copy of a graph that also returns the inputs of its watched layers."""
         model = model.clone()
         watched = self._watched(graph)
         for node in model.graph:

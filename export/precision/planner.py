@@ -1,7 +1,7 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
 The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
-floor, the costliest layers go back to the next higher type, until the floor holds or too many have gone back.
+floor, the costliest layers go back to the next higher type. This ends if the floor holds or too many have gone back.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Inputs:
 
     Attributes:
         probe: the recorded inputs, with the reference's results.
-        calibration: inputs to calibrate on, if there are any.
-        held_out: inputs that were held out, with the float32 graphs' results.
+        calibration: inputs to calibrate on; None if there are none.
+        held_out: inputs that were held out, with the float32 graphs' results; None if there are none.
     """
 
     probe: Probe
@@ -59,9 +59,9 @@ class _Float32Graphs:
     """Float32 graphs that a precision is made from.
 
     Attributes:
-        graphs: by name.
-        layers: of each graph, those whose type can be chosen.
-        ranges: by linear layer, the largest magnitude of its input; empty if nothing is quantised.
+        graphs: the graphs, by name.
+        layers: layers whose type can be chosen, by graph.
+        ranges: largest magnitude of each linear layer's input, by layer; empty if no layer is quantised.
         smoothed: number of layers with rescaled channels.
     """
 
@@ -78,9 +78,9 @@ class _Plan:
     Attributes:
         precision: the precision.
         source: the float32 graphs that it is made from.
-        types: by layer.
-        moved: the layers that went back, and their types now.
-        costs: by graph and layer, the loss from that layer alone in its present type, as far as it was measured.
+        types: type of each layer, by its name.
+        moved: types now of the layers that went back, by layer.
+        costs: loss from each layer alone in its present type, by graph and layer, as far as it was measured.
     """
 
     precision: Precision
@@ -101,12 +101,12 @@ class Planner:
         inputs: Inputs,
         begin: BeginStage,
     ) -> None:
-        """Prepare.
+        """Prepare to add precisions.
 
         Args:
             assembly: a bundle with proven float32 graphs.
             graphs: the float32 graphs by name, as they were written.
-            sensitive: by graph, the layers that always stay in float32.
+            sensitive: names of the layers that always stay in float32, by graph.
             inputs: inputs to calibrate and measure on.
             begin: is told how far the work is.
         """
@@ -121,7 +121,7 @@ class Planner:
         """Add a precision that keeps ``limits``.
 
         Raises:
-            ParityError: it does not, even with the most layers that may go back; the bundle then lacks it.
+            ParityError: the precision falls below them even with the most layers that may go back, and is removed.
         """
         if not precision.is_quantised:
             source = self._plain(self._graphs)
@@ -154,7 +154,7 @@ class Planner:
         sites = self._common_sites(plain)
         factors: dict[str, FloatArray] = {}
         for site in sites.values():
-            # Readers of one value saw the same rows; a slice of it is another.
+            # Readers of one value saw the same rows; a slice of it is another value.
             inputs = {reader.activations[0]: rows[reader.name] for reader in site.readers}
             best = choose_factors(site, np.concatenate(list(inputs.values())), ir.DataType.INT8)
             if best is not None:
@@ -266,9 +266,9 @@ def _refusal(plan: _Plan, rows: Sequence[ParityRow], limits: Limits) -> str:
     """The reason for refusing a precision, as a clause."""
     failed = [row for row in rows if not row.passed]
     worst = min(failed, key=lambda row: row.min_cosine)
-    found = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"
+    measured = f"a cosine of {worst.min_cosine:.7f}" if worst.min_cosine > -1 else "numbers that are not finite"
     moved = f"even with {', '.join(sorted(plan.moved))} in higher types" if plan.moved else "with no layer to move"
     return (
         f"{plan.precision.name} was refused: {len(failed)} of {len(rows)} comparisons fall below its floor of "
-        f"{limits.min_cosine!r}, the worst ({worst.graph}, {worst.case}) with {found}, {moved}"
+        f"{limits.min_cosine!r}, the worst ({worst.graph}, {worst.case}) with {measured}, {moved}"
     )

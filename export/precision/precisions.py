@@ -19,7 +19,7 @@ class Precision:
     Attributes:
         name: the name that users give.
         linear: type of the linear layers.
-        other: type of attention and of tables of vectors, and of a linear layer that ``linear`` does not suit.
+        other: type of attention, of tables of vectors, and of a linear layer that loses too much in ``linear``.
         limits: the largest distance from the reference that its graphs may have.
     """
 
@@ -47,8 +47,8 @@ def _floor(cosine: float, dense_share: float = 1.0) -> Limits:
     return Limits(max_error=None, min_cosine=cosine, dense_share=dense_share)
 
 
-#: By name, in the order in which a bundle lists them. A dense map has hundreds of vectors, and the model itself is
-#: undecided on some: with coarse steps one in twenty may fall below the floor.
+#: Precisions by name, in the order in which a bundle lists them. A dense map has hundreds of vectors, and the model
+#: itself is undecided on some. With coarse steps, one in twenty may fall below the floor.
 PRECISIONS = {
     precision.name: precision
     for precision in (

@@ -1,4 +1,4 @@
-"""What each layer by itself costs the results in another type: which one to move back first."""
+"""Loss of the results from each layer alone in another type, by which layers are chosen to go back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .emulation import emulate
 from .graph_backend import GraphBackend
 from .lower import lower
 
-#: Images of more patches tell little more and take long.
+#: Largest number of patches of an image that is run: larger images tell little more and take longer.
 _MOST_PATCHES = 256
 
 
@@ -25,12 +25,12 @@ class Sensitivity:
     """Runs a graph with one layer in another type, and compares it with itself in float32."""
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, ir.Model], probe: Probe) -> None:
-        """Prepare.
+        """Prepare to run graphs.
 
         Args:
-            bundle: whose folder holds the graphs' weights; it has float32.
-            graphs: in float32, by name.
-            probe: on whose inputs to run; of its images, the smaller ones.
+            bundle: the bundle with float32 whose folder holds the graphs' weights.
+            graphs: float32 graphs, by name.
+            probe: the probe whose texts and smaller images are run.
         """
         self._bundle, self._graphs = bundle, graphs
         images = tuple(image for image in probe.images if len(image.patches) <= _MOST_PATCHES)
@@ -47,7 +47,7 @@ class Sensitivity:
             ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
 
         Returns:
-            Infinity where a vector is not finite.
+            The loss; infinity if a vector is not finite.
         """
         if graph not in self._exact:
             self._exact[graph] = self._run(graph, self._graphs[graph])

@@ -1,9 +1,9 @@
 """Outlier channels moved from activations into weights, exactly: SmoothQuant (https://arxiv.org/abs/2211.10438).
 
-A few channels of a transformer's activations are far larger than the rest, and one quantisation step for all of them
-leaves the rest few levels. Dividing a channel by a factor at its producer and multiplying the weights that read it by
-the same factor changes no result in exact arithmetic. The producer can be a LayerNorm, or the value projection of an
-attention, which mixes rows and not channels.
+A few channels of a transformer's activations are far larger than the rest. One quantisation step for all of them leaves
+the rest few levels. So a channel is divided by a factor at its producer, and the weights that read it are multiplied by
+the same factor. In exact arithmetic, this changes no result. The producer can be a LayerNorm, or the value projection
+of an attention, which mixes rows and not channels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Operand:
 
     Attributes:
         node: the node that reads it.
-        index: of the node's inputs.
+        index: its index among the node's inputs.
         name: its name once this node has values of its own.
     """
 
@@ -46,9 +46,9 @@ class ScalingSite:
     """Channels that can be rescaled.
 
     Attributes:
-        name: of the module that computes them.
-        producers: the weights that compute them, along the last axis.
-        readers: the only layers that read them.
+        name: name of the module that computes the channels.
+        producers: the weights that compute the channels, along the last axis.
+        readers: the only layers that read the channels.
     """
 
     name: str
@@ -82,8 +82,8 @@ def choose_factors(site: ScalingSite, inputs: FloatArray, dtype: ir.DataType) ->
     """The factors that let a site's readers be quantised best, or None if they gain too little.
 
     Args:
-        site: of a float32 graph.
-        inputs: rows [n, in] of the readers' input, with those of the largest magnitudes.
+        site: a scaling site of a float32 graph.
+        inputs: rows [n, in] of the readers' input, with the rows of the largest magnitudes.
         dtype: type to quantise to.
 
     Returns:
@@ -125,7 +125,7 @@ def smooth(model: ir.Model, sensitive: Sequence[str], factors: Mapping[str, Floa
     Args:
         model: a traced graph.
         sensitive: layers that must not be touched, as for :func:`find_layers`.
-        factors: by the name of the site. Sites that are not named stay.
+        factors: factors [in] by the name of the site. Sites that are not named stay.
 
     Returns:
         The copy. Initializers that changed have :data:`SMOOTHED` at the end of their names.
@@ -180,7 +180,7 @@ def _users(value: ir.Value) -> Iterator[ir.Node | None]:
 
 
 def _projection(value: ir.Value, linear: Mapping[ir.Node, Layer]) -> tuple[Operand, ...]:
-    """The weight of the linear layer without a bias that made ``value``, and nothing else with it, if one did."""
+    """The weight of the linear layer without a bias that made ``value`` for one reader; empty if there is none."""
     producer = value.producer()
     layer = None if producer is None else linear.get(producer)
     return () if layer is None or len(value.uses()) != 1 else (_weight(layer),)

@@ -10,10 +10,10 @@ from ..arrays import Array
 
 
 class Result(Protocol):
-    """Outputs that may still be on their way."""
+    """Outputs that may not be ready yet."""
 
     def result(self) -> list[Array]:
-        """The outputs; waits until they are here.
+        """Wait until the outputs are ready, and return them.
 
         Raises:
             DeviceError: the device failed.
@@ -22,7 +22,7 @@ class Result(Protocol):
 
 @dataclass(frozen=True)
 class Finished:
-    """Outputs that are here."""
+    """Outputs that are ready."""
 
     outputs: list[Array]
 
@@ -46,7 +46,7 @@ class Backend(Protocol):
         """The library, its device, and the reason for them."""
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """Run ``graph`` for ``outputs``, in their order; a backend that works by itself returns before it is done.
+        """Run ``graph`` for ``outputs``, in their order; an asynchronous backend returns before they are ready.
 
         The inputs may be changed once this returns.
 
@@ -56,4 +56,4 @@ class Backend(Protocol):
         """
 
     def batch_size(self, graph: str, length: int) -> int:
-        """How many images or texts of ``length`` patches or tokens to run at a time, unless the caller knows better."""
+        """Batch size for images or texts of ``length`` patches or tokens, if the caller gives none."""

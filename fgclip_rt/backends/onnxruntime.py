@@ -20,9 +20,9 @@ from . import Finished, Result
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 
-#: Patches or tokens that a batch holds unless its size is given, for each thread and at most: enough to keep the cores
-#: busy, and few enough that activations stay in their caches. What has more runs alone. Two cores embedded fewer
-#: images of 256 patches a second with 2,048 than with 1,024, and as many with 256.
+#: Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
+#: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
+#: patches were slower in batches of 2,048 patches than of 1,024, and as fast in batches of 256.
 _TOKENS_PER_THREAD, _TOKENS_PER_BATCH = 512, 2048
 
 
@@ -31,7 +31,7 @@ class OnnxRuntimeBackend:
 
     Attributes:
         precision: the precision that runs, one of the manifest's.
-        device: ``cpu`` or ``cuda``, what the graphs run on.
+        device: the device of the graphs, ``cpu`` or ``cuda``.
         reason: why ``auto`` chose that device.
     """
 
@@ -44,8 +44,8 @@ class OnnxRuntimeBackend:
             bundle: an opened bundle.
             precision: one of the manifest's.
             device: ``auto``, ``cpu`` or ``cuda``.
-            threads: threads of one operator on the CPU; None takes one for each core that we may use.
-            note: why nothing else runs it, to be told with the reason for the device; None adds nothing.
+            threads: number of threads of one operator on the CPU; None takes one for each core that we may use.
+            note: why no other backend runs it, added to the reason for the device; None adds nothing.
 
         Raises:
             ArgumentError: the device is unknown or ``threads`` is not positive.
@@ -74,8 +74,8 @@ class OnnxRuntimeBackend:
         """
         return run_session(self.session(graph), graph, inputs, outputs)
 
-    def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (they are alike in this)
-        """As many as make :data:`_TOKENS_PER_THREAD` patches or tokens for each thread, and at least one."""
+    def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (all graphs are alike in this)
+        """The batch size with :data:`_TOKENS_PER_THREAD` patches or tokens for each thread; at least one."""
         tokens = _TOKENS_PER_BATCH
         if self.device == "cpu":
             tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
@@ -113,7 +113,7 @@ class OnnxRuntimeBackend:
             ) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
-            # onnxruntime goes on without a provider that fails to start; a caller who counts on it must know.
+            # onnxruntime continues without a provider that fails to start, but a caller who asked for it must know.
             raise DeviceError(
                 "onnxruntime lists its CUDA provider but could not start it; "
                 "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
@@ -133,18 +133,18 @@ def open_session(
     """Open an ONNX model.
 
     Args:
-        model: its file, or what such a file holds.
-        threads: threads of one operator on the CPU.
-        device: ``cpu``, or ``cuda`` for the CUDA provider with the CPU's for what that does not run.
-        weights: the folder that external weights lie in; by default that of the file.
-        config: more entries of onnxruntime's session configuration.
+        model: its file, or the contents of one.
+        threads: number of threads of one operator on the CPU.
+        device: ``cpu``; or ``cuda`` for the CUDA provider, with the CPU's for operators that it does not run.
+        weights: the folder of external weights; None takes the folder of the file.
+        config: more entries of onnxruntime's session configuration; None adds none.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
     options.intra_op_num_threads = threads
-    # After a run its threads would wait by spinning, and the next run of another graph, which has threads of its own,
-    # would share the cores with them: texts beside images took half as long again.
+    # Otherwise the threads of a finished run would wait by spinning, and share the cores with the threads of the next
+    # graph. Texts beside images took half as long again.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))

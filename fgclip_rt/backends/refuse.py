@@ -33,7 +33,7 @@ class Refuse:
     def __str__(self) -> str:
         return self.reason
 
-    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> NoReturn:  # noqa: ARG002 (none comes)
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> NoReturn:  # noqa: ARG002 (none exist)
         """Refuse.
 
         Raises:
@@ -47,5 +47,5 @@ class Refuse:
         )
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (none runs)
-        """One, so that the first is refused before more are prepared."""
+        """One, so that the first input is refused before others are prepared."""
         return 1
