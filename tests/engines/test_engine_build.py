@@ -521,9 +521,9 @@ def test_options_of_the_tensorrt_provider(pocket_path: Path) -> None:
     manifest = Bundle.open(pocket_path, check_hashes=False).manifest
     spec = plan(manifest, ["fp16"], ["text"], Shapes(text_lengths=[64], batch=(1, 8, 32)))[0]
     assert provider_options(spec.profiles) == {
-        "trt_profile_min_shapes": "input_ids:1x64",
-        "trt_profile_opt_shapes": "input_ids:8x64",
-        "trt_profile_max_shapes": "input_ids:32x64",
+        "trt_profile_min_shapes": "input_ids:1x64,walk_type:1",
+        "trt_profile_opt_shapes": "input_ids:8x64,walk_type:8",
+        "trt_profile_max_shapes": "input_ids:32x64,walk_type:32",
     }
 
 
@@ -599,5 +599,7 @@ def test_the_compile_api_of_onnxruntime(pocket_path: Path, tmp_path: Path) -> No
 def test_builds_say_nothing_on_standard_output_but_their_result(bundle: Path) -> None:
     """The library writes to standard output when it refuses."""
     result = run_program("build", bundle, *ONE, "--target", "sm75", "--json")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert_one_sentence(result.stderr.strip(), "sm75")
+    assert result.returncode == 1
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], f"fgclip-rt: {error['message']}") == ("engine_failed", result.stderr.strip())
+    assert_one_sentence(error["message"], "sm75")

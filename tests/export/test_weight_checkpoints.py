@@ -264,7 +264,8 @@ def test_weights_of_any_precision_are_computed_in_float32(folder: Path, tensors:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch, config: Json) -> str:
     """The name of a registered model that is on no hub and has the sizes of the golden one."""
-    monkeypatch.setitem(MODELS, "fineclip-small", ModelSpec("fineclip-small", "fineclip", MappingProxyType(config)))
+    spec = ModelSpec("fineclip-small", "fineclip", MappingProxyType(config), parameters=1)
+    monkeypatch.setitem(MODELS, spec.name, spec)
     return "fineclip-small"
 
 

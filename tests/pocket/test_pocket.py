@@ -21,7 +21,7 @@ from fgclip_rt.errors import ArgumentError
 from fgclip_rt.evaluation.measures import Measure
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
 from fgclip_rt.export.checkpoints.locate import locate
-from fgclip_rt.export.families import base as families
+from fgclip_rt.export.families import table as families
 from fgclip_rt.heatmap import largest_at
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state
@@ -188,7 +188,7 @@ def test_captions_fit_their_walk_types(pocket: Model, language: Language) -> Non
 
 
 def test_the_bundle_decides_as_the_reference(pocket: Model) -> None:
-    reference = families.load(locate("fg-clip2-pocket"))
+    _, reference = families.load(locate("fg-clip2-pocket"))
     scenes = [make_scene(seed) for seed in range(1000, 1050)]
     pictures = [draw(scene) for scene in scenes]
     looks = list(dict.fromkeys(thing.look for scene in scenes for thing in scene.things))
