@@ -8,16 +8,16 @@ its index.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
 
 from .errors import FgclipError
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Item(Generic[_T]):
+class Item(msgspec.Struct, Generic[_T], frozen=True):
     """One input to run.
 
     Attributes:
@@ -33,8 +33,7 @@ class Item(Generic[_T]):
     value: _T
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """An item that cannot run.
 
     Attributes:
@@ -46,12 +45,11 @@ class Failure:
     error: FgclipError
 
 
-@dataclass
-class Batch(Generic[_T]):
+class Batch(msgspec.Struct, Generic[_T]):
     """Items of one key, in the order of arrival."""
 
     key: Hashable
-    items: list[Item[_T]] = field(default_factory=list)
+    items: list[Item[_T]] = []
     cost: int = 0
 
     def add(self, item: Item[_T]) -> None:

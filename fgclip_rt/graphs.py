@@ -1,15 +1,15 @@
 """Typed calls of a bundle's graphs, and the names of their tensors.
 
-The inputs of a graph are a dataclass whose fields bear the tensors' names. A bundle's graph takes the fields that its
+The inputs of a graph are a struct whose fields bear the tensors' names. A bundle's graph takes the fields that its
 manifest lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from .arrays import Array, ByteArray, FloatArray, IntArray
@@ -52,8 +52,7 @@ _WITHOUT = {
 }
 
 
-@dataclass(frozen=True)
-class ImageInputs:
+class ImageInputs(msgspec.Struct, frozen=True):
     """Prepared images side by side, for ``vision`` and ``dense``.
 
     Attributes:
@@ -70,8 +69,7 @@ class ImageInputs:
         return cls(side_by_side(batch), np.array([patches.grid for patches in batch], np.int32))
 
 
-@dataclass(frozen=True)
-class TextInputs:
+class TextInputs(msgspec.Struct, frozen=True):
     """Tokenised texts, for ``text``.
 
     Attributes:
@@ -90,8 +88,7 @@ class TextInputs:
         return cls(tokens.input_ids, np.full(len(tokens.input_ids), walk_type, np.int32), tokens.attention_mask)
 
 
-@dataclass(frozen=True)
-class RegionInputs:
+class RegionInputs(msgspec.Struct, frozen=True):
     """Boxes over dense features, for ``region``.
 
     Attributes:
@@ -120,8 +117,7 @@ class RegionInputs:
         )
 
 
-@dataclass(frozen=True)
-class MaskInputs:
+class MaskInputs(msgspec.Struct, frozen=True):
     """Masks over dense features, for ``mask``.
 
     Attributes:
@@ -148,8 +144,7 @@ def feed(inputs: Inputs, graph: GraphFile) -> dict[str, Array]:
     return {spec.name: getattr(inputs, spec.name) for spec in graph.inputs}
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """One output of a graph that may still be running."""
 
     pending: Result

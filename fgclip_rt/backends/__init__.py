@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from ..arrays import Array
 
@@ -20,8 +21,7 @@ class Result(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """Outputs that are ready."""
 
     outputs: list[Array]

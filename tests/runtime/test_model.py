@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import pytest
+from msgspec.structs import asdict
 from PIL import Image
 
 import fgclip_rt
@@ -438,7 +439,7 @@ def test_a_session_opens_from_a_file_or_from_its_bytes(model: Model) -> None:
         open_session(file, threads=1),
         open_session(file.read_bytes(), threads=1, weights=model.bundle.path),
     ):
-        [actual] = run_session(session, "vision", vars(patches), ["image_features"]).result()
+        [actual] = run_session(session, "vision", asdict(patches), ["image_features"]).result()
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 

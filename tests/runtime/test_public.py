@@ -62,6 +62,7 @@ def test_every_public_name_is_exported_and_nothing_else() -> None:
         if name == "__version__" or not (name.startswith("_") or isinstance(value, ModuleType))
     }
     assert fgclip_rt.__all__ == sorted(bound | set(fgclip_rt._HOMES))
+    assert set(fgclip_rt.__all__) <= set(dir(fgclip_rt))
 
 
 @pytest.mark.parametrize("name", fgclip_rt.__all__)
