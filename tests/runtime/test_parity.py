@@ -310,10 +310,10 @@ def test_every_family_passes_in_all_its_precisions(name: str, made: Callable[[st
     probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
     for precision, limits in bundle.manifest.parity.limits.items():
         rows = parity.check(fgclip_rt.load(path, device="cpu", precision=precision), probe, limits)
-        # The export proved int8 rounded as on a GPU, and fused products on a CPU round otherwise. Random weights draw
-        # all logits of an image so close that theirs may fall below the floor although no vector does.
-        close = {"logits"} if name in SQUARE_NAMES and precision == "int8" else set()
-        assert {row.graph for row in rows if not row.passed} <= close
+        # The export proved int8 rounded as on a GPU; fused products on a CPU round otherwise. With scale 100 and nine
+        # texts, that may take the cosine of an image's logits below the floor although every vector keeps it.
+        unproven = {"logits"} if name in SQUARE_NAMES and precision == "int8" else set()
+        assert {row.graph for row in rows if not row.passed} <= unproven
         # Preparation, tokens, every graph and the logits, as the export measured them.
         assert {row.graph for row in rows} == {row.graph for row in bundle.manifest.parity.measured[precision]}
 
