@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -35,7 +35,7 @@ from .precision.calibration import CalibrationData, CalibrationInputs
 from .precision.planner import Inputs, Planner
 from .precision.precisions import PRECISIONS, Precision
 
-_PROBE = "probe.safetensors"
+_PROBE, _EXACT_PROBE = "probe.safetensors", "probe.float64.safetensors"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def export(
         # The reference's memory is free once this returns.
         written = _write(source, inputs, folder, begin)
         gc.collect()
-        _prove(written.assembly, begin)
+        _prove(written.assembly, source, begin)
         lower = [precision for precision in asked if precision.name != FP32]
         refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, begin)
         kept = [precision.name for precision in asked if precision.name in written.assembly.manifest.precisions]
@@ -193,7 +193,10 @@ def verify_against(
             f"{checkpoint} has vectors of {model.embedding_size} and {bundle.path} of "
             f"{bundle.manifest.embedding_size}; give the checkpoint that the bundle was exported from."
         )
-    return probe.record(model, begin)
+    recorded = probe.record(model, begin)
+    if bundle.manifest.parity.exact_probe is None:
+        return recorded
+    return replace(recorded, exact=probe.record(model, begin, exact=True))
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
         text=text,
         graphs={},
         lowering={},
-        parity=Parity(probe=_PROBE, limits={}, measured={}),
+        parity=Parity(probe=_PROBE, exact_probe=None, limits={}, measured={}),
         files={},
     )
     assembly = Assembly(folder, manifest)
@@ -249,12 +252,23 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
     return _Written(assembly, graphs, {name: tuple(graph.sensitive) for name, graph in sources.items()}, data)
 
 
-def _prove(assembly: Assembly, begin: BeginStage) -> None:
-    """Hold the float32 graphs to the reference, loaded as a user would load them."""
+def _prove(assembly: Assembly, source: Source, begin: BeginStage) -> None:
+    """Hold the float32 graphs to the reference, loaded as a user would load them.
+
+    If they miss the limits, the reference runs again in float64, to tell a wrong graph from the limits of float32.
+    """
+    limits = PRECISIONS[FP32].limits
     recorded = Probe.load(assembly.folder / _PROBE)
     model = open_model(assembly.write_manifest(), device="cpu")
-    rows = parity.check(model, recorded, PRECISIONS[FP32].limits, begin, "check fp32 parity")
+    rows = parity.check(model, recorded, limits, begin, "check fp32 parity")
     failed = [row for row in rows if not row.passed]
+    if failed and all(parity.may_be_float32(row) for row in failed):
+        exact = probe.record(source.load()[0], begin, exact=True)
+        exact.save(assembly.folder / _EXACT_PROBE)
+        assembly.set_exact_probe(_EXACT_PROBE)
+        model = open_model(assembly.write_manifest(), device="cpu")
+        rows = parity.check(model, replace(recorded, exact=exact), limits, begin, "check fp32 parity by float64")
+        failed = [row for row in rows if not row.passed]
     if failed:
         raise ParityError(
             f"parity failed in {len(failed)} of {len(rows)} comparisons, so no bundle was written; "

@@ -208,7 +208,7 @@ def _check_references(manifest: Manifest, where: str) -> None:
             f"{where} cuts images of {image.image_size} pixels into patches of {image.patch_size}; "
             "export the bundle again."
         )
-    named = [manifest.text.tokenizer, manifest.parity.probe]
+    named = [manifest.text.tokenizer, *manifest.parity.files]
     named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
     for file in named:
         if file not in manifest.files:

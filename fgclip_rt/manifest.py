@@ -207,6 +207,22 @@ class Limits(Strict, frozen=True):
     dense_share: float
 
 
+class FromExact(Strict, frozen=True):
+    """Distances from the reference in float64, of vectors that miss the fixed limits because float32 itself does.
+
+    Attributes:
+        error: largest absolute difference of the graph's vectors, as a share of the largest absolute value.
+        min_cosine: smallest cosine of the graph's vectors.
+        reference_error: as ``error``, of the reference in float32.
+        reference_min_cosine: as ``min_cosine``, of the reference in float32.
+    """
+
+    error: float
+    min_cosine: float
+    reference_error: float
+    reference_min_cosine: float
+
+
 class ParityRow(Strict, frozen=True):
     """One comparison with the reference.
 
@@ -222,7 +238,8 @@ class ParityRow(Strict, frozen=True):
         logit_shift: largest absolute difference of the vectors' logits with the reference's vectors of the other kind
             (texts for images, images for texts); None if there are none.
         flips: number of vectors whose nearest vector of the other kind changed; None if there are none.
-        passed: whether the vectors kept the limits.
+        from_exact: distances from the reference in float64, which decided; None if the limits alone did.
+        passed: whether the vectors kept the limits, or are as near to the exact ones as float32 allows.
     """
 
     graph: str
@@ -235,15 +252,29 @@ class ParityRow(Strict, frozen=True):
     within: float
     logit_shift: float | None
     flips: Natural | None
+    from_exact: FromExact | None
     passed: bool
 
 
 class Parity(Strict, frozen=True):
-    """The recorded probe, and its measurements at export by precision."""
+    """The recorded probe, and its measurements at export by precision.
+
+    Attributes:
+        probe: file of the probe's inputs and the reference's results.
+        exact_probe: file of the same with the results of the reference in float64; None if fp32 kept its limits.
+        limits: by precision.
+        measured: by precision.
+    """
 
     probe: str
+    exact_probe: str | None
     limits: dict[str, Limits]
     measured: dict[str, tuple[ParityRow, ...]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that hold the probe."""
+        return (self.probe,) if self.exact_probe is None else (self.probe, self.exact_probe)
 
 
 class Calibration(Strict, frozen=True):

@@ -13,7 +13,7 @@ from PIL import Image
 from .arrays import Array
 from .graphs import ImageInputs
 from .images import ImageSource
-from .manifest import Limits, ParityRow
+from .manifest import FromExact, Limits, ParityRow
 from .model import Model
 from .probe import Probe, ProbeImage, ProbeTexts
 from .progress import BeginStage, silent, tracked
@@ -33,10 +33,30 @@ _NO_NUMBER = float(np.finfo(np.float64).max)
 _TINY = np.finfo(np.float64).tiny
 
 
+#: Largest distance from exact vectors, as a multiple of the distance that the float32 reference has from them. Sums in
+#: another order have errors of the same size, and the largest of many errors scatters.
+_AS_FAR = 3.0
+
+#: The least cosine with the float32 reference that an error of float32 alone could explain, with room to spare.
+_LEAST_NEAR_COSINE = 0.99
+
+#: The least cosine with exact vectors that fp32 may have, however far the float32 reference is: the floor of fp16.
+_LEAST_EXACT_COSINE = 0.9995
+
+
 def compare(
-    actual: Array, expected: Array, limits: Limits, graph: str, case: str, logits: Logits | None = None
+    actual: Array,
+    expected: Array,
+    limits: Limits,
+    graph: str,
+    case: str,
+    logits: Logits | None = None,
+    exact: Array | None = None,
 ) -> ParityRow:
     """Compare vectors along the last axis with the reference's. A value that is not finite fails, and so do no vectors.
+
+    A residual stream of huge values costs float32 itself more than the limits allow. Vectors that miss the limits pass
+    all the same if they are at most three times as far from the exact vectors as the float32 reference is.
 
     Args:
         actual: [..., D].
@@ -45,19 +65,21 @@ def compare(
         graph: the graph that made the vectors; the limits may let some vectors of ``dense`` fall below.
         case: the input of the graph, in words.
         logits: judges a shift of the vectors; None if there are no vectors of the other kind.
+        exact: the results of the reference in float64, of the same shape; None to judge by the limits alone.
     """
     count = math.prod(expected.shape[:-1])
     if actual.shape != expected.shape or not expected.size or not _finite(actual, expected):
         return _incomparable(graph, case, count, judged=logits is not None)
     actual, expected = (vectors.reshape(count, -1) for vectors in (actual, expected))
-    a, b = actual.astype(np.float64), expected.astype(np.float64)
-    difference = float(np.abs(a - b).max())
-    error = difference / max(float(np.abs(b).max()), _TINY)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosines = (a * b).sum(-1) / np.maximum(norms, _TINY)
+    difference, error, cosines = _distance(actual, expected)
     shift, flips = (None, None) if logits is None else _shift_and_flips(logits(actual), logits(expected))
     within = float((cosines >= limits.min_cosine).mean())
     share = limits.dense_share if graph == "dense" else 1.0
+    passed = within >= share and (limits.max_error is None or error <= limits.max_error)
+    from_exact = None
+    if not passed and exact is not None and exact.size == expected.size and _finite(exact):
+        from_exact = _from_exact(actual, expected, exact.reshape(count, -1))
+        passed = _as_near_as_float32(from_exact, limits)
     return ParityRow(
         graph=graph,
         case=case,
@@ -69,8 +91,40 @@ def compare(
         within=within,
         logit_shift=shift,
         flips=flips,
-        passed=within >= share and (limits.max_error is None or error <= limits.max_error),
+        from_exact=from_exact,
+        passed=passed,
     )
+
+
+def may_be_float32(row: ParityRow) -> bool:
+    """Whether a failed comparison is near enough that float32 may be at fault, and not the graph."""
+    return row.min_cosine >= _LEAST_NEAR_COSINE
+
+
+def _distance(actual: Array, expected: Array) -> tuple[float, float, Array]:
+    """Largest difference of vectors [n, D], the same as a share of the largest expected value, and cosines [n]."""
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    difference = float(np.abs(a - b).max())
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosines = (a * b).sum(-1) / np.maximum(norms, _TINY)
+    return difference, difference / max(float(np.abs(b).max()), _TINY), cosines
+
+
+def _from_exact(actual: Array, expected: Array, exact: Array) -> FromExact:
+    _, error, cosines = _distance(actual, exact)
+    _, reference_error, reference_cosines = _distance(expected, exact)
+    return FromExact(error, float(cosines.min()), reference_error, float(reference_cosines.min()))
+
+
+def _as_near_as_float32(distances: FromExact, limits: Limits) -> bool:
+    """Whether every distance keeps its limit, or is at most :data:`_AS_FAR` times that of the float32 reference."""
+    if limits.max_error is None:
+        return False
+    most = max(limits.max_error, _AS_FAR * distances.reference_error)
+    # For small angles, a cosine's distance from one is half the square of its angle.
+    furthest = max(1 - limits.min_cosine, _AS_FAR**2 * (1 - distances.reference_min_cosine))
+    least = max(1 - furthest, _LEAST_EXACT_COSINE)
+    return distances.error <= most and distances.min_cosine >= least
 
 
 def compare_exactly(actual: Array, expected: Array, graph: str, case: str) -> ParityRow:
@@ -83,7 +137,7 @@ def compare_exactly(actual: Array, expected: Array, graph: str, case: str) -> Pa
     else:
         equal, share, difference = False, 1.0, _NO_NUMBER
     cosine = 1.0 if equal else 0.0
-    return ParityRow(graph, case, count, share, difference, cosine, cosine, cosine, None, None, equal)
+    return ParityRow(graph, case, count, share, difference, cosine, cosine, cosine, None, None, None, equal)
 
 
 def check(
@@ -147,6 +201,7 @@ class _Vectors:
 def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
     """The comparisons of a whole probe, in the order of their rows."""
     vectors = _Vectors(model, probe)
+    exact = probe.exact
 
     def preparation(image: ProbeImage) -> list[ParityRow]:
         patches = model.preparation(_pillow(image)).pixels
@@ -154,7 +209,9 @@ def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
 
     def mixed_batch() -> list[ParityRow]:
         to_texts = _to_texts(model, probe, "short")
-        return [compare(vectors.images, _image_features(probe.images), limits, "vision", "mixed batch", to_texts)]
+        expected = _image_features(probe.images)
+        exactly = None if exact is None else _image_features(exact.images)
+        return [compare(vectors.images, expected, limits, "vision", "mixed batch", to_texts, exactly)]
 
     def tokens(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
         encoded = model.tokenizer(texts.texts, walk_type)
@@ -164,16 +221,18 @@ def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
 
     def features(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
         to_images = _to_images(model, probe, walk_type)
-        return [compare(vectors.texts(walk_type), texts.features, limits, "text", walk_type, to_images)]
+        exactly = None if exact is None else exact.walk_types[walk_type].features
+        return [compare(vectors.texts(walk_type), texts.features, limits, "text", walk_type, to_images, exactly)]
 
     def logits() -> list[ParityRow]:
         # Logits are their own logits: the shift is their largest difference, a flip an image with another best text.
         actual = model.logits(vectors.images, vectors.texts("short"))
-        return [compare(actual, probe.logits, limits, "logits", "images × short", lambda rows: rows)]
+        exactly = None if exact is None else exact.logits
+        return [compare(actual, probe.logits, limits, "logits", "images × short", lambda rows: rows, exactly)]
 
     steps: list[_Step] = []
-    for image in probe.images:
-        steps += [partial(preparation, image), *_image_steps(model, probe, [image], limits, _image_case(image))]
+    for index, image in enumerate(probe.images):
+        steps += [partial(preparation, image), *_image_steps(model, probe, [index], limits, _image_case(image))]
     steps.append(mixed_batch)
     for walk_type, texts in probe.walk_types.items():
         steps += [partial(tokens, walk_type, texts), partial(features, walk_type, texts)]
@@ -189,41 +248,49 @@ def _held_out_steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
         return [compare(actual, texts.features, limits, "text", f"held out, {walk_type}", to_images)]
 
     steps: list[_Step] = []
-    for bucket, images in _by_bucket(model, probe).items():
-        steps += _image_steps(model, probe, images, limits, f"held out, bucket {bucket}")
+    for bucket, indices in _by_bucket(model, probe).items():
+        steps += _image_steps(model, probe, indices, limits, f"held out, bucket {bucket}")
     return [*steps, *(partial(features, walk_type, texts) for walk_type, texts in probe.walk_types.items())]
 
 
-def _image_steps(model: Model, probe: Probe, images: Sequence[ProbeImage], limits: Limits, case: str) -> list[_Step]:
+def _image_steps(model: Model, probe: Probe, indices: Sequence[int], limits: Limits, case: str) -> list[_Step]:
     """A step for the vision graph, and one for the graphs of parts, which share the dense graph's run.
 
-    Each gives one comparison per graph, over the vectors of all ``images`` of ``probe`` together. Every image runs
-    alone, so that the memory for one suffices; batches are for other tests.
+    Each gives one comparison per graph, over the vectors of all images of ``probe`` at ``indices`` together. Every
+    image runs alone, so that the memory for one suffices; batches are for other tests.
     """
     graphs = [graph for graph in PARTS if model.graphs.has(graph)]
+    images = [probe.images[index] for index in indices]
+    exact_images = None if probe.exact is None else [probe.exact.images[index] for index in indices]
 
     def vision() -> list[ParityRow]:
         features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
         to_captions = _to_texts(model, probe, "short")
-        return [compare(features, _image_features(images), limits, "vision", case, to_captions)]
+        exact = None if exact_images is None else _image_features(exact_images)
+        return [compare(features, _image_features(images), limits, "vision", case, to_captions, exact)]
 
     def parts() -> list[ParityRow]:
         to_names = _to_texts(model, probe, "box")
         results = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
         recorded = [_reference(image) for image in images]
+        exactly = None if exact_images is None else [_reference(image) for image in exact_images]
         rows = []
         for graph in graphs:
             # A graph without recorded vectors in the probe has not been proven.
             if any(graph not in vectors for vectors in (*results, *recorded)):
                 rows.append(_incomparable(graph, case, len(images), judged=to_names is not None))
                 continue
-            actual, expected = (
-                np.concatenate([vectors[graph] for vectors in of_images]) for of_images in (results, recorded)
-            )
-            rows.append(compare(actual, expected, limits, graph, case, to_names))
+            actual, expected = _joined(results, graph), _joined(recorded, graph)
+            exact = None if exactly is None else _joined(exactly, graph)
+            rows.append(compare(actual, expected, limits, graph, case, to_names, exact))
         return rows
 
     return [vision, parts] if graphs else [vision]
+
+
+def _joined(of_images: Sequence[dict[str, Array]], graph: str) -> Array:
+    """The vectors [n, D] of one graph, of several images."""
+    return np.concatenate([vectors[graph] for vectors in of_images])
 
 
 def _reference(image: ProbeImage) -> dict[str, Array]:
@@ -255,12 +322,12 @@ def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Ar
     return vectors
 
 
-def _by_bucket(model: Model, probe: Probe) -> dict[int, list[ProbeImage]]:
-    """The probe's images by the bucket that each takes, the smallest first."""
-    buckets: dict[int, list[ProbeImage]] = {}
-    for image in probe.images:
+def _by_bucket(model: Model, probe: Probe) -> dict[int, list[int]]:
+    """The indices of the probe's images by the bucket that each takes, the smallest first."""
+    buckets: dict[int, list[int]] = {}
+    for index, image in enumerate(probe.images):
         height, width = image.rgb.shape[:2]
-        buckets.setdefault(model.preparation.bucket(width, height), []).append(image)
+        buckets.setdefault(model.preparation.bucket(width, height), []).append(index)
     return dict(sorted(buckets.items()))
 
 
@@ -308,6 +375,7 @@ def _incomparable(graph: str, case: str, count: int, *, judged: bool) -> ParityR
         within=0.0,
         logit_shift=_NO_NUMBER if judged else None,
         flips=count if judged else None,
+        from_exact=None,
         passed=False,
     )
 

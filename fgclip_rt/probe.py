@@ -6,12 +6,15 @@ Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 
 [m, h, w] and ``image.i.mask_features`` [m, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
 ``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] compare the images with the short
 texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
+
+A bundle whose fp32 graphs miss their limits because float32 does has a second file. It holds the same inputs, and the
+results of the reference in float64.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .arrays import Array
+from .bundle import Bundle
 from .errors import BundleError
 
 
@@ -50,14 +54,22 @@ class ProbeTexts:
 
 @dataclass(frozen=True)
 class Probe:
-    """Recorded images, texts by walk type, and logits."""
+    """Recorded images, texts by walk type, and logits.
+
+    Attributes:
+        images: the images.
+        walk_types: the texts, by walk type.
+        logits: float32 [n, m] of the images and the short texts.
+        exact: the same inputs with the results of the reference in float64; None if float32 suffices.
+    """
 
     images: tuple[ProbeImage, ...]
     walk_types: dict[str, ProbeTexts]
     logits: Array
+    exact: Probe | None = None
 
     def save(self, path: Path) -> None:
-        """Write the file."""
+        """Write the file, without :attr:`exact`."""
         tensors = {"logits": self.logits}
         for index, image in enumerate(self.images):
             present = {name: value for name, value in vars(image).items() if value is not None}
@@ -69,8 +81,19 @@ class Probe:
         save_file(contiguous, path, metadata={"texts": json.dumps(texts, ensure_ascii=False)})
 
     @classmethod
+    def of(cls, bundle: Bundle) -> Probe:
+        """Read the probe of a bundle, with its exact results if it has any.
+
+        Raises:
+            BundleError: a file is damaged or not a probe.
+        """
+        parity = bundle.manifest.parity
+        exact = None if parity.exact_probe is None else cls.load(bundle.file(parity.exact_probe))
+        return replace(cls.load(bundle.file(parity.probe)), exact=exact)
+
+    @classmethod
     def load(cls, path: Path) -> Probe:
-        """Read the file.
+        """Read one file.
 
         Raises:
             BundleError: it is damaged or not a probe.

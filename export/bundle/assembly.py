@@ -66,6 +66,10 @@ class Assembly:
         self._weights.remove(_SCRATCH)
         self._weights.write(files, _SCRATCH, lasting=False)
 
+    def set_exact_probe(self, file: str) -> None:
+        """Record the file of the probe's results in float64, which the limits of fp32 alone would refuse."""
+        self._change(parity=msgspec.structs.replace(self.manifest.parity, exact_probe=file))
+
     def set_measured(self, precision: str, rows: Sequence[ParityRow]) -> None:
         """Record the comparisons of a precision."""
         parity = self.manifest.parity
@@ -93,7 +97,7 @@ class Assembly:
             self._forget(precision)
         if dropped:
             self._repack()
-        wanted = {self.manifest.text.tokenizer, self.manifest.parity.probe, *self._graph_files()}
+        wanted = {self.manifest.text.tokenizer, *self.manifest.parity.files, *self._graph_files()}
         for file in self._graph_files():
             wanted |= {str(tensor.location) for tensor in external_tensors(ir.load(self.folder / file))}
         for name in list_files(self.folder):
@@ -121,6 +125,7 @@ class Assembly:
             lowering=_without(self.manifest.lowering, precision),
             parity=msgspec.structs.replace(
                 parity,
+                exact_probe=None if precision == FP32 else parity.exact_probe,
                 limits=_without(parity.limits, precision),
                 measured=_without(parity.measured, precision),
             ),

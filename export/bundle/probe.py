@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from fgclip_rt.progress import BeginStage, silent, tracked
 from fgclip_rt.text import Tokenizer
 
 from ..families.base import ReferenceModel
+from ..reference.float64 import Float64
 
 #: (height, width): one of each bucket, then extreme aspect ratios and a single pixel.
 IMAGE_SIZES = ((150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 1500), (2000, 30), (1, 1))
@@ -36,13 +38,19 @@ TEXTS = (
 )
 
 
-def record(model: ReferenceModel, begin: BeginStage = silent) -> Probe:
+def record(model: ReferenceModel, begin: BeginStage = silent, *, exact: bool = False) -> Probe:
     """Run the reference on the probe's inputs.
 
     Args:
         model: the loaded reference.
         begin: is told how many of the images and walk types are done.
+        exact: compute in float64, which takes several times as long.
     """
+    with Float64() if exact else nullcontext():
+        return _record(model, begin, "run reference in float64" if exact else "run reference")
+
+
+def _record(model: ReferenceModel, begin: BeginStage, stage: str) -> Probe:
     prepare = preparation(model.image_spec)
     tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
     images: list[ProbeImage] = []
@@ -74,7 +82,7 @@ def record(model: ReferenceModel, begin: BeginStage = silent) -> Probe:
 
     steps = [partial(record_image, seed, *size) for seed, size in enumerate(IMAGE_SIZES)]
     steps += [partial(record_texts, walk_type) for walk_type in model.text_spec.walk_types]
-    for step in tracked(begin, "run reference", steps):
+    for step in tracked(begin, stage, steps):
         step()
     image_features = np.stack([image.features for image in images])
     logits = model.logits(image_features, walk_types["short"].features)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..manifest import Calibration, Lowering, ParityRow
-from .output import numbers, say_table, words
+from .output import numbers, say, say_table, words
 
 #: Columns of each comparison. The headers are short, so that a line fits into 80 characters.
 _FIGURES = (
@@ -36,6 +36,20 @@ def say_parity(rows: Sequence[ParityRow], title: str = "", *, every: bool = Fals
         of = {graph: [row for row in rows if row.graph == graph] for graph in graphs}
         lines = [(graph, f"{len(own):,}", *_figures(_worst(own))) for graph, own in of.items()]
     say_table(title, [*columns, *_FIGURES], lines)
+    if note := _by_float64(rows):
+        say(note)
+
+
+def _by_float64(rows: Sequence[ParityRow]) -> str:
+    """The comparisons that float64 decided, in one sentence; empty if there are none."""
+    decided = [row.from_exact for row in rows if row.from_exact is not None]
+    if not decided:
+        return ""
+    worst = max(decided, key=lambda distances: distances.error)
+    return (
+        f"{len(decided)} of {len(rows)} comparisons miss the fixed limits and were judged by the reference in float64: "
+        f"at worst these graphs are {worst.error:.1e} from it, and PyTorch in float32 is {worst.reference_error:.1e}."
+    )
 
 
 def _figures(row: ParityRow) -> tuple[str, ...]:
@@ -64,6 +78,7 @@ def _worst(rows: Sequence[ParityRow]) -> ParityRow:
         within=sum(row.within * row.count for row in rows) / max(1, count),
         logit_shift=max(shifts, default=None),
         flips=sum(flips) if flips else None,
+        from_exact=None,
         passed=all(row.passed for row in rows),
     )
 

@@ -79,7 +79,7 @@ def assert_same(actual: Array, expected: Array) -> None:
 def test_every_step_keeps_parity(bundle_path: Path, captures_graphs: bool) -> None:
     bundle = Bundle.open(bundle_path)
     model = engine_model(bundle, Shapes(batch=(1, 2, 3), boxes=(1, 2, 3)), captures_graphs=captures_graphs)
-    probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
+    probe = Probe.of(bundle)
     rows = parity.check(model, probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 

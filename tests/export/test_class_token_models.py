@@ -257,7 +257,7 @@ def test_engines_keep_parity(bundle: Path) -> None:
 
     refuse = Refuse(bundle, "fp32", LIBRARY.name, "nothing else runs here")
     backend = EngineBackend(opened, "fp32", engines, refuse, load, cuda)  # type: ignore[arg-type]
-    probe = Probe.load(opened.file(opened.manifest.parity.probe))
+    probe = Probe.of(opened)
     rows = parity.check(Model(opened, backend), probe, PRECISIONS["fp32"].limits)
     assert [row for row in rows if not row.passed] == []
 

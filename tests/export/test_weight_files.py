@@ -186,7 +186,7 @@ def assembly(masked_bundle_path: Path, tmp_path: Path) -> Assembly:
     old = Bundle.open(masked_bundle_path, check_hashes=False).manifest
     for file in (old.text.tokenizer, old.parity.probe):
         (folder / file).write_bytes(b"any " + file.encode())
-    empty = Parity(probe=old.parity.probe, limits={}, measured={})
+    empty = Parity(probe=old.parity.probe, exact_probe=None, limits={}, measured={})
     return Assembly(folder, msgspec.structs.replace(old, graphs={}, lowering={}, parity=empty, files={}))
 
 

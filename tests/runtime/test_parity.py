@@ -16,7 +16,7 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import MANIFEST, Bundle
-from fgclip_rt.manifest import Limits
+from fgclip_rt.manifest import Limits, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from helpers import FP32_LIMITS, GOLDEN_NAMES, SQUARE_NAMES, WALK_TYPES, Progress, picture
@@ -94,6 +94,58 @@ def test_an_error_without_a_limit_is_only_reported() -> None:
         assert parity.compare(actual, expected, limits, "vision", "").passed is passed
 
 
+def judged(actual: float, reference: float, limits: Limits = FP32) -> ParityRow:
+    """The comparison of vectors that lie so far from the exact ones [1, 0, …] along the second axis."""
+    exact = np.eye(4, dtype=np.float64)[:1]
+    off = np.eye(4, dtype=np.float64)[1:2]
+    return parity.compare(exact + actual * off, exact - reference * off, limits, "vision", "", exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("actual", "reference", "passed"),
+    [
+        (2.9e-4, 1e-4, True),
+        (3.1e-4, 1e-4, False),
+        (0.0, 1e-4, True),
+        # Within the limits, nobody asks for the exact vectors.
+        (1e-5, 0.0, True),
+        # However far the reference is: the cosine of 0.029 is 0.9996, and that of 0.035 is 0.9994.
+        (0.029, 0.029, True),
+        (0.035, 0.035, False),
+    ],
+)
+def test_vectors_may_be_three_times_as_far_from_exact_ones_as_float32_is(
+    actual: float, reference: float, passed: bool
+) -> None:
+    row = judged(actual, reference)
+    assert row.passed is passed
+    if actual + reference <= 2e-5:
+        assert row.from_exact is None
+        return
+    assert row.from_exact is not None
+    assert row.from_exact.error == pytest.approx(actual)
+    assert row.from_exact.reference_error == pytest.approx(reference)
+    assert row.from_exact.min_cosine == pytest.approx(1 / np.hypot(1, actual), rel=1e-12)
+    assert row.from_exact.reference_min_cosine == pytest.approx(1 / np.hypot(1, reference), rel=1e-12)
+
+
+def test_the_direction_may_be_three_times_as_far_too() -> None:
+    # The limit of the error lets all of these pass, so the cosine alone decides.
+    limits = Limits(max_error=1.0, min_cosine=1 - 1e-12, dense_share=1.0)
+    assert judged(2.9e-3, 1e-3, limits).passed
+    assert not judged(3.1e-3, 1e-3, limits).passed
+
+
+def test_exact_vectors_decide_only_what_they_can() -> None:
+    actual, expected = turned()
+    for exact in (np.full(expected.shape, np.nan), expected[:2], None):
+        row = parity.compare(actual, expected, FP32, "vision", "", exact=exact)
+        assert (row.passed, row.from_exact) == (False, None)
+    # A lower precision has only a floor, which float32 has no part in.
+    row = parity.compare(actual, expected, Limits(None, 0.99, 1.0), "vision", "", exact=actual)
+    assert not row.passed
+
+
 @pytest.mark.parametrize("logits", [None, ten_times])
 @pytest.mark.parametrize(
     ("spoil", "count"),
@@ -130,7 +182,7 @@ def test_whole_numbers_are_compared_row_by_row() -> None:
 
 
 def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
-    probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
+    probe = Probe.of(pocket.bundle)
     progress = Progress()
     rows = parity.check(pocket, probe, FP32, progress, "check")
     # Each image has a preparation, features and parts. The mixed batch, tokens, text features and logits follow.
@@ -149,7 +201,7 @@ def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
 
 
 def test_logits_that_differ_are_said_to(pocket: Model) -> None:
-    probe = Probe.load(pocket.bundle.file(pocket.manifest.parity.probe))
+    probe = Probe.of(pocket.bundle)
     changed = probe.logits.copy()
     changed[2, changed[2].argmin()] = changed[2].max() + 5
     row = parity.check(pocket, dataclasses.replace(probe, logits=changed), REPORTED)[-1]
@@ -307,7 +359,7 @@ def test_every_family_passes_in_all_its_precisions(name: str, made: Callable[[st
     [manifest] = made(name).rglob(MANIFEST)
     path = manifest.parent
     bundle = Bundle.open(path)
-    probe = Probe.load(bundle.file(bundle.manifest.parity.probe))
+    probe = Probe.of(bundle)
     for precision, limits in bundle.manifest.parity.limits.items():
         rows = parity.check(fgclip_rt.load(path, device="cpu", precision=precision), probe, limits)
         # The export proved int8 rounded as on a GPU; fused products on a CPU round otherwise. With scale 100 and nine

@@ -75,7 +75,7 @@ class TextModel(nn.Module):
         """Pooled state [B, D]."""
         length = input_ids.shape[1]
         x = self.embeddings(input_ids, walk_type)
-        causal = torch.full((length, length), torch.finfo(x.dtype).min).triu(1)
+        causal = torch.full((length, length), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)
         x = self.final_layer_norm(self.encoder(x, causal))
         return x[torch.arange(x.shape[0]), (input_ids == END_TOKEN).int().argmax(dim=1)]
 

@@ -36,7 +36,7 @@ def run(loading: Loading, checkpoint: str | None, files: WeightFiles, every: boo
     model = loading.open()
     with progress_bars() as begin:
         if checkpoint is None:
-            probe = Probe.load(model.bundle.file(model.manifest.parity.probe))
+            probe = Probe.of(model.bundle)
         else:
             probe = _record_anew(model.bundle, checkpoint, files, begin)
         rows = check(model, probe, model.manifest.parity.limits[model.precision], begin)
