@@ -198,12 +198,13 @@ class EnginesBuilt(Answer, frozen=True):
 
 
 class Worst(Answer, frozen=True):
-    """The worst of a precision's comparisons with the reference."""
+    """The worst of a precision's comparisons with the reference, and how many of them float64 decided."""
 
     comparisons: int
     max_error: float
     min_cosine: float
     within: float
+    by_float64: int
 
 
 class Exported(Answer, frozen=True):
@@ -330,6 +331,7 @@ def worst(measured: Mapping[str, Sequence[ParityRow]]) -> dict[str, Worst]:
             max_error=max(row.max_error for row in rows),
             min_cosine=min(row.min_cosine for row in rows),
             within=min(row.within for row in rows),
+            by_float64=sum(row.from_exact is not None for row in rows),
         )
         for precision, rows in measured.items()
     }

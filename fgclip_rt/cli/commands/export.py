@@ -184,13 +184,14 @@ def _say_refused(error: ParityError, path: Path, *, json: bool, every: bool) -> 
 def _say(answer: Exported) -> None:
     say(f"{answer.bundle}: {answer.model}, {answer.size / 1e6:,.1f} MB, vectors of {answer.embedding_size}")
     for precision, worst in answer.parity.items():
+        decided = f", {worst.by_float64} of them by float64" if worst.by_float64 else ""
         share = (
             f"; of each dense map, {floored(worst.within)} or more of the vectors keep the floor"
             if worst.within < 1
             else ""
         )
         say(
-            f"  {precision}: {worst.comparisons} comparisons with the reference passed, "
+            f"  {precision}: {worst.comparisons} comparisons with the reference passed{decided}, "
             f"largest error {worst.max_error:.1e} of the largest value, smallest cosine 1 - "
             f"{1 - worst.min_cosine:.0e}{share}"
         )

@@ -35,10 +35,7 @@ def run(loading: Loading, checkpoint: str | None, files: WeightFiles, every: boo
     files.check_goes_with(checkpoint)
     model = loading.open()
     with progress_bars() as begin:
-        if checkpoint is None:
-            probe = Probe.of(model.bundle)
-        else:
-            probe = _record_anew(model.bundle, checkpoint, files, begin)
+        probe = Probe.of(model.bundle) if checkpoint is None else _record_anew(model.bundle, checkpoint, files, begin)
         rows = check(model, probe, model.manifest.parity.limits[model.precision], begin)
 
     failed = sum(not row.passed for row in rows)
