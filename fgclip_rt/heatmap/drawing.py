@@ -119,6 +119,7 @@ def _cells(
         pieces = typeset(title, fonts)
         if pieces is None:
             unlabelled.append(text)
+        if not pieces:
             pieces = typeset(_NUMBERED + str(number), fonts) or []
         least, largest = float(values.min()), float(values.max())
         decimals = _decimals(least, largest)

@@ -8,6 +8,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -79,10 +80,16 @@ def open_face(face: Face, size: int) -> tuple[FreeTypeFont, float]:
         return font, 1.0
     for each in (size, *_BITMAP_SIZES):
         try:
-            return ImageFont.truetype(face.path, each, face.index), size / each
+            font = ImageFont.truetype(face.path, each, face.index)
+            break
         except OSError as error:
             failed = error
-    raise failed
+    else:
+        raise failed
+    # A variable font may begin at its thinnest weight. Other fonts do not vary, and some that do lack this name.
+    with suppress(OSError, ValueError):
+        font.set_variation_by_name("Regular")
+    return font, size / each
 
 
 def find_fonts(texts: Iterable[str], named: Path | None = None) -> Fonts:
@@ -135,7 +142,9 @@ def covered(face: Face, wanted: Iterable[str]) -> frozenset[str]:
     Raises:
         OSError: the file is no font that FreeType reads.
     """
-    font, factor = open_face(face, _PROBE_SIZE)
+    opened, factor = open_face(face, _PROBE_SIZE)
+    # Glyph by glyph: to a mark without a letter, shaping would add a circle.
+    font = opened.font_variant(layout_engine=ImageFont.Layout.BASIC)
     if factor != 1:
         # Fonts of pictures also have digits and spaces, as wide as a picture.
         wanted = [cluster for cluster in wanted if not cluster.isascii()]

@@ -46,7 +46,8 @@ def font_advice(texts: Iterable[str]) -> str:
 
 
 def _kind(character: str) -> Kind:
-    if unicodedata.name(character, "").split(" ")[0] in _CJK:
+    # The planes after the first two hold ideographs only, new ones among them that Python cannot name.
+    if unicodedata.name(character, "").split(" ")[0] in _CJK or ord(character) >= 0x20000:
         return "cjk"
     # Pictures stand in these blocks; symbols that are older than emoji come with the other fonts.
     return "emoji" if 0x1F000 <= ord(character) < 0x20000 else "other"

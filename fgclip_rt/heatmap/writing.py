@@ -16,7 +16,7 @@ INK, PAPER = "#202020", "#ffffff"
 #: Characters of a title that are looked at; more fit nowhere.
 _MOST_CHARACTERS = 400
 #: Characters that show nothing, or turn the text that follows them, in which a font has no part.
-_SPELLED_OUT = ("Cc", "Cn", "Co", "Cs")
+_SPELLED_OUT = ("Cc", "Co", "Cs")
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 

@@ -117,4 +117,6 @@ def test_a_text_without_a_font_has_a_number_and_the_remedy_is_said(
     assert_one_sentence(said.strip(), "a 电脑, so its map has a number", "get one for 1", "--font")
     said = run_command(*arguments, *[argument for text in "电脑猫狗" for argument in ("--text", text)]).stderr
     assert "电, 脑, 猫, …, so their maps have numbers" in said
-    assert run_command(*arguments, "--text", "cat").stderr == ""
+    result = run_command(*arguments, "--text", "cat")
+    assert result.stderr == ""
+    assert f"{tmp_path / 'map.png'}: 1 map of 19×29 patches" in result.stdout

@@ -13,11 +13,14 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import newTable
 from fontTools.ttLib.tables.sbixGlyph import Glyph as PictureGlyph
 from fontTools.ttLib.tables.sbixStrike import Strike
+from fontTools.ttLib.tables.TupleVariation import TupleVariation
 from PIL import Image
 
 from fgclip_rt.heatmap import fonts
 
 MakeFont = Callable[..., Path]
+
+_WEIGHTS = ((100, "Thin"), (500, "Regular"))
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,26 @@ def make_font(folder: Path) -> MakeFont:
         bars = [_bar(100 + 20 * number) if ink else _bar(0) for number in range(len(characters))]
         builder.setupGlyf(dict(zip([".notdef", *names], [_bar(900), *bars], strict=True)))
         builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *names], (1000, 0)))
+        return _save(builder, folder / name)
+
+    return make
+
+
+@pytest.fixture
+def make_variable_font(folder: Path) -> MakeFont:
+    """Writes a font whose bars are as wide as its weight, 100 by default and 500 under the name Regular."""
+
+    def make(name: str, characters: str) -> Path:
+        names = [f"glyph{number}" for number in range(len(characters))]
+        builder = _builder(names, characters)
+        builder.setupGlyf(dict(zip([".notdef", *names], [_bar(900), *[_bar(100)] * len(names)], strict=True)))
+        builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *names], (1000, 0)))
+        builder.setupNameTable({"familyName": "Test", "styleName": "Thin"})
+        weights = [{"location": {"wght": weight}, "stylename": style} for weight, style in _WEIGHTS]
+        builder.setupFvar([("wght", 100, 100, 500, "Weight")], weights)
+        # Points of a bar, and four that stand for its metrics.
+        wider = [(0, 0), (0, 0), (400, 0), (400, 0), *[(0, 0)] * 4]
+        builder.setupGvar({each: [TupleVariation({"wght": (0.0, 1.0, 1.0)}, wider)] for each in names})
         return _save(builder, folder / name)
 
     return make
@@ -75,7 +98,8 @@ def _builder(names: list[str], characters: str) -> FontBuilder:
 
 def _save(builder: FontBuilder, path: Path) -> Path:
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
+    if "name" not in builder.font:
+        builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
     builder.setupMaxp()

@@ -193,6 +193,13 @@ def test_a_text_that_no_font_can_write_is_numbered(said: list[str]) -> None:
     assert [word for word in said if word in (*texts, "text 2")] == ["a cat", "text 2", "a dog"]
 
 
+def test_an_empty_text_is_numbered_and_no_font_is_missing(said: list[str]) -> None:
+    maps = make_maps(2, (3, 4))
+    picture = draw(make_photo(40, 30), maps, ["a", " "], choose_scales(maps, "shared"))
+    assert picture.unlabelled == ()
+    assert "text 2" in said
+
+
 def test_a_text_that_a_font_can_write_is_written(make_font: Callable[..., Path], said: list[str]) -> None:
     make_font("a.ttf", "电脑")
     maps = make_maps(1, (3, 4))

@@ -70,6 +70,12 @@ def test_marks_are_written_by_the_font_of_their_letter(make_font: MakeFont) -> N
     assert faces("ae\u0331") == [("a", None), ("e\u0331", "b.ttf")]
 
 
+def test_a_mark_is_not_in_a_font_that_has_the_circle_below_it_only(make_font: MakeFont) -> None:
+    make_font("a.ttf", "3\u25cc")
+    make_font("b.ttf", "3\u20e3")
+    assert faces("3\ufe0f\u20e3") == [("3\ufe0f\u20e3", "b.ttf")]
+
+
 def test_joiners_and_selectors_need_no_font() -> None:
     assert faces("a\u200db\ufe0f\u200b") == [("a\u200db\ufe0f\u200b", None)]
 
@@ -151,6 +157,11 @@ def test_collections_for_chinese_are_read_at_their_chinese_face(folder: Path, mo
         ("NotoSansCJK-Regular.ttc", 2),
         ("other.ttc", 0),
     ]
+
+
+def test_variable_fonts_are_written_in_their_regular_weight(make_variable_font: MakeFont) -> None:
+    font, _ = fonts.open_face(Face(make_variable_font("a.ttf", "a")), 100)
+    assert font.getmask("a").getbbox() == (0, 0, 50, 70)
 
 
 def test_fonts_of_pictures_are_brought_to_the_size_of_the_others(make_picture_font: MakeFont) -> None:

@@ -17,6 +17,7 @@ NOTO = "install a font that has them, such as one of https://fonts.google.com/no
     [
         ({"ID": "debian"}, ["a 电脑"], "run 'apt install fonts-noto-cjk'"),
         ({"ID": "debian"}, ["ねこ", "カ", "고양이", "。"], "run 'apt install fonts-noto-cjk'"),
+        ({"ID": "debian"}, ["\U000323af"], "run 'apt install fonts-noto-cjk'"),
         ({"ID": "ubuntu", "ID_LIKE": "debian"}, ["قط"], "run 'apt install fonts-noto-core'"),
         (
             {"ID": "mint", "ID_LIKE": "ubuntu debian"},

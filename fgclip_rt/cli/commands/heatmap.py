@@ -95,7 +95,7 @@ def run(
         say_json(answer)
         return
     rows, columns = answer.grid
-    say(f"{output}: {len(answer.texts)} maps of {rows}×{columns} patches")
+    say(f"{output}: {len(answer.texts)} map{'s' if len(answer.texts) > 1 else ''} of {rows}×{columns} patches")
     if maps is not None:
         say(f"{maps}: float32 {list(cosines.shape)}")
     for found in answer.texts:
