@@ -45,7 +45,9 @@ demo: install
 		--text "大大的条纹黄色五角星在一个带圆点的很大的粉色圆形的下面"
 	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/map.png \
 		--text "a big spotted yellow star" --text "the huge plain black heart" --text "小小的棕色格子月牙"
-	@echo "Look at $(DEMO)/scene.png and $(DEMO)/map.png. In each language one text says dots and one says stripes."
+	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/overlay.png --overlay \
+		--text "a big spotted yellow star" --text "the huge plain black heart"
+	@echo "Look at $(DEMO)/scene.png, map.png and overlay.png. In each language one text says dots and one says stripes."
 
 # Tests of a file stay in one process, which has one thread: more threads than cores would wait for each other.
 test: install lint

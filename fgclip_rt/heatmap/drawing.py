@@ -16,13 +16,13 @@ from ..arrays import FloatArray
 from .fonts import find_fonts
 from .layout import TITLE_LINES, Layout, plan
 from .scales import Scale
-from .writing import INK, PAPER, Piece, clean, typeset, wrap, write
+from .writing import INK, MORE, PAPER, Piece, clean, typeset, wrap, write
 
 #: Share of the map's colours where it lies over the photo.
 OVERLAY_STRENGTH = 0.6
 
-#: Our own words in titles: of the photo, of a map whose text no font can write, and where a title is cut.
-_IMAGE, _NUMBERED, _MORE = "image", "text ", "…"
+#: Our own words in titles: of the photo, and of a map whose text is empty or that no font can write.
+_IMAGE, _NUMBERED = "image", "text "
 
 
 #: x1, y1, x2, y2 in pixels.
@@ -107,8 +107,8 @@ def _cells(
 ) -> tuple[list[_Cell], tuple[str, ...]]:
     """The cells, and the texts that no font can write."""
     titles = [clean(text) for text in texts]
-    fonts = find_fonts([*titles, _IMAGE, _NUMBERED, _MORE, string.digits], font)
-    more = typeset(_MORE, fonts) or []
+    fonts = find_fonts([*titles, _IMAGE, _NUMBERED, MORE, string.digits], font)
+    more = typeset(MORE, fonts) or []
 
     def lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
         return wrap(pieces, more, layout.title_font, layout.cell_width, TITLE_LINES)

@@ -13,7 +13,10 @@ from .fonts import Face, Fonts, clusters, open_face
 
 INK, PAPER = "#202020", "#ffffff"
 
-#: Characters of a title that are looked at; more fit nowhere.
+#: Stands where a title is cut.
+MORE = "…"
+
+#: Characters of a text that its title is made from, so that a megabyte takes no longer.
 _MOST_CHARACTERS = 400
 #: Characters that show nothing, or turn the text that follows them, in which a font has no part.
 _SPELLED_OUT = ("Cc", "Co", "Cs")
@@ -30,7 +33,7 @@ class Piece(NamedTuple):
 def clean(text: str) -> str:
     """The beginning of a text as it is written: composed, on one line, and with control characters spelled out."""
     line = " ".join(unicodedata.normalize("NFC", text[:_MOST_CHARACTERS]).split())
-    return "".join(_spelled(character) for character in line)
+    return "".join(_spelled(character) for character in line) + (MORE if len(text) > _MOST_CHARACTERS else "")
 
 
 def _spelled(character: str) -> str:
