@@ -61,14 +61,15 @@ test-oldest: install $(OLDEST)/installed
 	rm -rf $(OLDEST)/bundles
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bundles.py $(OLDEST)/bundles
 	@cat $(OLDEST)/constraints.txt
-	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/test_imports.py
+	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/heatmap \
+		tests/test_imports.py
 
 # The oldest NumPy has no wheels for the newest Python.
 $(OLDEST)/installed: pyproject.toml tests/oldest/constraints.py
 	python3.11 -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python tests/oldest/constraints.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
-		--editable '.[cli]' filelock hypothesis pytest
+		--editable '.[cli]' filelock fonttools hypothesis pytest
 	touch $@
 
 # Exports models of real size with random weights and measures them beside what a user would pick instead.

@@ -66,10 +66,15 @@ Fonts: TypeAlias = dict[Face, frozenset[str]]
 
 
 @lru_cache(maxsize=64)
-def open_face(face: Face, size: int) -> tuple[FreeTypeFont, float]:
+def open_face(face: Face, size: int, layout: ImageFont.Layout | None = None) -> tuple[FreeTypeFont, float]:
     """A font, and the factor that brings what it draws to ``size`` pixels.
 
     The factor is 1 but for fonts of bitmaps, which come in few sizes.
+
+    Args:
+        face: the font.
+        size: in pixels.
+        layout: how characters become glyphs; None for the best way that Pillow has.
 
     Raises:
         OSError: the file is no font that FreeType reads.
@@ -80,7 +85,7 @@ def open_face(face: Face, size: int) -> tuple[FreeTypeFont, float]:
         return font, 1.0
     for each in (size, *_BITMAP_SIZES):
         try:
-            font = ImageFont.truetype(face.path, each, face.index)
+            font = ImageFont.truetype(face.path, each, face.index, layout_engine=layout)
             break
         except OSError as error:
             failed = error
@@ -142,9 +147,8 @@ def covered(face: Face, wanted: Iterable[str]) -> frozenset[str]:
     Raises:
         OSError: the file is no font that FreeType reads.
     """
-    opened, factor = open_face(face, _PROBE_SIZE)
     # Glyph by glyph: to a mark without a letter, shaping would add a circle.
-    font = opened.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    font, factor = open_face(face, _PROBE_SIZE, ImageFont.Layout.BASIC)
     if factor != 1:
         # Fonts of pictures also have digits and spaces, as wide as a picture.
         wanted = [cluster for cluster in wanted if not cluster.isascii()]

@@ -74,6 +74,7 @@ def test_a_mark_is_not_in_a_font_that_has_the_circle_below_it_only(make_font: Ma
     make_font("a.ttf", "3\u25cc")
     make_font("b.ttf", "3\u20e3")
     assert faces("3\ufe0f\u20e3") == [("3\ufe0f\u20e3", "b.ttf")]
+    assert typeset("x\u0301", find_fonts(["x\u0301"])) is None
 
 
 def test_joiners_and_selectors_need_no_font() -> None:

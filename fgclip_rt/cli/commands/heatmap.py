@@ -75,9 +75,9 @@ def run(
     cosines = dense.map(texts.text, texts.walk_type)
     scales = choose_scales(cosines, choice)
     picture = draw(photo, cosines, texts.text, scales, overlay=overlay, font=font)
+    save_picture(picture.image, output)
     if maps is not None:
         write_maps(maps, cosines, texts.text, dense.image_size)
-    save_picture(picture.image, output)
     if picture.unlabelled:
         _warn_unlabelled(picture.unlabelled)
     answer = answers.Maps(
