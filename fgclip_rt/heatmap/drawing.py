@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..arrays import FloatArray
-from .fonts import find_fonts
+from .fonts import Fonts, clusters, find_fonts
 from .layout import TITLE_LINES, Layout, plan
 from .scales import Scale
 from .writing import INK, MORE, PAPER, Piece, clean, typeset, wrap, write
@@ -23,7 +23,6 @@ OVERLAY_STRENGTH = 0.6
 
 #: Our own words in titles: of the photo, and of a map whose text is empty or that no font can write.
 _IMAGE, _NUMBERED = "image", "text "
-
 
 #: x1, y1, x2, y2 in pixels.
 Box: TypeAlias = tuple[int, int, int, int]
@@ -38,16 +37,18 @@ class Picture:
         tiles: where the photo and the maps are in it, xyxy in pixels.
         bars: where the colour bars are in it, xyxy in pixels: one per map, or one if all maps have one scale.
         unlabelled: texts that no font on this machine can write; their maps carry their numbers instead.
+        lacking: the characters of these texts that are in no font.
     """
 
     image: Image.Image
     tiles: tuple[Box, ...]
     bars: tuple[Box, ...]
     unlabelled: tuple[str, ...]
+    lacking: frozenset[str]
 
 
 class _Cell(NamedTuple):
-    """What stands above a tile: lines of a title, and a line of numbers."""
+    """Writing above a tile: lines of a title, and a line of numbers."""
 
     title: list[list[Piece]]
     note: str
@@ -79,7 +80,11 @@ def draw(
     """
     grid = maps.shape[1], maps.shape[2]
     layout = plan(photo.size, grid, len(maps), overlay=overlay)
-    cells, unlabelled = _cells(photo.size, maps, texts, layout, font)
+    titles = [clean(text) for text in texts]
+    fonts = find_fonts([*titles, _IMAGE, _NUMBERED, MORE, string.digits], font)
+    lacking = frozenset(cluster for title in titles for cluster in clusters(title)).difference(*fonts.values())
+    unlabelled = [text for text, title in zip(texts, titles, strict=True) if not lacking.isdisjoint(clusters(title))]
+    cells = _cells(photo.size, maps, titles, layout, fonts)
     shared = len(maps) > 1 and len(set(scales)) == 1
     canvas, tops = _canvas(cells, layout, shared)
     small = photo.resize(layout.tile, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -99,32 +104,25 @@ def draw(
             bars.append(_draw_bar(canvas, (left, bottom), scale, values, layout))
     if shared:
         bars.append(_draw_bar(canvas, (layout.gap, tops[-1] + layout.tile[1]), scales[0], maps, layout))
-    return Picture(canvas, tuple(tiles), tuple(bars), unlabelled)
+    return Picture(canvas, tuple(tiles), tuple(bars), tuple(unlabelled), lacking)
 
 
 def _cells(
-    photo: tuple[int, int], maps: FloatArray, texts: Sequence[str], layout: Layout, font: Path | None
-) -> tuple[list[_Cell], tuple[str, ...]]:
-    """The cells, and the texts that no font can write."""
-    titles = [clean(text) for text in texts]
-    fonts = find_fonts([*titles, _IMAGE, _NUMBERED, MORE, string.digits], font)
+    photo: tuple[int, int], maps: FloatArray, titles: Sequence[str], layout: Layout, fonts: Fonts
+) -> list[_Cell]:
+    """The cell of the photo and those of the maps. A title that is empty or cannot be written is a number instead."""
     more = typeset(MORE, fonts) or []
 
-    def lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
-        return wrap(pieces, more, layout.title_font, layout.cell_width, TITLE_LINES)
+    def lines(pieces: Sequence[Piece] | None) -> list[list[Piece]]:
+        return wrap(pieces or [], more, layout.title_font, layout.cell_width, TITLE_LINES)
 
-    cells = [_Cell(lines(typeset(_IMAGE, fonts) or []), f"{photo[0]} x {photo[1]} pixels")]
-    unlabelled = []
-    for number, (text, title, values) in enumerate(zip(texts, titles, maps, strict=True), 1):
-        pieces = typeset(title, fonts)
-        if pieces is None:
-            unlabelled.append(text)
-        if not pieces:
-            pieces = typeset(_NUMBERED + str(number), fonts) or []
+    cells = [_Cell(lines(typeset(_IMAGE, fonts)), f"{photo[0]} x {photo[1]} pixels")]
+    for number, (title, values) in enumerate(zip(titles, maps, strict=True), 1):
+        pieces = typeset(title, fonts) or typeset(_NUMBERED + str(number), fonts)
         least, largest = float(values.min()), float(values.max())
         decimals = _decimals(least, largest)
         cells.append(_Cell(lines(pieces), f"cosine {least:z.{decimals}f} to {largest:z.{decimals}f}"))
-    return cells, tuple(unlabelled)
+    return cells
 
 
 def _canvas(cells: Sequence[_Cell], layout: Layout, shared: bool) -> tuple[Image.Image, list[int]]:
@@ -195,4 +193,8 @@ def _draw_bar(canvas: Image.Image, at: tuple[int, int], scale: Scale, values: Fl
 def _decimals(low: float, high: float) -> int:
     """Decimals that tell the ends of a range, and values between them, apart."""
     span = high - low
-    return 3 if span <= 0 else min(max(3, 2 - math.floor(math.log10(span))), 7)
+    if span <= 0:
+        return 3
+    # 0.051 - 0.050 is a little less than 0.001.
+    magnitude = math.floor(math.log10(span) + 1e-6)
+    return min(max(3, 2 - magnitude), 7)

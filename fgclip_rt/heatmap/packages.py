@@ -33,9 +33,9 @@ _MACOS: Mapping[Kind, str] = {"cjk": "font-noto-sans-cjk-sc", "emoji": "font-not
 _CJK = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "BOPOMOFO", "HIRAGANA", "KATAKANA", "HANGUL")
 
 
-def font_advice(texts: Iterable[str]) -> str:
-    """The command, or else the address, that brings fonts for ``texts`` on this system, as an order."""
-    kinds = sorted({_kind(character) for text in texts for character in text if ord(character) > 127})
+def font_advice(lacking: Iterable[str]) -> str:
+    """The command, or else the address, that brings fonts for these characters on this system, as an order."""
+    kinds = sorted({_kind(character) for cluster in lacking for character in cluster if not character.isascii()})
     if sys.platform == "darwin" and all(kind in _MACOS for kind in kinds):
         return f"run 'brew install --cask {' '.join(_MACOS[kind] for kind in kinds)}'"
     for name in _system_names():

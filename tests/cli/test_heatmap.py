@@ -94,7 +94,8 @@ def test_what_cannot_be_drawn_is_refused(
 
 
 @pytest.mark.parametrize(
-    "value", ["", "Own", "0.1", "0,1,2", "a,b", "0.3,0", "0.1,0.1", "nan,1", "0,inf", "-inf,0", "0;1"]
+    "value",
+    ["", "Own", "0.1", "0,1,2", "a,b", "0.3,0", "0.1,0.1", "nan,1", "0,nan", "0,inf", "-2,0", "0,2", "0,9e-4", ";1"],
 )
 def test_a_scale_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(ArgumentError) as error:
@@ -102,7 +103,9 @@ def test_a_scale_that_is_none_is_refused(value: str) -> None:
     assert_one_sentence(error.value, f"--scale {value!r}", "LOW,HIGH")
 
 
-@pytest.mark.parametrize(("value", "scale"), [("0,0.3", Scale(0, 0.3)), ("-1e-1, .5", Scale(-0.1, 0.5))])
+@pytest.mark.parametrize(
+    ("value", "scale"), [("0,0.3", Scale(0, 0.3)), ("-1e-1, .5", Scale(-0.1, 0.5)), ("0.05,0.051", Scale(0.05, 0.051))]
+)
 def test_a_scale_is_two_numbers(value: str, scale: Scale) -> None:
     assert parse_scale(value) == scale
 
@@ -111,10 +114,10 @@ def test_a_text_without_a_font_has_a_number_and_the_remedy_is_said(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "font_folders", lambda: iter(()))
-    monkeypatch.setattr("fgclip_rt.cli.commands.heatmap.font_advice", lambda texts: f"get one for {len(texts)}")
+    monkeypatch.setattr("fgclip_rt.cli.commands.heatmap.font_advice", lambda lacking: f"get {sorted(lacking)}")
     arguments = ["heatmap", bundle_path, PHOTO, "--output", tmp_path / "map.png", "--overwrite"]
     said = run_command(*arguments, "--text", "a 电脑", "--text", "cat").stderr
-    assert_one_sentence(said.strip(), "a 电脑, so its map has a number", "get one for 1", "--font")
+    assert_one_sentence(said.strip(), "a 电脑, so its map has a number", "get ['电', '脑']", "--font")
     said = run_command(*arguments, *[argument for text in "电脑猫狗" for argument in ("--text", text)]).stderr
     assert "电, 脑, 猫, …, so their maps have numbers" in said
     result = run_command(*arguments, "--text", "cat")

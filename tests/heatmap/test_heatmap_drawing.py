@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from fgclip_rt.arrays import ByteArray, FloatArray
 from fgclip_rt.heatmap import Picture, Scale, choose_scales, draw
@@ -143,6 +143,13 @@ def test_a_bar_says_whether_cosines_lie_beyond_it(scale: Scale, low: str, high: 
     assert said[4:6] == [low, high]
 
 
+def test_the_numbers_of_a_narrow_bar_do_not_meet(said: list[str]) -> None:
+    picture = draw(make_photo(20, 400), make_maps(1, (9, 1)), ["a"], [Scale(-0.051, -0.050)])
+    font = ImageFont.load_default(13)
+    assert said[4:] == ["-0.05100 or less", "-0.05000 or more"]
+    assert sum(map(font.getlength, said[4:])) + 5 < picture.bars[0][2] - picture.bars[0][0]
+
+
 def test_a_map_of_one_cosine_is_drawn(said: list[str]) -> None:
     maps = np.full((1, 2, 2), -0.00001, np.float32)
     draw(make_photo(40, 30), maps, ["a"], choose_scales(maps, "own"))
@@ -190,6 +197,7 @@ def test_a_text_that_no_font_can_write_is_numbered(said: list[str]) -> None:
     texts = ["a cat", "电\u8111", "a dog"]
     picture = draw(make_photo(40, 30), maps, texts, choose_scales(maps, "shared"))
     assert picture.unlabelled == ("电\u8111",)
+    assert picture.lacking == {"电", "\u8111"}
     assert [word for word in said if word in (*texts, "text 2")] == ["a cat", "text 2", "a dog"]
 
 
@@ -204,7 +212,7 @@ def test_a_text_that_a_font_can_write_is_written(make_font: Callable[..., Path],
     make_font("a.ttf", "电脑")
     maps = make_maps(1, (3, 4))
     picture = draw(make_photo(40, 30), maps, ["my 电脑"], choose_scales(maps, "shared"))
-    assert picture.unlabelled == ()
+    assert (picture.unlabelled, picture.lacking) == ((), frozenset())
     assert said[3:5] == ["my ", "电脑"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ import click
 
 from ... import answers
 from ...errors import ArgumentError
-from ...heatmap import Scale, check_font, choose_scales, draw, font_advice, plan
+from ...heatmap import Picture, Scale, check_font, choose_scales, draw, font_advice, plan
 from ...images import load_image
 from ...map_files import check_maps_output, write_maps
 from ...outputs import check_picture_output, save_picture
@@ -20,6 +19,9 @@ from ..inputs import warn_truncated
 from ..options import Loading, Pixels, Texts
 from ..output import say, say_json, warn
 from ..status import Command
+
+#: Between the ends of a scale: with more decimals, the numbers of a narrow bar would meet.
+_LEAST_SPAN = 0.001
 
 
 @click.command(cls=Command)
@@ -79,7 +81,7 @@ def run(
     if maps is not None:
         write_maps(maps, cosines, texts.text, dense.image_size)
     if picture.unlabelled:
-        _warn_unlabelled(picture.unlabelled)
+        _warn_unlabelled(picture)
     answer = answers.Maps(
         output=str(output),
         image=str(image),
@@ -107,7 +109,7 @@ def parse_scale(value: str) -> Literal["own", "shared"] | Scale:
     """A scale from the command line.
 
     Raises:
-        ArgumentError: it is neither a known word nor two numbers in order.
+        ArgumentError: it is neither a known word nor two cosines in order.
     """
     if value == "own":
         return "own"
@@ -117,17 +119,19 @@ def parse_scale(value: str) -> Literal["own", "shared"] | Scale:
         low, high = map(float, value.split(","))
     except ValueError:
         low = high = math.nan
-    if not -math.inf < low < high < math.inf:
+    if not (low >= -1 and high <= 1 and round(high - low, 9) >= _LEAST_SPAN):
         raise ArgumentError(
-            f"--scale {value!r} is neither own, nor shared, nor two numbers in order; give two as LOW,HIGH: 0,0.3."
+            f"--scale {value!r} is neither own, nor shared, nor two cosines in order; give LOW,HIGH from -1 to 1, "
+            f"{_LEAST_SPAN} or more apart: 0,0.3."
         )
     return Scale(low, high)
 
 
-def _warn_unlabelled(texts: Sequence[str]) -> None:
+def _warn_unlabelled(picture: Picture) -> None:
+    texts = picture.unlabelled
     shown = ", ".join(texts[:3]) + (", …" if len(texts) > 3 else "")
     titles = "its map has a number" if len(texts) == 1 else "their maps have numbers"
     warn(
-        f"fgclip-rt: no font here has all characters of {shown}, so {titles} for a title; {font_advice(texts)}, or "
-        "name a font file with --font."
+        f"fgclip-rt: no font here has all characters of {shown}, so {titles} for a title; "
+        f"{font_advice(picture.lacking)}, or name a font file with --font."
     )
