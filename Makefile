@@ -45,7 +45,9 @@ demo: install
 		--text "大大的条纹黄色五角星在一个带圆点的很大的粉色圆形的下面"
 	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/map.png \
 		--text "a big spotted yellow star" --text "the huge plain black heart" --text "小小的棕色格子月牙"
-	@echo "Look at $(DEMO)/scene.png and $(DEMO)/map.png. In each language one text says dots and one says stripes."
+	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/overlay.png --overlay \
+		--text "a big spotted yellow star" --text "the huge plain black heart"
+	@echo "Look at $(DEMO)/scene.png, map.png and overlay.png. In each language one text says dots and one says stripes."
 
 # Tests of a file stay in one process, which has one thread: more threads than cores would wait for each other.
 test: install lint
@@ -59,14 +61,15 @@ test-oldest: install $(OLDEST)/installed
 	rm -rf $(OLDEST)/bundles
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bundles.py $(OLDEST)/bundles
 	@cat $(OLDEST)/constraints.txt
-	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/test_imports.py
+	OMP_NUM_THREADS=1 FGCLIP_RT_TEST_BUNDLES=$(OLDEST)/bundles $(OLDEST)/bin/pytest tests/runtime tests/heatmap \
+		tests/test_imports.py
 
 # The oldest NumPy has no wheels for the newest Python.
 $(OLDEST)/installed: pyproject.toml tests/oldest/constraints.py
 	python3.11 -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python tests/oldest/constraints.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
-		--editable '.[cli]' filelock hypothesis pytest
+		--editable '.[cli]' filelock fonttools hypothesis pytest
 	touch $@
 
 # Exports models of real size with random weights and measures them beside what a user would pick instead.

@@ -14,6 +14,7 @@ from .engine_files import Engine, EngineKey, EngineRecord, find_engines
 from .images import ImageSource
 from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
+from .scores import largest_at
 from .vectors import Row
 
 Numbers: TypeAlias = list[list[float]]
@@ -77,20 +78,40 @@ class Regions(Answer, frozen=True):
 
 
 class Found(Answer, frozen=True):
-    """Where a text is found: its largest and least cosine, and x, y in pixels of the patch that has the largest."""
+    """Where a text is found, by its map.
+
+    Attributes:
+        text: the text.
+        largest: its largest cosine with a patch.
+        least: its least cosine with a patch.
+        at: x, y in pixels of the centre of the patch that has the largest.
+        colours: the cosines that are drawn in the first and the last colour.
+    """
 
     text: str
     largest: float
     least: float
     at: list[float]
+    colours: list[float]
 
 
 class Maps(Answer, frozen=True):
-    """Maps of texts over a ``grid`` of patches, (rows, columns), drawn to ``output``."""
+    """Maps of texts that were drawn.
+
+    Attributes:
+        output: the picture.
+        image: the image.
+        grid: (rows, columns) of patches.
+        scale: ``own``, ``shared``, or ``fixed`` where it was given in numbers.
+        maps: file of the cosines; None if none was asked for.
+        texts: where each is found.
+    """
 
     output: str
     image: str
     grid: list[int]
+    scale: str
+    maps: str | None
     texts: list[Found]
 
 
@@ -284,16 +305,14 @@ def regions(
     return Regions(image=name, boxes=[list(box) for box in boxes], texts=list(texts), cosines=cosines.tolist())
 
 
-def found(text: str, values: FloatArray, size: tuple[int, int]) -> Found:
+def found(text: str, values: FloatArray, size: tuple[int, int], colours: tuple[float, float]) -> Found:
     """Where a text is found by its map [h, w] of an image of ``size`` (width, height)."""
-    # Pillow's fonts, which come with it, take as long to import as a small image to embed.
-    from .heatmap import largest_at
-
     return Found(
         text=text,
         largest=float(values.max()),
         least=float(values.min()),
         at=list(largest_at(values, size)),
+        colours=list(colours),
     )
 
 

@@ -22,8 +22,13 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _DISK_FULL = re.compile(r"no space left|\d+ requested and \d+ written", re.IGNORECASE)
 
 
-def check_output(path: Path, overwrite: bool = False) -> None:
+def check_output(path: Path, overwrite: bool = False, option: str = "--output") -> None:
     """Make sure, before any work is done, that ``path`` can be written.
+
+    Args:
+        path: the output.
+        overwrite: whether it may exist.
+        option: the option that names it, in messages.
 
     Raises:
         OutputError: it exists and is not to be overwritten, or its folder is missing or not writable.
@@ -31,12 +36,12 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file.")
     if path.exists() and not overwrite:
-        raise output_exists(path)
+        raise output_exists(path, option)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written because {folder} is not a folder; make it, or choose another.")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path} cannot be written because {folder} is not writable; choose another --output.")
+        raise OutputError(f"{path} cannot be written because {folder} is not writable; choose another {option}.")
 
 
 def check_picture_output(path: Path, overwrite: bool = False) -> None:
@@ -135,10 +140,10 @@ def folder_written_whole(path: Path, check_replaceable: Callable[[], None]) -> I
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def output_exists(path: Path) -> OutputError:
+def output_exists(path: Path, option: str = "--output") -> OutputError:
     """The error for an output that exists and must not be replaced."""
     return OutputError(
-        f"{path} exists already; choose another --output, or replace it with --overwrite.", code="output_exists"
+        f"{path} exists already; choose another {option}, or replace it with --overwrite.", code="output_exists"
     )
 
 

@@ -37,3 +37,10 @@ def probabilities(logits: FloatArray, score: Score) -> FloatArray:
 def similarity_maps(dense: FloatArray, text_embeds: FloatArray) -> FloatArray:
     """Cosines float32 [m, h, w] of dense features [h, w, D] with texts [m, D], both of length one."""
     return np.ascontiguousarray(np.moveaxis(dense @ text_embeds.T, -1, 0))
+
+
+def largest_at(values: FloatArray, size: tuple[int, int]) -> tuple[float, float]:
+    """Centre (x, y) of the patch where a map [h, w] is largest, in pixels of an image of ``size`` (width, height)."""
+    rows, columns = values.shape
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    return (float(column) + 0.5) / columns * size[0], (float(row) + 0.5) / rows * size[1]

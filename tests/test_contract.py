@@ -20,7 +20,7 @@ FLOORS = (
     ("errors", "ahead", "scores"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
-    ("engine_files", "vectors", "pocket"),
+    ("engine_files", "vectors", "map_files", "pocket"),
     ("backends",),
     ("engines", "graphs"),
     ("choice", "dense"),

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..arrays import FloatArray
 from ..errors import ArgumentError
-from ..heatmap import largest_at
 from ..model import Model
 from ..pocket.captions import (
     CHANGES,
@@ -25,7 +24,7 @@ from ..pocket.captions import (
 )
 from ..pocket.looks import Look, Split
 from ..pocket.scenes import Scene, draw, make_scene
-from ..scores import similarity_maps
+from ..scores import largest_at, similarity_maps
 from .measures import GALLERY, MEASURES, Figure, Measure, count_named, count_retrieved, holds, prefers
 
 

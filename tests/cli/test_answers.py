@@ -315,7 +315,7 @@ def test_answers_keep_their_keys_and_their_order(bundle_path: Path, tmp_path: Pa
     for arguments, keys in (
         (["score", bundle_path, PHOTO, "--text", "a"], "images texts logits probabilities"),
         (["regions", bundle_path, PHOTO, "--text", "a", "--box", "0,0,9,9"], "image boxes texts cosines"),
-        (["heatmap", bundle_path, PHOTO, "--text", "a", "--output", png], "output image grid texts"),
+        (["heatmap", bundle_path, PHOTO, "--text", "a", "--output", png], "output image grid scale maps texts"),
         (["embed", bundle_path, PHOTO, "--output", npz], "output shape rows skipped truncated_texts"),
         (["verify", bundle_path], "bundle precision backend passed rows"),
         (["inspect", bundle_path], "path size manifest engines"),

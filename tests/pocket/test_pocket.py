@@ -22,12 +22,11 @@ from fgclip_rt.evaluation.measures import Measure
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
 from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.families import table as families
-from fgclip_rt.heatmap import largest_at
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state
 from fgclip_rt.pocket.scenes import Thing, covers, draw, make_scene
 from fgclip_rt.preparation import Patches
-from fgclip_rt.scores import l2_normalize, similarity_maps
+from fgclip_rt.scores import l2_normalize, largest_at, similarity_maps
 from helpers import assert_one_sentence
 
 FOLDER = Path(fgclip_rt.__file__).parent / "models/fg-clip2-pocket"
