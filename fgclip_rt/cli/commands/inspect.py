@@ -10,6 +10,7 @@ from ... import answers
 from ...answers import Inspected
 from ...bundle import Bundle
 from ...engine_files import EngineRecord, Profile
+from ...interface import describe
 from ...manifest import TensorSpec
 from .. import options
 from ..output import numbers, say, say_json, say_table, words
@@ -100,4 +101,4 @@ def _shapes(profile: Profile) -> str:
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
-    return "\n".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+    return "\n".join(map(describe, specs))
