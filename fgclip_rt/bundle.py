@@ -128,8 +128,17 @@ class Bundle:
             )
 
     def other_files(self) -> Iterator[str]:
-        """Names of what else the folder holds, as :func:`other_files`."""
-        return other_files(self.path, self.manifest.files)
+        """Names of what else the folder holds, as :func:`other_files`.
+
+        Raises:
+            BundleError: the folder cannot be read.
+        """
+        try:
+            yield from other_files(self.path, self.manifest.files)
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+            ) from None
 
     @property
     def size(self) -> int:
@@ -215,7 +224,7 @@ def listed_files(text: bytes) -> Collection[str] | None:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
     files = document.get("files")
-    return files.keys() if isinstance(files, dict) else None
+    return list(files) if isinstance(files, dict) else None
 
 
 def other_files(folder: Path, listed: Collection[str]) -> Iterator[str]:
@@ -242,6 +251,7 @@ def _others(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]:
         if any(other.startswith(f"{name}/") for other in known):
             yield from _others(entry, f"{name}/", known)
         else:
+            # A folder that we may not enter is a folder still.
             yield f"{name}/" if entry.is_dir() else name
 
 
@@ -275,8 +285,12 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     """How parts of a manifest contradict one another, each as the end of a sentence whose subject is the manifest."""
     for name in manifest.files:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or name in ("", ".", MANIFEST):
+        inside = not (pure.is_absolute() or ".." in pure.parts or "\\" in name or name in ("", ".", MANIFEST))
+        if not inside or not name.isprintable():
             yield f"lists {name!r}, not a path inside the bundle"
+    for name in (*manifest.text.walk_types, *(name for graph in manifest.graphs.values() for name in graph)):
+        if not name.isprintable():
+            yield f"gives a walk type or a precision the name {name!r}"
     yield from _image_contradictions(manifest.image)
     if "short" not in manifest.text.walk_types:
         yield "lists no walk type 'short', which every model has"
@@ -284,14 +298,14 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
     for file in named:
         if file not in manifest.files:
-            yield f"names {file} but does not list it under files"
+            yield f"names {file!r} but does not list it under files"
     if not manifest.graphs or not manifest.precisions:
         yield "lists no precision that every graph has"
         return
     for precision in manifest.precisions:
         if precision not in manifest.parity.limits:
-            yield f"has no parity limits for {precision}"
-    by_precision = {
+            yield f"has no parity limits for {precision!r}"
+    by_precision: dict[str, Collection[str]] = {
         "lowering": manifest.lowering,
         "parity.limits": manifest.parity.limits,
         "parity.measured": manifest.parity.measured,
@@ -299,7 +313,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for key, part in by_precision.items():
         for precision in part:
             if precision not in manifest.precisions:
-                yield f"has {precision} under {key} but lists no such precision"
+                yield f"has {precision!r} under {key} but lists no such precision"
 
 
 def _image_contradictions(image: ImageSpec) -> Iterator[str]:

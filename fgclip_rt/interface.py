@@ -111,12 +111,19 @@ def check(manifest: Manifest, where: str) -> None:
         for precision, file in files.items():
             _check_age(file, where)
             if (misfit := next(_misfits(manifest, graph, file), None)) is not None:
-                raise BundleError(f"{where} gives the {graph} graph in {precision} {misfit}; export the bundle again.")
+                raise BundleError(
+                    f"{where} gives the {graph} graph in {precision!r} {misfit}; export the bundle again."
+                )
 
 
 def describe(spec: TensorSpec) -> str:
     """A tensor's name, type and shape, as they stand in tables and messages."""
     return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+
+
+def _type(spec: TensorSpec) -> str:
+    """Type and shape in quotes, because a manifest may hold any characters."""
+    return f"{spec.dtype!r} {list(spec.shape)}"
 
 
 def _uint8(name: str, *shape: int | str) -> TensorSpec:
@@ -152,7 +159,7 @@ def _misfits(manifest: Manifest, graph: str, file: GraphFile) -> Iterator[str]:
             if spec.name not in expected:
                 yield f"the unknown {role} {spec.name!r}"
             elif spec != expected[spec.name]:
-                yield f"the {role} {describe(spec)}, not {describe(expected[spec.name])}"
+                yield f"the {role} {spec.name} {_type(spec)}, not {_type(expected[spec.name])}"
             elif names.count(spec.name) > 1:
                 yield f"the {role} {spec.name} twice"
         for name in expected.keys() - names:

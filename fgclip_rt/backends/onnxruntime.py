@@ -197,7 +197,8 @@ def open_session(
         config: more entries of onnxruntime's session configuration; None adds none.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # It prints errors too, which it then raises, and so do we.
+    options.log_severity_level = 4
     # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
     options.intra_op_num_threads = threads
     # Otherwise the threads of a finished run would wait by spinning, and share the cores with the threads of the next
@@ -222,17 +223,17 @@ def run_session(
     the time to ask the system for the memory again does not count.
 
     Raises:
-        BundleError: the graph refuses the inputs.
-        DeviceError: memory ran out, or the run failed.
+        BundleError: the graph does not take the inputs.
+        DeviceError: memory ran out, or the device failed.
     """
-    options = None
-    if _tokens(inputs) > _TOKENS_PER_BATCH and session.get_providers() == [_CPU]:
+    options, on_cpu = None, session.get_providers() == [_CPU]
+    if on_cpu and _tokens(inputs) > _TOKENS_PER_BATCH:
         options = ort.RunOptions()
         options.add_run_config_entry(*_SHRINK)
     try:
         return Finished(session.run(list(outputs), dict(inputs), options))
     except Exception as error:  # each kind of the library's errors is a class of its own
-        raise _cannot_run(graph, error) from None
+        raise _cannot_run(graph, error, on_cpu) from None
 
 
 def _tokens(inputs: Mapping[str, Array]) -> int:
@@ -240,7 +241,7 @@ def _tokens(inputs: Mapping[str, Array]) -> int:
     return max(math.prod(array.shape[:2]) for array in inputs.values())
 
 
-def _cannot_run(graph: str, error: Exception) -> FgclipError:
+def _cannot_run(graph: str, error: Exception, on_cpu: bool) -> FgclipError:
     """Our error for what onnxruntime raised while it ran a graph."""
     if _lacks_memory(error):
         return DeviceError(
@@ -248,13 +249,14 @@ def _cannot_run(graph: str, error: Exception) -> FgclipError:
             "or a machine with more memory.",
             code="out_of_memory",
         )
-    if isinstance(error, InvalidArgument):
+    # A CPU does not fail: the graph and its manifest do not fit each other.
+    if on_cpu or isinstance(error, InvalidArgument):
         return BundleError(
-            f"the {graph} graph does not take what the manifest promises ({_reason(error)}); export the bundle again."
+            f"the {graph} graph does not take what its manifest promises ({_reason(error)}); export the bundle again."
         )
     return DeviceError(
-        f"onnxruntime {ort.__version__} failed in the {graph} graph ({_reason(error)}); use another device or "
-        "precision, or export the bundle again."
+        f"the device failed in the {graph} graph ({_reason(error)}); check it with 'fgclip-rt doctor', or use device "
+        "'cpu'."
     )
 
 

@@ -32,7 +32,17 @@ from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
-from helpers import GOLDENS, Golden, Progress, assert_one_sentence, assert_parity, contents, picture, raise_at
+from helpers import (
+    GOLDENS,
+    Golden,
+    Progress,
+    assert_one_sentence,
+    assert_parity,
+    contents,
+    edit_manifest,
+    picture,
+    raise_at,
+)
 
 GRAPHS = ("vision", "dense", "text", "region")
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
@@ -113,9 +123,7 @@ def test_an_interrupted_export_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(
-    "kind", ["file", "empty folder", "other folder", "another manifest", "dangling link"]
-)
+@pytest.mark.parametrize("kind", ["file", "empty folder", "other folder", "another manifest", "dangling link"])
 def test_an_output_that_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str, overwrite: bool) -> None:
     output = tmp_path / "output"
     if kind == "file":
