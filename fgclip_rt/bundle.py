@@ -57,13 +57,13 @@ class Bundle:
             BundleError: the folder is not a bundle, a listed file is missing or altered, or the manifest is not as
                 specified.
         """
-        if not folder.is_dir():
-            state = "is a file" if folder.exists() else "does not exist"
-            raise BundleError(
-                f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
-            )
         path = folder / MANIFEST
         try:
+            if not folder.is_dir():
+                state = "is a file" if folder.exists() else "does not exist"
+                raise BundleError(
+                    f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
+                )
             text = path.read_bytes()
         except FileNotFoundError:
             raise BundleError(

@@ -18,6 +18,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -105,12 +106,12 @@ class Probe:
         try:
             with safe_open(path, "np") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                texts = dict(json.loads(file.metadata()["texts"]))
+                texts = msgspec.json.decode(file.metadata()["texts"], type=dict[str, tuple[str, ...]])
             count = len({name.split(".")[1] for name in tensors if name.startswith("image.")})
             return cls(
                 images=tuple(_part(ProbeImage, tensors, f"image.{index}") for index in range(count)),
                 walk_types={
-                    walk_type: _part(ProbeTexts, tensors, f"text.{walk_type}", texts=tuple(entries))
+                    walk_type: _part(ProbeTexts, tensors, f"text.{walk_type}", texts=entries)
                     for walk_type, entries in texts.items()
                 },
                 logits=tensors["logits"],
@@ -119,8 +120,16 @@ class Probe:
             raise BundleError(
                 f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
             ) from None
-        # Types that NumPy lacks, such as float8, are AttributeErrors.
-        except (SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        # A type that NumPy lacks, such as float8, is an AttributeError.
+        except (
+            SafetensorError,
+            msgspec.DecodeError,
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BundleError(f"{path} is not a probe ({reason(error)}); export the bundle again.") from None
 
 
@@ -196,9 +205,9 @@ def _check(probe: Probe, manifest: Manifest, path: Path, floats: str = "float32"
         )
     for walk_type, part in probe.walk_types.items():
         name, spec = f"text.{walk_type}", manifest.text.walk_types.get(walk_type)
-        if spec is None or not all(isinstance(text, str) for text in part.texts):
+        if spec is None:
             raise BundleError(
-                f"{path} holds under {name} no texts of a walk type of the model; export the bundle again."
+                f"{path} holds texts of {walk_type!r}, no walk type of the model; export the bundle again."
             )
         expect(f"{name}.input_ids", part.input_ids, "int32", len(part.texts), spec.length)
         expect(f"{name}.attention_mask", part.attention_mask, "int32", len(part.texts), spec.length)

@@ -150,6 +150,13 @@ class OnnxRuntimeBackend:
                         f"{path} reads {location}, which the manifest does not list; export the bundle again."
                     )
                 self._mapped.setdefault(location, MappedFile(file, listed.get(location)))
+            str(model.folder).encode()
+        except UnicodeEncodeError:
+            raise BundleError(
+                f"{path} or its weights lie in a folder whose name is not UTF-8, as onnxruntime needs it; rename the "
+                "folder.",
+                code="bundle_unreadable",
+            ) from None
         except OSError as error:
             raise BundleError(
                 f"{error.filename} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"

@@ -318,6 +318,7 @@ def test_what_is_no_bundle_folder_is_refused(bundle: Path, tmp_path: Path) -> No
     refused(tmp_path / "empty", "empty", "no manifest.json", code="bundle_missing")
     (tmp_path / "empty" / "manifest.json").mkdir()
     refused(tmp_path / "empty", "manifest.json", "cannot be read", code="bundle_unreadable")
+    refused(tmp_path / ("long" * 100), "cannot be read", code="bundle_unreadable")
 
 
 def test_the_manifest_survives_a_round_trip(bundle_path: Path, masked_bundle_path: Path) -> None:
@@ -342,7 +343,10 @@ def test_a_lower_precision_survives_a_round_trip(bundle: Path) -> None:
     assert Bundle.open(bundle).manifest.lowering["int8"].calibration is None
 
 
-@pytest.mark.parametrize("texts", [["a cat"], None, {"tall": ["a cat"]}, {"short": None}])
+@pytest.mark.parametrize(
+    "texts",
+    [["a cat"], None, {"tall": ["a cat"]}, {"short": None}, {"short": "ab"}, {"short": [1]}, [["short", ["a"]]]],
+)
 def test_a_probe_without_texts_by_walk_type_is_refused(bundle: Path, texts: Any) -> None:
     path = bundle / "probe.safetensors"
     save_file(load_file(path), path, metadata={"texts": json.dumps(texts)})

@@ -122,6 +122,14 @@ def test_linked_weights_are_mapped_and_not_copied(pocket_path: Path, tmp_path: P
     assert str(path.joinpath("weights.safetensors").resolve()) in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes UTF-8 only")
+def test_a_folder_whose_name_is_not_utf_8_is_told_of(masked_bundle_path: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(masked_bundle_path, tmp_path / os.fsdecode(b"caf\xe9")))
+    with pytest.raises(BundleError) as info:
+        fgclip_rt.load(path, device="cpu").embed_texts(["a cat"])
+    assert_one_sentence(info.value, "not UTF-8", "rename the folder", code="bundle_unreadable")
+
+
 # The names of weights in a model
 
 
