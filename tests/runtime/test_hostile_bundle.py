@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
@@ -110,6 +109,16 @@ def at(document: Any, place: Place) -> Any:
     return document
 
 
+def retype(path: Path, name: str, dtype: str) -> None:
+    """Gives a tensor of a safetensors file a type that NumPy may lack, of as many bytes."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header[name]["dtype"] = dtype
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
+
+
 def test_the_small_bundle_is_sound(small: Path) -> None:
     use(small)
 
@@ -149,8 +158,8 @@ def test_no_value_in_a_probe_ends_in_a_foreign_error(bundle: Path) -> None:
         "int64": lambda array: array.astype(np.int64),
         "float16": lambda array: array.astype(np.float16),
         "bool": lambda array: array.astype(np.bool_),
-        "bfloat16": lambda array: array.astype(ml_dtypes.bfloat16),
-        "complex": lambda array: array.astype(np.complex64),
+        "F8_E4M3": lambda array: array.astype(np.uint8),
+        "C64": lambda array: array.astype(np.int64),
         "cut": lambda array: array[:-1],
         "empty": lambda array: array[:0],
         "flat": lambda array: array.reshape(-1),
@@ -170,6 +179,8 @@ def test_no_value_in_a_probe_ends_in_a_foreign_error(bundle: Path) -> None:
                 warnings.simplefilter("ignore")
                 tensors[name] = np.ascontiguousarray(alterations[alteration](whole[name]))
         save_file(tensors, path, metadata={"texts": texts})
+        if alteration in ("F8_E4M3", "C64"):
+            retype(path, name, alteration)
         fit_digests(bundle, "probe.safetensors")
         try:
             verify(fgclip_rt.load(bundle, device="cpu"))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,26 +134,6 @@ def test_a_folder_whose_name_is_not_utf_8_is_told_of(masked_bundle_path: Path, t
 
 def graph_files(folders: list[Path]) -> list[Path]:
     return sorted(path for folder in folders for path in folder.glob("*.onnx"))
-
-
-def test_the_names_of_weights_are_those_that_onnx_reads(pocket_path: Path, masked_bundle_path: Path) -> None:
-    for path in graph_files([pocket_path, masked_bundle_path]):
-        model = onnx.load(path, load_external_data=False)
-        entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
-        assert locations(path.read_bytes()) == {entry.value for entry in entries if entry.key == "location"}
-
-
-def test_a_model_with_new_names_is_otherwise_the_same(pocket_path: Path) -> None:
-    # Longer and shorter names, whose lengths take another number of bytes.
-    for name in ("w", "é" * 100, "a/b/" + "w" * 20_000):
-        path = pocket_path / "dense.int8.onnx"
-        changed = onnx.load_from_string(renamed(path.read_bytes(), lambda old, name=name: f"{name}-{old}"))
-        expected = onnx.load(path, load_external_data=False)
-        for tensor in expected.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = f"{name}-{entry.value}"
-        assert changed == expected
 
 
 def test_a_model_whose_names_stay_is_the_same_to_the_byte(pocket_path: Path, masked_bundle_path: Path) -> None:
