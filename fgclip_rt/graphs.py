@@ -161,8 +161,8 @@ class Graphs:
     """The graphs of one bundle in one precision, each a method. Safe to use from several threads.
 
     A call returns at once if the backend is asynchronous; :meth:`Output.result` waits for the outcome. Every call
-    raises ArgumentError if the model has no such graph, and DeviceError if memory runs out or the precision cannot run
-    on the device.
+    raises ArgumentError if the model has no such graph, BundleError if the graph is not the one that the manifest
+    describes, and DeviceError if memory runs out or the precision cannot run on the device.
 
     Attributes:
         dim: width D of every vector.

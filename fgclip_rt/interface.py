@@ -162,5 +162,4 @@ def _misfits(manifest: Manifest, graph: str, file: GraphFile) -> Iterator[str]:
                 yield f"the {role} {spec.name} {_type(spec)}, not {_type(expected[spec.name])}"
             elif names.count(spec.name) > 1:
                 yield f"the {role} {spec.name} twice"
-        for name in expected.keys() - names:
-            yield f"no {role} {name}"
+        yield from (f"no {role} {name}" for name in expected if name not in names)

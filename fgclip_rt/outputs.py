@@ -196,6 +196,7 @@ def _replace(path: Path, new: Path, kept: Sequence[str]) -> None:
         replaced.rename(path)
         raise
     for name in kept:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
         (replaced / name).rename(path / name)
     shutil.rmtree(replaced, ignore_errors=True)
 

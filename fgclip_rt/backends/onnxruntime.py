@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, NotImplemented  # noqa: A004 (its names)
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NotImplemented,  # noqa: A004 (its name)
+)
 
 from ..arrays import Array
 from ..bundle import Bundle
@@ -106,6 +111,7 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
+            BundleError: the graph is not the one that the manifest describes, or the bundle was changed in place.
             DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
         """
         with self._lock:
@@ -179,6 +185,11 @@ class OnnxRuntimeBackend:
                 f"memory ran out while the {graph} graph was opened; use a machine with more memory, or a lower "
                 "precision.",
                 code="out_of_memory",
+            )
+        if self.device != "cpu" and not isinstance(error, (InvalidArgument, InvalidGraph, InvalidProtobuf)):
+            return DeviceError(
+                f"onnxruntime could not open the {graph} graph on {self.device} ({_reason(error)}); check the device "
+                "with 'fgclip-rt doctor', or use device 'cpu'."
             )
         return BundleError(
             f"{self._bundle.file(file)} cannot be opened by onnxruntime {ort.__version__} ({_reason(error)}); "

@@ -96,16 +96,25 @@ def test_a_precision_that_cannot_run_is_told_from_a_damaged_graph(
 # Errors
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", RAISED)
-def test_every_error_at_opening_is_ours(bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+def test_every_error_at_opening_is_ours(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], device: str
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise kind("[ONNXRuntimeError] : 1 : FAIL : Something broke. And more.\nAnd more")
 
     monkeypatch.setattr(backend, "open_session", fail)
-    error = error_of(bundle)
-    assert isinstance(error, (BundleError, DeviceError))
-    assert_one_sentence(error, "text")
-    assert "ONNXRuntimeError" not in str(error)
+    model = fgclip_rt.load(bundle, device="cpu")
+    model.backend.device = device  # type: ignore[misc]
+    with pytest.raises(FgclipError) as info:
+        model.embed_texts(["a cat"])
+    assert_one_sentence(info.value, "text")
+    assert "ONNXRuntimeError" not in str(info.value)
+    damaged = (kinds.InvalidArgument, kinds.InvalidGraph, kinds.InvalidProtobuf)
+    at_fault = "bundle_invalid" if device == "cpu" or kind in damaged else "device_failed"
+    expected = {MemoryError: "out_of_memory", kinds.NotImplemented: "precision_unsupported"}
+    assert info.value.code == expected.get(kind, at_fault)
 
 
 class Recorded:

@@ -97,9 +97,10 @@ def test_a_folder_that_fails_leaves_everything_as_it_was(
 def test_what_is_kept_of_a_folder_moves_to_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "out"
     (path / ".git").mkdir(parents=True)
-    for name in ("old", "README.md", ".git/HEAD"):
+    (path / "notes").mkdir()
+    for name in ("old", "README.md", ".git/HEAD", "notes/old", "notes/kept"):
         (path / name).write_text(name)
-    with folder_written_whole(path, lambda: [".git", "README.md"]) as partial:
+    with folder_written_whole(path, lambda: [".git", "README.md", "notes/kept"]) as partial:
         (partial / "new").touch()
     assert contents(tmp_path) == {
         path: None,
@@ -107,6 +108,8 @@ def test_what_is_kept_of_a_folder_moves_to_the_new_one(tmp_path: Path) -> None:
         path / "README.md": b"README.md",
         path / ".git": None,
         path / ".git/HEAD": b".git/HEAD",
+        path / "notes": None,
+        path / "notes/kept": b"notes/kept",
     }
 
 
