@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
+from fgclip_rt.backends.external_data import without_links
 from fgclip_rt.engine_files import Profile
 from fgclip_rt.errors import EngineError
 
@@ -39,10 +40,11 @@ class EpContextBuilder:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # The graph comes from memory, so onnxruntime has to be told where its weights lie.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+        model = without_links(parser_input(graph, task.fixed), graph.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
         options.add_provider(self._provider, provider_options(task.profiles))
         try:
-            ort.ModelCompiler(options, parser_input(graph, task.fixed)).compile_to_file(task.plan)
+            ort.ModelCompiler(options, model.content).compile_to_file(task.plan)
         except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise EngineError(

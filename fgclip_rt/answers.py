@@ -19,6 +19,9 @@ from .vectors import Row
 
 Numbers: TypeAlias = list[list[float]]
 
+#: Most names of a bundle's other files in an answer. A folder of photos may have a million.
+_MOST_OTHER_FILES = 100
+
 
 class Answer(msgspec.Struct, frozen=True):
     """Base of all answers. Their order of fields is that of the JSON."""
@@ -186,12 +189,23 @@ class Verified(Answer, frozen=True):
 
 
 class Inspected(Answer, frozen=True):
-    """A bundle's manifest, its size in bytes, and the records of its engines by folder."""
+    """The contents of a bundle.
+
+    Attributes:
+        path: its folder.
+        size: bytes of the files that its manifest lists.
+        manifest: the manifest.
+        engines: the records of its engines, by folder.
+        other_files: names of what else the folder holds, the first hundred; a folder's ends in a slash.
+        other_files_total: number of all such names.
+    """
 
     path: str
     size: int
     manifest: Manifest
     engines: dict[str, EngineRecord]
+    other_files: list[str]
+    other_files_total: int
 
 
 class EngineBuilt(Answer, frozen=True):
@@ -319,7 +333,15 @@ def found(text: str, values: FloatArray, size: tuple[int, int], colours: tuple[f
 def inspect(bundle: Bundle) -> Inspected:
     """The contents of a bundle."""
     engines = {engine.path.name: engine.record for engine in find_engines(bundle)}
-    return Inspected(path=str(bundle.path), size=bundle.size, manifest=bundle.manifest, engines=engines)
+    others = list(bundle.other_files())
+    return Inspected(
+        path=str(bundle.path),
+        size=bundle.size,
+        manifest=bundle.manifest,
+        engines=engines,
+        other_files=others[:_MOST_OTHER_FILES],
+        other_files_total=len(others),
+    )
 
 
 def engine_built(engine: Engine, cached: bool) -> EngineBuilt:

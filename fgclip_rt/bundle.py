@@ -1,21 +1,32 @@
-"""Bundles on disk: opening one checks that it is whole, unaltered and nothing else."""
+"""Bundles on disk: opening one checks that all that its manifest lists is there and unaltered.
+
+Other files in its folder are none of our business: those that a hub, a version control, a file manager or a mount adds.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 import msgspec
 
+from . import interface
 from .errors import ArgumentError, BundleError
-from .manifest import FORMAT, FORMAT_VERSION, FileInfo, Manifest, SquareSpec
+from .manifest import FORMAT, FORMAT_VERSION, MOST_AREA, MOST_PATCHES, FileInfo, ImageSpec, Manifest, SquareSpec
 
 MANIFEST = "manifest.json"
-#: A cache of built engines that may come and go; the only thing in a bundle that the manifest does not list.
+#: A cache of built engines that may come and go; the manifest does not list it.
 ENGINES = "engines"
 
 _CHUNK = 1 << 20
+
+#: Size in bytes, and time of modification in nanoseconds.
+Stamp: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     manifest_sha256: str
+    _stamps: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, *, check_hashes: bool = True) -> Bundle:
@@ -42,16 +54,16 @@ class Bundle:
                 compared, which is faster for large bundles and trusts the disk.
 
         Raises:
-            BundleError: the folder is not a bundle, a file is missing, extra or altered, or the manifest is not as
+            BundleError: the folder is not a bundle, a listed file is missing or altered, or the manifest is not as
                 specified.
         """
-        if not folder.is_dir():
-            state = "is a file" if folder.exists() else "does not exist"
-            raise BundleError(
-                f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
-            )
         path = folder / MANIFEST
         try:
+            if not folder.is_dir():
+                state = "is a file" if folder.exists() else "does not exist"
+                raise BundleError(
+                    f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
+                )
             text = path.read_bytes()
         except FileNotFoundError:
             raise BundleError(
@@ -98,17 +110,35 @@ class Bundle:
     def check_unchanged(self) -> None:
         """Make sure that this is still the bundle that was opened: graphs are read when they are first needed.
 
+        A file is read again only if its size or its time of modification is another than when the bundle was opened.
+
         Raises:
-            BundleError: the folder was replaced or removed since.
+            BundleError: the folder was replaced or removed since, or a file was changed in place.
         """
         try:
-            unchanged = sha256(self.path / MANIFEST) == self.manifest_sha256
+            unchanged = sha256(self.path / MANIFEST) == self.manifest_sha256 and all(
+                map(self._is_unchanged, self._stamps)
+            )
         except OSError:
             unchanged = False
         if not unchanged:
             raise BundleError(
-                f"{self.path} was replaced or removed since it was opened; load it again.", code="bundle_replaced"
+                f"{self.path} was replaced, changed or removed since it was opened; load it again.",
+                code="bundle_replaced",
             )
+
+    def other_files(self) -> Iterator[str]:
+        """Names of what else the folder holds, as :func:`other_files`.
+
+        Raises:
+            BundleError: the folder cannot be read.
+        """
+        try:
+            yield from other_files(self.path, self.manifest.files)
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+            ) from None
 
     @property
     def size(self) -> int:
@@ -116,24 +146,13 @@ class Bundle:
         return sum(info.size for info in self.manifest.files.values())
 
     def _check_files(self, check_hashes: bool) -> None:
-        listed = self.manifest.files
-        for name in listed:
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts or "\\" in name or name in ("", MANIFEST):
-                raise BundleError(
-                    f"{self.path / MANIFEST} lists {name!r}, not a path inside the bundle; export it again."
-                )
-        for name in list_files(self.path):
-            if name not in listed:
-                raise BundleError(
-                    f"{self.path} holds {name}, which its manifest does not list; remove that file.",
-                    code="bundle_extra_file",
-                )
-        for name, expected in listed.items():
+        for name, expected in self.manifest.files.items():
             path = self.path / name
             try:
-                size = path.stat().st_size
-                altered = size != expected.size or (check_hashes and sha256(path) != expected.sha256)
+                state = path.stat()
+                # Whoever opens a pipe waits for a writer.
+                altered = not stat.S_ISREG(state.st_mode) or state.st_size != expected.size
+                altered = altered or (check_hashes and sha256(path) != expected.sha256)
             except FileNotFoundError:
                 raise BundleError(
                     f"{self.path} lacks {name}; copy the bundle again, or export it again.", code="bundle_incomplete"
@@ -147,6 +166,22 @@ class Bundle:
                     f"{path} is not the file that was exported; copy the bundle again, or export it again.",
                     code="bundle_altered",
                 )
+            self._stamps[name] = stamp(state)
+
+    def _is_unchanged(self, name: str) -> bool:
+        path, expected = self.path / name, self.manifest.files[name]
+        state = path.stat()
+        if stamp(state) == self._stamps[name]:
+            return True
+        unchanged = state.st_size == expected.size and sha256(path) == expected.sha256
+        if unchanged:
+            self._stamps[name] = stamp(state)
+        return unchanged
+
+
+def stamp(state: os.stat_result) -> Stamp:
+    """Size and time of modification of a file; a write changes it."""
+    return state.st_size, state.st_mtime_ns
 
 
 def decode_manifest(text: bytes, where: str) -> Manifest:
@@ -180,10 +215,44 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
     return manifest
 
 
-def list_files(folder: Path) -> list[str]:
-    """Names of the files that make up a bundle, relative and with slashes: all but the manifest and the engines."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return [name.as_posix() for name in names if name.parts[0] not in (MANIFEST, ENGINES)]
+def listed_files(text: bytes) -> Collection[str] | None:
+    """Names of the files that a manifest of any version lists; None if the text is no manifest."""
+    try:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return None
+    files = document.get("files")
+    return list(files) if isinstance(files, dict) else None
+
+
+def other_files(folder: Path, listed: Collection[str]) -> Iterator[str]:
+    """Names of all in a bundle's folder but the manifest, the engines and the ``listed`` files.
+
+    Args:
+        folder: the bundle's.
+        listed: names of the manifest's files, relative and with slashes.
+
+    Yields:
+        Names like those, in their order; a folder that holds no listed file is one name, which ends in a slash.
+
+    Raises:
+        OSError: a folder cannot be read that holds a listed file.
+    """
+    return _others(folder, "", {MANIFEST, ENGINES, *listed})
+
+
+def _others(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]:
+    for entry in sorted(folder.iterdir()):
+        name = prefix + entry.name
+        if name in known:
+            continue
+        if any(other.startswith(f"{name}/") for other in known):
+            yield from _others(entry, f"{name}/", known)
+        else:
+            # A folder that we may not enter is a folder still.
+            yield f"{name}/" if entry.is_dir() else name
 
 
 def file_info(path: Path) -> FileInfo:
@@ -202,24 +271,61 @@ def sha256(*paths: Path) -> str:
 
 
 def _check_references(manifest: Manifest, where: str) -> None:
-    image = manifest.image
-    if isinstance(image, SquareSpec) and image.image_size % image.patch_size:
-        raise BundleError(
-            f"{where} cuts images of {image.image_size} pixels into patches of {image.patch_size}; "
-            "export the bundle again."
-        )
+    """Make sure that the parts of a manifest fit one another.
+
+    Raises:
+        BundleError: they do not.
+    """
+    for problem in _contradictions(manifest):
+        raise BundleError(f"{where} {problem}; export the bundle again.")
+    interface.check(manifest, where)
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """How parts of a manifest contradict one another, each as the end of a sentence whose subject is the manifest."""
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        inside = not (pure.is_absolute() or ".." in pure.parts or "\\" in name or name in ("", ".", MANIFEST))
+        if not inside or not name.isprintable():
+            yield f"lists {name!r}, not a path inside the bundle"
+    for name in (*manifest.text.walk_types, *(name for graph in manifest.graphs.values() for name in graph)):
+        if not name.isprintable():
+            yield f"gives a walk type or a precision the name {name!r}"
+    yield from _image_contradictions(manifest.image)
+    if "short" not in manifest.text.walk_types:
+        yield "lists no walk type 'short', which every model has"
     named = [manifest.text.tokenizer, *manifest.parity.files]
     named += [entry.file for graph in manifest.graphs.values() for entry in graph.values()]
     for file in named:
         if file not in manifest.files:
-            raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
+            yield f"names {file!r} but does not list it under files"
     if not manifest.graphs or not manifest.precisions:
-        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
+        yield "lists no precision that every graph has"
+        return
     for precision in manifest.precisions:
         if precision not in manifest.parity.limits:
-            raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")
-    for precision in manifest.lowering:
-        if precision not in manifest.precisions:
-            raise BundleError(
-                f"{where} says how {precision} was made but lists no such precision; export the bundle again."
-            )
+            yield f"has no parity limits for {precision!r}"
+    by_precision: dict[str, Collection[str]] = {
+        "lowering": manifest.lowering,
+        "parity.limits": manifest.parity.limits,
+        "parity.measured": manifest.parity.measured,
+    }
+    for key, part in by_precision.items():
+        for precision in part:
+            if precision not in manifest.precisions:
+                yield f"has {precision!r} under {key} but lists no such precision"
+
+
+def _image_contradictions(image: ImageSpec) -> Iterator[str]:
+    if image.channels != 3:
+        yield f"gives pixels {image.channels} channels, and images are RGB"
+    if isinstance(image, SquareSpec):
+        if image.image_size % image.patch_size:
+            yield f"cuts images of {image.image_size} pixels into patches of {image.patch_size}"
+    elif list(image.buckets) != sorted(set(image.buckets)):
+        yield f"lists the buckets {', '.join(map(str, image.buckets))}, which do not ascend"
+    largest = image.buckets[-1]
+    if largest > image.max_num_patches:
+        yield f"lists a bucket of {largest} patches, more than max_num_patches ({image.max_num_patches})"
+    if largest > MOST_PATCHES or largest * image.patch_size**2 > MOST_AREA:
+        yield f"prepares images of {largest:,} patches of {image.patch_size} pixels, which would fill the memory"

@@ -174,7 +174,13 @@ def find_engines(bundle: Bundle) -> list[Engine]:
         return []
     # An unfinished build has a hidden name, and files here are caches of the libraries.
     folder = bundle.path / ENGINES
-    return [read_engine(path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise EngineError(
+            f"{folder} cannot be read ({error.strerror}); check its permissions, or remove it.", code="engine_damaged"
+        ) from None
+    return [read_engine(path) for path in entries if path.is_dir() and path.name[0] != "."]
 
 
 def read_engine(folder: Path) -> Engine:

@@ -1,4 +1,4 @@
-"""Typed calls of a bundle's graphs, and the names of their tensors.
+"""Typed calls of a bundle's graphs.
 
 The inputs of a graph are a struct whose fields bear the tensors' names. A bundle's graph takes the fields that its
 manifest lists.
@@ -15,25 +15,23 @@ import numpy as np
 from .arrays import Array, ByteArray, FloatArray, IntArray
 from .backends import Backend, Result
 from .bundle import Bundle
-from .errors import ArgumentError, BundleError
+from .errors import ArgumentError
+from .interface import (
+    DENSE_FEATURES,
+    IMAGE_EMBEDS,
+    IMAGE_FEATURES,
+    MASK_EMBEDS,
+    MASK_FEATURES,
+    REGION_EMBEDS,
+    REGION_FEATURES,
+    TEXT_EMBEDS,
+    TEXT_FEATURES,
+)
 from .manifest import GraphFile
 from .preparation import Patches, side_by_side
 from .text import Tokens
 
 Graph: TypeAlias = Literal["vision", "dense", "text", "region", "mask"]
-
-#: Names of inputs.
-PATCHES, SPATIAL_SHAPES = "patches", "spatial_shapes"
-INPUT_IDS, WALK_TYPE, ATTENTION_MASK = "input_ids", "walk_type", "attention_mask"
-IMAGE_SIZES, BOXES, BOX_IMAGES = "image_sizes", "boxes", "box_images"
-MASKS, MASK_IMAGES = "masks", "mask_images"
-
-#: Names of outputs. Features are the reference's own; embeds have length one. Two graphs also take dense features.
-IMAGE_FEATURES, IMAGE_EMBEDS = "image_features", "image_embeds"
-DENSE_FEATURES = "dense_features"
-TEXT_FEATURES, TEXT_EMBEDS = "text_features", "text_embeds"
-REGION_FEATURES, REGION_EMBEDS = "region_features", "region_embeds"
-MASK_FEATURES, MASK_EMBEDS = "mask_features", "mask_embeds"
 
 #: For each graph, its output of length one and the reference's own. Dense features come only as the reference's own.
 _OUTPUTS: dict[Graph, tuple[str, str]] = {
@@ -163,32 +161,20 @@ class Graphs:
     """The graphs of one bundle in one precision, each a method. Safe to use from several threads.
 
     A call returns at once if the backend is asynchronous; :meth:`Output.result` waits for the outcome. Every call
-    raises ArgumentError if the model has no such graph, and DeviceError if memory runs out or the precision cannot run
-    on the device.
+    raises ArgumentError if the model has no such graph, BundleError if the graph is not the one that the manifest
+    describes, and DeviceError if memory runs out or the precision cannot run on the device.
 
     Attributes:
         dim: width D of every vector.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Join a bundle and the backend that runs its graphs.
-
-        Raises:
-            BundleError: the bundle's graphs have another interface than this version's.
-        """
+        """Join a bundle and the backend that runs its graphs."""
         self._name = bundle.manifest.model.name
         self.dim = bundle.manifest.embedding_size
         self._backend = backend
         # A graph takes the same inputs in every precision.
         self._files = {graph: next(iter(files.values())) for graph, files in bundle.manifest.graphs.items()}
-        for graph in self._files.values():
-            for spec in graph.inputs:
-                if spec.name == WALK_TYPE and len(spec.shape) != 1:
-                    raise BundleError(
-                        f"{bundle.path} was exported by an earlier fgclip-rt, whose text graph takes only one walk "
-                        "type a run; export it again.",
-                        code="bundle_older",
-                    )
 
     def has(self, graph: str) -> bool:
         """Whether the model has a graph. Only ``vision`` and ``text`` are in every model."""

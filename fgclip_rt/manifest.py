@@ -19,8 +19,27 @@ FORMAT_VERSION: Literal[1] = 1
 FP32 = "fp32"
 
 
-Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
-Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+#: Bounds of what a bundle may say. They lie far above all models, and low enough that no number of a damaged manifest
+#: fills the memory or overflows a tensor's type.
+MOST_PATCHES = 2**16
+MOST_TOKENS = 2**15
+MOST_PIXELS = 2**15
+MOST_AREA = 2**28
+MOST_WIDTH = 2**20
+_INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
+#: exp(88) is the largest power of e, to a whole number, that float32 holds.
+_MOST_LOGIT_SCALE, _MOST_LOGIT_BIAS = 88.0, 1e6
+
+Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_INT64_MAX)]
+Index: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_INT32_MAX)]
+PatchCount: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=MOST_PATCHES)]
+TokenCount: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=MOST_TOKENS)]
+PixelCount: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=MOST_PIXELS)]
+Width: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=MOST_WIDTH)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Cosine: TypeAlias = Annotated[float, msgspec.Meta(ge=-1, le=1)]
+Distance: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,8 +71,8 @@ class Score(Strict, frozen=True):
     """logits = exp(logit_scale) · cosine + logit_bias, then ``activation``."""
 
     activation: Literal["sigmoid", "softmax"]
-    logit_scale: float
-    logit_bias: float
+    logit_scale: Annotated[float, msgspec.Meta(ge=-_MOST_LOGIT_SCALE, le=_MOST_LOGIT_SCALE)]
+    logit_bias: Annotated[float, msgspec.Meta(ge=-_MOST_LOGIT_BIAS, le=_MOST_LOGIT_BIAS)]
 
 
 class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
@@ -67,11 +86,11 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
         max_num_patches: the largest patch count that can be asked for.
     """
 
-    patch_size: Positive
-    channels: Positive
+    patch_size: PixelCount
+    channels: PixelCount
     resample: Literal["bilinear"]
-    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
-    max_num_patches: Positive
+    buckets: Annotated[tuple[PatchCount, ...], msgspec.Meta(min_length=1)]
+    max_num_patches: PatchCount
 
     @property
     def lengths(self) -> range:
@@ -93,10 +112,10 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         image_size: side of the square in pixels, a multiple of ``patch_size``.
     """
 
-    patch_size: Positive
-    channels: Positive
+    patch_size: PixelCount
+    channels: PixelCount
     resample: Literal["bilinear", "bicubic"]
-    image_size: Positive
+    image_size: PixelCount
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -128,8 +147,8 @@ ImageSpec: TypeAlias = NaflexSpec | SquareSpec
 class WalkTypeSpec(Strict, frozen=True):
     """``index`` is the text graph's ``walk_type`` input; ``length`` is the number of tokens, padding included."""
 
-    index: Natural
-    length: Positive
+    index: Index
+    length: TokenCount
 
 
 class TextSpec(Strict, frozen=True):
@@ -145,7 +164,7 @@ class TextSpec(Strict, frozen=True):
 
     tokenizer: str
     lowercase: bool
-    pad_token_id: Natural
+    pad_token_id: Index
     attention_mask: bool
     walk_types: dict[str, WalkTypeSpec]
 
@@ -202,9 +221,9 @@ class Limits(Strict, frozen=True):
         dense_share: share of the vectors of dense maps that must keep ``min_cosine``; all other vectors must.
     """
 
-    max_error: float | None
-    min_cosine: float
-    dense_share: float
+    max_error: Distance | None
+    min_cosine: Cosine
+    dense_share: Share
 
 
 class FromExact(Strict, frozen=True):
@@ -319,7 +338,7 @@ class FileInfo(Strict, frozen=True):
     """Size in bytes and digest of one file."""
 
     size: Natural
-    sha256: str
+    sha256: Sha256
 
 
 class Manifest(Strict, frozen=True):
@@ -329,7 +348,7 @@ class Manifest(Strict, frozen=True):
     format_version: Literal[1]
     model: ModelInfo
     producer: dict[str, str]
-    embedding_size: Positive
+    embedding_size: Width
     score: Score
     image: ImageSpec
     text: TextSpec

@@ -137,7 +137,7 @@ class Model:
         """Join an opened bundle and a backend for it; :func:`load` chooses the backend.
 
         Raises:
-            BundleError: the bundle's graphs have another interface than this version's.
+            BundleError: the bundle's tokenizer cannot be used.
         """
         self.manifest: Manifest = bundle.manifest
         self.bundle = bundle

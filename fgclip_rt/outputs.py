@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,12 +113,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(path: Path, check_replaceable: Callable[[], None]) -> Iterator[Path]:
+def folder_written_whole(path: Path, kept: Callable[[], Sequence[str]]) -> Iterator[Path]:
     """A folder beside ``path`` to write to; it takes the name of ``path`` when the block ends well.
 
     Args:
         path: the folder; its parents are made.
-        check_replaceable: raises an error if a folder that stands at ``path`` by then must be kept.
+        kept: names of the files and folders that move to the new folder from one that stands at ``path`` by then; it
+            raises an error if that must be kept as a whole.
 
     Raises:
         OutputError: writing failed; nothing is left behind, and what stood at ``path`` still does.
@@ -130,8 +131,7 @@ def folder_written_whole(path: Path, check_replaceable: Callable[[], None]) -> I
         yield partial
         _open_permissions(partial)
         if path.exists():
-            check_replaceable()
-            _replace(path, partial)
+            _replace(path, partial, kept())
         else:
             partial.rename(path)
     except (OSError, SafetensorError) as error:
@@ -171,8 +171,23 @@ def _hidden(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.stem}.{purpose}-{uuid.uuid4().hex}{path.suffix}")
 
 
-def _replace(path: Path, new: Path) -> None:
-    """Rename the folder ``new`` to ``path``; the folder that was there is kept if that fails."""
+def _replace(path: Path, new: Path, kept: Sequence[str]) -> None:
+    """Rename the folder ``new`` to ``path``; the folder that was there is kept if that fails.
+
+    Args:
+        path: the folder to replace.
+        new: the folder that takes its place.
+        kept: names in the old folder that move to the new one.
+
+    Raises:
+        OutputError: the new folder has something of one of these names itself.
+    """
+    for name in kept:
+        if (new / name).exists():
+            raise OutputError(
+                f"{path / name} is no part of the old bundle, and the new one has a file of that name; move it away.",
+                code="output_exists",
+            )
     replaced = _hidden(path, "replaced")
     path.rename(replaced)
     try:
@@ -180,6 +195,9 @@ def _replace(path: Path, new: Path) -> None:
     except BaseException:
         replaced.rename(path)
         raise
+    for name in kept:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (replaced / name).rename(path / name)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -18,13 +18,15 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .arrays import Array
 from .bundle import Bundle
-from .errors import BundleError
+from .errors import BundleError, reason
+from .manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,7 @@ class Probe:
 
     def save(self, path: Path) -> None:
         """Write the file, without :attr:`exact`."""
-        tensors = {"logits": self.logits}
-        for index, image in enumerate(self.images):
-            present = {name: value for name, value in vars(image).items() if value is not None}
-            tensors |= {f"image.{index}.{name}": value for name, value in present.items()}
-        for walk_type, part in self.walk_types.items():
-            tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(part).items() if name != "texts"}
-        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        contiguous = {name: np.ascontiguousarray(value) for name, value in _tensors(self).items()}
         texts = {walk_type: part.texts for walk_type, part in self.walk_types.items()}
         save_file(contiguous, path, metadata={"texts": json.dumps(texts, ensure_ascii=False)})
 
@@ -85,11 +81,20 @@ class Probe:
         """Read the probe of a bundle, with its exact results if it has any.
 
         Raises:
-            BundleError: a file is damaged or not a probe.
+            BundleError: a file is damaged or not a probe, or not one of this bundle's model.
         """
         parity = bundle.manifest.parity
-        exact = None if parity.exact_probe is None else cls.load(bundle.file(parity.exact_probe))
-        return replace(cls.load(bundle.file(parity.probe)), exact=exact)
+        path = bundle.file(parity.probe)
+        probe = cls.load(path)
+        _check(probe, bundle.manifest, path)
+        if parity.exact_probe is None:
+            return probe
+        exact_path = bundle.file(parity.exact_probe)
+        exact = cls.load(exact_path)
+        _check(exact, bundle.manifest, exact_path, "float64")
+        if _shapes(exact) != _shapes(probe):
+            raise BundleError(f"{exact_path} has other inputs than {path}; export the bundle again.")
+        return replace(probe, exact=exact)
 
     @classmethod
     def load(cls, path: Path) -> Probe:
@@ -101,18 +106,42 @@ class Probe:
         try:
             with safe_open(path, "np") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                texts = dict(json.loads(file.metadata()["texts"]))
+                texts = msgspec.json.decode(file.metadata()["texts"], type=dict[str, tuple[str, ...]])
             count = len({name.split(".")[1] for name in tensors if name.startswith("image.")})
             return cls(
                 images=tuple(_part(ProbeImage, tensors, f"image.{index}") for index in range(count)),
                 walk_types={
-                    walk_type: _part(ProbeTexts, tensors, f"text.{walk_type}", texts=tuple(entries))
+                    walk_type: _part(ProbeTexts, tensors, f"text.{walk_type}", texts=entries)
                     for walk_type, entries in texts.items()
                 },
                 logits=tensors["logits"],
             )
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{path} is not a probe ({error}); export the bundle again.") from None
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+            ) from None
+        # A type that NumPy lacks, such as float8, is an AttributeError.
+        except (
+            SafetensorError,
+            msgspec.DecodeError,
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise BundleError(f"{path} is not a probe ({reason(error)}); export the bundle again.") from None
+
+
+def _tensors(probe: Probe) -> dict[str, Array]:
+    """The arrays of a probe, by their names in its file."""
+    tensors = {"logits": probe.logits}
+    for index, image in enumerate(probe.images):
+        present = {name: value for name, value in vars(image).items() if value is not None}
+        tensors |= {f"image.{index}.{name}": value for name, value in present.items()}
+    for walk_type, part in probe.walk_types.items():
+        tensors |= {f"text.{walk_type}.{name}": value for name, value in vars(part).items() if name != "texts"}
+    return tensors
 
 
 def _part(kind: Any, tensors: dict[str, Array], prefix: str, **given: Any) -> Any:
@@ -124,3 +153,69 @@ def _part(kind: Any, tensors: dict[str, Array], prefix: str, **given: Any) -> An
         if field.name not in given and (name in tensors or field.default is MISSING):
             values[field.name] = tensors[name]
     return kind(**given, **values)
+
+
+def _check(probe: Probe, manifest: Manifest, path: Path, floats: str = "float32") -> None:
+    """Make sure that every array of a probe has the type and the shape that the model has.
+
+    Args:
+        probe: a probe.
+        manifest: the manifest of its bundle.
+        path: its file, for messages.
+        floats: type of the results.
+
+    Raises:
+        BundleError: an array has another type or shape, or a walk type or image is missing.
+    """
+    width, pixels = manifest.embedding_size, manifest.image.channels * manifest.image.patch_size**2
+
+    def expect(name: str, array: Array | None, dtype: str, *shape: int | None) -> None:
+        fits = array is None or (
+            array.dtype == dtype
+            and array.ndim == len(shape)
+            and all(size in (actual, None) for size, actual in zip(shape, array.shape, strict=True))
+        )
+        if not fits:
+            assert array is not None
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise BundleError(
+                f"{path} holds {name} as {array.dtype} {list(array.shape)}, not {dtype} [{wanted}]; "
+                "export the bundle again."
+            )
+
+    if not probe.images or not all(image.rgb.size for image in probe.images):
+        raise BundleError(f"{path} holds no image, or an empty one; export the bundle again.")
+    for index, image in enumerate(probe.images):
+        name = f"image.{index}"
+        expect(f"{name}.rgb", image.rgb, "uint8", None, None, 3)
+        expect(f"{name}.grid", image.grid, "int32", 2)
+        rows, columns = image.grid.tolist()
+        expect(f"{name}.patches", image.patches, "uint8", rows * columns, pixels)
+        expect(f"{name}.features", image.features, floats, width)
+        expect(f"{name}.dense", image.dense, floats, rows * columns, width)
+        expect(f"{name}.boxes", image.boxes, "float32", None, 4)
+        expect(f"{name}.regions", image.regions, floats, None if image.boxes is None else len(image.boxes), width)
+        expect(f"{name}.masks", image.masks, "float32", None, rows, columns)
+        expect(
+            f"{name}.mask_features",
+            image.mask_features,
+            floats,
+            None if image.masks is None else len(image.masks),
+            width,
+        )
+    for walk_type, part in probe.walk_types.items():
+        name, spec = f"text.{walk_type}", manifest.text.walk_types.get(walk_type)
+        if spec is None:
+            raise BundleError(
+                f"{path} holds texts of {walk_type!r}, no walk type of the model; export the bundle again."
+            )
+        expect(f"{name}.input_ids", part.input_ids, "int32", len(part.texts), spec.length)
+        expect(f"{name}.attention_mask", part.attention_mask, "int32", len(part.texts), spec.length)
+        expect(f"{name}.features", part.features, floats, len(part.texts), width)
+    short = probe.walk_types.get("short")
+    expect("logits", probe.logits, floats, len(probe.images), 0 if short is None else len(short.texts))
+
+
+def _shapes(probe: Probe) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every array of a probe that has passed :func:`_check`."""
+    return [(name, array.shape) for name, array in _tensors(probe).items()]

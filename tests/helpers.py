@@ -16,11 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from fgclip_rt import cli, parity
+from fgclip_rt.bundle import file_info
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.graphs import TextInputs
 from fgclip_rt.manifest import Limits
@@ -173,6 +175,16 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
     path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def fit_digests(bundle: Path, *names: str) -> None:
+    """Have the manifest of ``bundle`` list files as they are now, as somebody would who altered them on purpose."""
+
+    def edit(document: Json) -> None:
+        for name in names:
+            document["files"][name] = msgspec.to_builtins(file_info(bundle / name))
+
+    edit_manifest(bundle, edit)
 
 
 def add_int8(document: Json) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fgclip_rt import graphs
+from fgclip_rt import interface
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead", "scores"),
+    ("interface",),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
     ("engine_files", "vectors", "map_files", "pocket"),
@@ -155,7 +156,7 @@ def test_a_checkout_has_the_rooms_under_the_names_that_they_are_imported_by() ->
 #: Names that only tensors have, unlike ``boxes`` and the keys of a tokenizer's configuration.
 TENSORS = {
     value
-    for name, value in vars(graphs).items()
+    for name, value in vars(interface).items()
     if name.isupper()
     and isinstance(value, str)
     and ("_" in value)
@@ -169,7 +170,7 @@ def test_only_one_module_spells_the_names_of_tensors() -> None:
     found = [
         f"{module}:{node.lineno} {node.value}"
         for module, path in sources().items()
-        if module != "graphs"
+        if module != "interface"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in TENSORS
     ]

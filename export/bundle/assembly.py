@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from fgclip_rt.bundle import MANIFEST, Bundle, file_info, list_files, sha256
+from fgclip_rt.bundle import MANIFEST, Bundle, file_info, other_files, sha256
 from fgclip_rt.manifest import FP32, GraphFile, Limits, Lowering, Manifest, ParityRow, TensorSpec
 
 from .weights import WeightFiles, external_tensors, has_weights
@@ -100,9 +100,9 @@ class Assembly:
         wanted = {self.manifest.text.tokenizer, *self.manifest.parity.files, *self._graph_files()}
         for file in self._graph_files():
             wanted |= {str(tensor.location) for tensor in external_tensors(ir.load(self.folder / file))}
-        for name in list_files(self.folder):
-            if name not in wanted:
-                (self.folder / name).unlink()
+        # The disk may add a folder of its own, such as a NAS's "@eaDir", which stays.
+        for name in [name for name in other_files(self.folder, wanted) if not name.endswith("/")]:
+            (self.folder / name).unlink()
         self._change(files={name: file_info(self.folder / name) for name in sorted(wanted)})
         self.write_manifest()
 

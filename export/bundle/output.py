@@ -1,4 +1,7 @@
-"""The output of an export: a folder that appears whole or not at all, and replaces a bundle only."""
+"""The output of an export: a folder that appears whole or not at all, and replaces a bundle only.
+
+Files beside the bundle's own, such as a README or a ``.git`` folder, are kept when it is replaced.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fgclip_rt.bundle import MANIFEST, decode_manifest, list_files
-from fgclip_rt.errors import BundleError, OutputError
+from fgclip_rt.bundle import MANIFEST, listed_files, other_files
+from fgclip_rt.errors import OutputError
 from fgclip_rt.outputs import existing_parent, folder_written_whole, output_exists
 
 
@@ -26,10 +29,9 @@ def check_new_folder(output: Path, overwrite: bool = False) -> Path:
     if output.exists():
         if not overwrite:
             raise output_exists(output)
-        if not _is_only_a_bundle(output):
+        if _other_files(output) is None:
             raise OutputError(
-                f"{output} is not a bundle or holds other files too, so it will not be replaced; "
-                "choose another --output, or remove it.",
+                f"{output} is not a bundle, so it will not be replaced; choose another --output, or remove it.",
                 code="output_exists",
             )
     parent = existing_parent(output)
@@ -47,21 +49,23 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     output = check_new_folder(output, overwrite)
 
-    def check_replaceable() -> None:
+    def kept() -> list[str]:
         # Somebody else may have made the folder since the first check, because an export takes long.
-        if not overwrite or not _is_only_a_bundle(output):
+        others = _other_files(output) if overwrite else None
+        if others is None:
             raise OutputError(
                 f"{output} was made while the export ran, so it is kept; choose another --output.", code="output_exists"
             )
+        return others
 
-    with folder_written_whole(output, check_replaceable) as folder:
+    with folder_written_whole(output, kept) as folder:
         yield folder
 
 
-def _is_only_a_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, whole or not, and holds nothing else that replacing it would lose."""
+def _other_files(folder: Path) -> list[str] | None:
+    """Names of the files and folders beside a bundle's own, whole or not, of any version; None if it is no bundle."""
     try:
-        manifest = decode_manifest((folder / MANIFEST).read_bytes(), MANIFEST)
-    except (OSError, BundleError):
-        return False
-    return all(name in manifest.files for name in list_files(folder))
+        listed = listed_files((folder / MANIFEST).read_bytes())
+        return None if listed is None else [name.rstrip("/") for name in other_files(folder, listed)]
+    except OSError:
+        return None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgclip_rt.graphs import DENSE_FEATURES, IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES
+from fgclip_rt.interface import DENSE_FEATURES, IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES
 from fgclip_rt.manifest import Axis
 
 from .blocks import Block, Linear, PatchEmbedding

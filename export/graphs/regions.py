@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgclip_rt.graphs import (
+from fgclip_rt.interface import (
     BOX_IMAGES,
     BOXES,
     DENSE_FEATURES,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgclip_rt.graphs import ATTENTION_MASK, INPUT_IDS, TEXT_EMBEDS, TEXT_FEATURES, WALK_TYPE
+from fgclip_rt.interface import ATTENTION_MASK, INPUT_IDS, TEXT_EMBEDS, TEXT_FEATURES, WALK_TYPE
 from fgclip_rt.manifest import Axis
 
 from .blocks import Linear

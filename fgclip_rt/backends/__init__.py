@@ -52,6 +52,7 @@ class Backend(Protocol):
 
         Raises:
             ArgumentError: the bundle has no such graph.
+            BundleError: the graph is not the one that the manifest describes, or was changed in place.
             DeviceError: memory ran out, or the precision cannot run here.
         """
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NotImplemented,  # noqa: A004 (its name)
+)
 
 from ..arrays import Array
 from ..bundle import Bundle
-from ..errors import ArgumentError, DeviceError, check_positive
+from ..errors import ArgumentError, BundleError, DeviceError, FgclipError, check_positive, reason
+from ..interface import describe
 from ..machine import nvidia_gpus, usable_cores
+from ..manifest import FP32, GraphFile, TensorSpec
 from ..packages import CUDA_REMEDY
 from . import Finished, Result
+from .external_data import Model, without_links
+from .mapped import MappedFile
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -24,6 +35,15 @@ DEVICES = ("auto", "cpu", "cuda")
 #: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
 #: patches were slower in batches of 2,048 patches than of 1,024, and as fast in batches of 256.
 _TOKENS_PER_THREAD, _TOKENS_PER_BATCH = 512, 2048
+
+#: Gives the memory of a run back when it ends, which onnxruntime keeps otherwise for as long as the session lives.
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+#: onnxruntime's names of the types that :class:`TensorSpec` names.
+_DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
+
+#: Says in onnxruntime's messages that memory ran out.
+_NO_MEMORY = re.compile(r"allocat|out of memory|bad_alloc", re.IGNORECASE)
 
 
 class OnnxRuntimeBackend:
@@ -58,6 +78,7 @@ class OnnxRuntimeBackend:
         self.precision = precision
         self._threads = usable_cores() if threads is None else int(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._mapped: dict[str, MappedFile] = {}
         self._lock = threading.Lock()
         self.device, reason = _choose_device(device)
         self.reason = f"{reason}; {note}" if note else reason
@@ -70,9 +91,13 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
+            BundleError: the graph is not the one that the manifest describes, or the bundle was changed in place.
             DeviceError: memory ran out, or onnxruntime cannot run this precision on the device.
         """
-        return run_session(self.session(graph), graph, inputs, outputs)
+        session = self.session(graph)
+        for file in list(self._mapped.values()):
+            file.check()
+        return run_session(session, graph, inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (all graphs are alike in this)
         """The batch size with :data:`_TOKENS_PER_THREAD` patches or tokens for each thread; at least one."""
@@ -86,6 +111,7 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
+            BundleError: the graph is not the one that the manifest describes, or the bundle was changed in place.
             DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
         """
         with self._lock:
@@ -100,17 +126,13 @@ class OnnxRuntimeBackend:
                 f"this bundle has no {graph} graph, only {', '.join(graphs)}; export the model again.",
                 code="graph_missing",
             )
-        file = self._bundle.file(graphs[graph][self.precision].file)
+        entry = graphs[graph][self.precision]
         self._bundle.check_unchanged()
+        model = self._read(entry.file)
         try:
-            session = open_session(file, self._threads, self.device)
-        except (NotImplemented, InvalidGraph):
-            others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
-            raise DeviceError(
-                f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
-                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'}).",
-                code="precision_unsupported",
-            ) from None
+            session = open_session(model.content, self._threads, self.device, weights=model.folder)
+        except Exception as error:  # each kind of the library's errors is a class of its own
+            raise self._cannot_open(graph, entry.file, error) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime continues without a provider that fails to start, but a caller who asked for it must know.
@@ -119,40 +141,95 @@ class OnnxRuntimeBackend:
                 "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
                 code="device_missing",
             )
+        _check_interface(session, entry, self._bundle.file(entry.file))
         return session
+
+    def _read(self, name: str) -> Model:
+        """The ONNX model in one of the bundle's files, whose weights are watched from now on."""
+        path, listed = self._bundle.file(name), self._bundle.manifest.files
+        try:
+            model = without_links(path.read_bytes(), path.parent)
+            for location, file in model.files.items():
+                # A bundle in the making lists no files yet.
+                if listed and location not in listed:
+                    raise BundleError(
+                        f"{path} reads {location}, which the manifest does not list; export the bundle again."
+                    )
+                self._mapped.setdefault(location, MappedFile(file, listed.get(location)))
+            str(model.folder).encode()
+        except UnicodeEncodeError:
+            raise BundleError(
+                f"{path} or its weights lie in a folder whose name is not UTF-8, as onnxruntime needs it; rename the "
+                "folder.",
+                code="bundle_unreadable",
+            ) from None
+        except OSError as error:
+            raise BundleError(
+                f"{error.filename} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+            ) from None
+        except ValueError as error:
+            raise BundleError(f"{path} is no ONNX graph ({error}); export the bundle again.") from None
+        return model
+
+    def _cannot_open(self, graph: str, file: str, error: Exception) -> FgclipError:
+        """Our error for what onnxruntime raised while it opened a graph."""
+        if isinstance(error, NotImplemented) or (isinstance(error, InvalidGraph) and self.precision != FP32):
+            others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
+            return DeviceError(
+                f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
+                f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'}).",
+                code="precision_unsupported",
+            )
+        if _lacks_memory(error):
+            return DeviceError(
+                f"memory ran out while the {graph} graph was opened; use a machine with more memory, or a lower "
+                "precision.",
+                code="out_of_memory",
+            )
+        if self.device != "cpu" and not isinstance(error, (InvalidArgument, InvalidGraph, InvalidProtobuf)):
+            return DeviceError(
+                f"onnxruntime could not open the {graph} graph on {self.device} ({_reason(error)}); check the device "
+                "with 'fgclip-rt doctor', or use device 'cpu'."
+            )
+        return BundleError(
+            f"{self._bundle.file(file)} cannot be opened by onnxruntime {ort.__version__} ({_reason(error)}); "
+            "export the bundle again."
+        )
 
 
 def open_session(
-    model: Path | bytes,
+    model: bytes,
     threads: int,
     device: str = "cpu",
     *,
-    weights: Path | None = None,
+    weights: Path,
     config: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX model.
 
     Args:
-        model: its file, or the contents of one.
+        model: contents of its file.
         threads: number of threads of one operator on the CPU.
         device: ``cpu``; or ``cuda`` for the CUDA provider, with the CPU's for operators that it does not run.
-        weights: the folder of external weights; None takes the folder of the file.
+        weights: folder of the external weights.
         config: more entries of onnxruntime's session configuration; None adds none.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # It prints errors too, which it then raises, and so do we.
+    options.log_severity_level = 4
     # onnxruntime would take a thread for each core of the machine, of which a container may have a few.
     options.intra_op_num_threads = threads
     # Otherwise the threads of a finished run would wait by spinning, and share the cores with the threads of the next
     # graph. Texts beside images took half as long again.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if weights is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    # onnxruntime would keep a plan of the memory for each shape that it has met, and shapes are ever new.
+    options.enable_mem_pattern = False
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
     providers: list[Any] = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
-    return ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
+    return ort.InferenceSession(model, options, providers=providers)
 
 
 def run_session(
@@ -160,19 +237,68 @@ def run_session(
 ) -> Finished:
     """Run a session that was opened for ``graph``.
 
+    A run of more patches, tokens or boxes than the batches that we choose gives its memory back. It takes so long that
+    the time to ask the system for the memory again does not count.
+
     Raises:
-        DeviceError: memory ran out.
+        BundleError: the graph does not take the inputs.
+        DeviceError: memory ran out, or the device failed.
     """
+    options, on_cpu = None, session.get_providers() == [_CPU]
+    if on_cpu and _tokens(inputs) > _TOKENS_PER_BATCH:
+        options = ort.RunOptions()
+        options.add_run_config_entry(*_SHRINK)
     try:
-        return Finished(session.run(list(outputs), dict(inputs)))
-    except RuntimeException as error:
-        if "allocate" not in str(error):
-            raise
-        raise DeviceError(
+        return Finished(session.run(list(outputs), dict(inputs), options))
+    except Exception as error:  # each kind of the library's errors is a class of its own
+        raise _cannot_run(graph, error, on_cpu) from None
+
+
+def _tokens(inputs: Mapping[str, Array]) -> int:
+    """Patches or tokens of all images or texts of a run, or numbers of all its boxes or masks, if these are more."""
+    return max(math.prod(array.shape[:2]) for array in inputs.values())
+
+
+def _cannot_run(graph: str, error: Exception, on_cpu: bool) -> FgclipError:
+    """Our error for what onnxruntime raised while it ran a graph."""
+    if _lacks_memory(error):
+        return DeviceError(
             f"memory ran out in the {graph} graph; use a smaller batch_size or max_num_patches, "
             "or a machine with more memory.",
             code="out_of_memory",
-        ) from None
+        )
+    # A CPU does not fail: the graph and its manifest do not fit each other.
+    if on_cpu or isinstance(error, InvalidArgument):
+        return BundleError(
+            f"the {graph} graph does not take what its manifest promises ({_reason(error)}); export the bundle again."
+        )
+    return DeviceError(
+        f"the device failed in the {graph} graph ({_reason(error)}); check it with 'fgclip-rt doctor', or use device "
+        "'cpu'."
+    )
+
+
+def _check_interface(session: ort.InferenceSession, entry: GraphFile, path: Path) -> None:
+    """Make sure that a session has the inputs and outputs that the manifest gives its graph."""
+    for role, actual, expected in (
+        ("inputs", session.get_inputs(), entry.inputs),
+        ("outputs", session.get_outputs(), entry.outputs),
+    ):
+        specs = [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in actual]
+        if sorted(specs, key=describe) != sorted(expected, key=describe):
+            raise BundleError(
+                f"{path} has the {role} {', '.join(map(describe, specs))}, and its manifest says "
+                f"{', '.join(map(describe, expected))}; export the bundle again."
+            )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's reason, without its number, as part of a sentence."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason(error))
 
 
 def _choose_device(device: str) -> tuple[str, str]:

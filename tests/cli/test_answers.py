@@ -318,7 +318,7 @@ def test_answers_keep_their_keys_and_their_order(bundle_path: Path, tmp_path: Pa
         (["heatmap", bundle_path, PHOTO, "--text", "a", "--output", png], "output image grid scale maps texts"),
         (["embed", bundle_path, PHOTO, "--output", npz], "output shape rows skipped truncated_texts"),
         (["verify", bundle_path], "bundle precision backend passed rows"),
-        (["inspect", bundle_path], "path size manifest engines"),
+        (["inspect", bundle_path], "path size manifest engines other_files other_files_total"),
         (["scene", "--output", tmp_path / "scene.png"], "output seed size boxes changed captions"),
     ):
         assert list(json.loads(run_command(*arguments, "--json").stdout)) == keys.split()

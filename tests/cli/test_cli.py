@@ -316,6 +316,22 @@ def test_inspect_shows_the_manifest(bundle_path: Path) -> None:
     assert document["manifest"]["embedding_size"] == 96
 
 
+def test_inspect_names_files_that_are_no_part_of_the_bundle(bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+    (bundle / ".cache").mkdir()
+    for number in range(120):
+        (bundle / f"{number:03d}.jpg").touch()
+        (bundle / ".cache" / f"{number}").touch()
+    shown = run_command("inspect", bundle).stdout
+    assert (
+        "\nother files  .cache/, 000.jpg, 001.jpg, 002.jpg, 003.jpg, 004.jpg, 005.jpg, 006.jpg, and 113 more " in shown
+    )
+    document = json.loads(run_command("inspect", bundle, "--json").stdout)
+    assert document["other_files"] == [".cache/", *(f"{number:03d}.jpg" for number in range(99))]
+    assert document["other_files_total"] == 121
+    assert "other files" not in run_command("inspect", bundle_path).stdout
+
+
 @pytest.fixture
 def int8(masked_bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of a bundle whose manifest lists int8 too, with 1,234 flips of regions and none recorded for texts."""

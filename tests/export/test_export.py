@@ -32,7 +32,17 @@ from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.probe import Probe
 from fgclip_rt.text import Tokenizer
-from helpers import GOLDENS, Golden, Progress, assert_one_sentence, assert_parity, contents, picture, raise_at
+from helpers import (
+    GOLDENS,
+    Golden,
+    Progress,
+    assert_one_sentence,
+    assert_parity,
+    contents,
+    edit_manifest,
+    picture,
+    raise_at,
+)
 
 GRAPHS = ("vision", "dense", "text", "region")
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
@@ -113,20 +123,13 @@ def test_an_interrupted_export_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(
-    "kind", ["file", "empty folder", "other folder", "another manifest", "bundle with more", "dangling link"]
-)
-def test_an_output_that_is_no_bundle_is_never_replaced(
-    masked_bundle_path: Path, tmp_path: Path, kind: str, overwrite: bool
-) -> None:
+@pytest.mark.parametrize("kind", ["file", "empty folder", "other folder", "another manifest", "dangling link"])
+def test_an_output_that_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str, overwrite: bool) -> None:
     output = tmp_path / "output"
     if kind == "file":
         output.write_text("mine")
     elif kind == "dangling link":
         output.symlink_to(tmp_path / "nowhere")
-    elif kind == "bundle with more":
-        shutil.copytree(masked_bundle_path, output)
-        (output / "notes.txt").write_text("mine")
     else:
         output.mkdir()
         if kind == "other folder":
@@ -165,6 +168,29 @@ def test_an_existing_bundle_is_replaced_only_when_asked(masked_bundle_path: Path
         assert Bundle.open(output), "the old bundle must stay whole until the new one is"
     assert list(tmp_path.rglob("*")) == [output, output / "manifest.json"]
     assert (output / "manifest.json").read_text() == "new"
+
+
+def test_a_replaced_bundle_leaves_the_files_that_were_not_its_own(masked_bundle_path: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(masked_bundle_path, tmp_path / "bundle"))
+    (output / ".git").mkdir()
+    for name in ("README.md", ".git/HEAD"):
+        (output / name).write_text("mine")
+    with new_folder(output, overwrite=True) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert contents(output) == {
+        output / "manifest.json": b"new",
+        output / "README.md": b"mine",
+        output / ".git": None,
+        output / ".git/HEAD": b"mine",
+    }
+
+
+def test_a_bundle_of_an_earlier_format_may_be_replaced(masked_bundle_path: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(masked_bundle_path, tmp_path / "bundle"))
+    edit_manifest(output, lambda document: document.pop("text"))
+    with new_folder(output, overwrite=True) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert [path.name for path in output.iterdir()] == ["manifest.json"]
 
 
 def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

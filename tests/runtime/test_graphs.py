@@ -77,7 +77,7 @@ def test_a_bundle_whose_texts_had_one_kind_in_a_run_is_told_to_be_exported_again
     edit_manifest(folder, age)
     with pytest.raises(BundleError) as info:
         fgclip_rt.load(folder)
-    assert_one_sentence(info.value, str(folder), "earlier fgclip-rt", "export it again", code="bundle_older")
+    assert_one_sentence(info.value, str(folder), "earlier fgclip-rt", "export the bundle again", code="bundle_older")
 
 
 def test_a_graph_that_the_model_lacks_is_refused_by_what_it_is_for(model: Model) -> None:

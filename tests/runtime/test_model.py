@@ -16,15 +16,12 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import pytest
-from msgspec.structs import asdict
 from PIL import Image
 
 import fgclip_rt
 from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Finished
-from fgclip_rt.backends.onnxruntime import open_session, run_session
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
-from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.machine import usable_cores
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
@@ -429,18 +426,6 @@ def test_anything_that_runs_graphs_can_be_a_backend(model: Model) -> None:
     assert (other.precision, str(other.backend)) == ("fp64", "ones on an abacus")
     assert "fp64, ones on an abacus" in repr(other)
     np.testing.assert_array_equal(other.embed_texts(MAIN.texts), np.ones((len(MAIN.texts), 96)))
-
-
-def test_a_session_opens_from_a_file_or_from_its_bytes(model: Model) -> None:
-    file = model.bundle.file("vision.onnx")
-    patches = ImageInputs.of([model.preparation(Image.fromarray(IMAGES[0]))])
-    expected = model.graphs.vision(patches, normalize=False).result()
-    for session in (
-        open_session(file, threads=1),
-        open_session(file.read_bytes(), threads=1, weights=model.bundle.path),
-    ):
-        [actual] = run_session(session, "vision", asdict(patches), ["image_features"]).result()
-        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_an_unknown_graph_is_refused(model: Model) -> None:

@@ -27,8 +27,9 @@ FULL = Path("/dev/full")
 VALUES = np.zeros(100_000, np.float32)
 
 
-def replaceable() -> None:
-    """Allows everything in the way to be replaced."""
+def replaceable() -> list[str]:
+    """Allows everything in the way to be replaced, and keeps nothing of it."""
+    return []
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
@@ -93,10 +94,45 @@ def test_a_folder_that_fails_leaves_everything_as_it_was(
     assert contents(tmp_path) == before
 
 
+def test_what_is_kept_of_a_folder_moves_to_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    (path / ".git").mkdir(parents=True)
+    (path / "notes").mkdir()
+    for name in ("old", "README.md", ".git/HEAD", "notes/old", "notes/kept"):
+        (path / name).write_text(name)
+    with folder_written_whole(path, lambda: [".git", "README.md", "notes/kept"]) as partial:
+        (partial / "new").touch()
+    assert contents(tmp_path) == {
+        path: None,
+        path / "new": b"",
+        path / "README.md": b"README.md",
+        path / ".git": None,
+        path / ".git/HEAD": b".git/HEAD",
+        path / "notes": None,
+        path / "notes/kept": b"notes/kept",
+    }
+
+
+def test_a_folder_whose_kept_file_is_in_the_new_one_too_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "both").write_text("old")
+    before = contents(tmp_path)
+
+    def write() -> None:
+        with folder_written_whole(path, lambda: ["both"]) as partial:
+            (partial / "both").write_text("new")
+
+    with pytest.raises(OutputError) as info:
+        write()
+    assert_one_sentence(info.value, str(path / "both"), code="output_exists")
+    assert contents(tmp_path) == before
+
+
 def test_a_folder_that_must_be_kept_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out"
 
-    def keep() -> None:
+    def keep() -> list[str]:
         raise OutputError("It stays.")
 
     def come_second() -> None:

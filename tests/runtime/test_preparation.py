@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fgclip_rt import interface
 from fgclip_rt.bundle import decode_manifest
 from fgclip_rt.errors import ArgumentError, BundleError, ImageError
 from fgclip_rt.manifest import (
@@ -315,8 +316,8 @@ def test_each_specification_has_its_preparation() -> None:
 
 
 def manifest(image: ImageSpec) -> Manifest:
-    """The manifest of a bundle of one graph."""
-    return Manifest(
+    """The manifest of a bundle of the graphs that every model has."""
+    without_graphs = Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         model=ModelInfo("small", "fgclip1", None, None, "random", None),
@@ -325,11 +326,16 @@ def manifest(image: ImageSpec) -> Manifest:
         score=Score("softmax", 4.6, 0.0),
         image=image,
         text=TextSpec("tokenizer.json", False, 0, False, {"short": WalkTypeSpec(0, 77)}),
-        graphs={"vision": {"fp32": GraphFile("vision.onnx", (), ())}},
+        graphs={},
         lowering={},
-        parity=Parity("probe.safetensors", {"fp32": Limits(2e-5, 0.999, 1.0)}, {"fp32": ()}),
-        files={name: FileInfo(1, "0") for name in ("tokenizer.json", "vision.onnx", "probe.safetensors")},
+        parity=Parity("probe.safetensors", None, {"fp32": Limits(2e-5, 0.999, 1.0)}, {"fp32": ()}),
+        files={name: FileInfo(1, "0" * 64) for name in ("tokenizer.json", "graph.onnx", "probe.safetensors")},
     )
+    graphs = {}
+    for graph in interface.REQUIRED:
+        inputs, outputs = interface.tensors(without_graphs, graph)
+        graphs[graph] = {"fp32": GraphFile("graph.onnx", tuple(inputs.values()), tuple(outputs.values()))}
+    return msgspec.structs.replace(without_graphs, graphs=graphs)
 
 
 @given(specs())

@@ -45,6 +45,7 @@ BUNDLE = (
     "manifest",
     "manifest_sha256",
     "open",
+    "other_files",
     "path",
     "read_text",
     "size",

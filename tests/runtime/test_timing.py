@@ -98,6 +98,11 @@ def test_the_baseline_is_fp32_or_the_first(precisions: tuple[str, ...], two_prec
     def reorder(document: Json) -> None:
         for name, graph in document["graphs"].items():
             document["graphs"][name] = {precision: graph[precision] for precision in precisions}
+        for name in ("limits", "measured"):
+            entries = document["parity"][name]
+            document["parity"][name] = {
+                precision: entries[precision] for precision in precisions if precision in entries
+            }
 
     edit_manifest(two_precisions, reorder)
     timings = time_precisions(two_precisions, "cpu")

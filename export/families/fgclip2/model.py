@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fgclip_rt import manifest
-from fgclip_rt.graphs import DENSE_FEATURES
+from fgclip_rt.interface import DENSE_FEATURES
 
 from ...checkpoints.files import Checkpoint
 from ...checkpoints.stand_ins import random_module

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgclip_rt.graphs import IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES, SPATIAL_SHAPES
+from fgclip_rt.interface import IMAGE_EMBEDS, IMAGE_FEATURES, PATCHES, SPATIAL_SHAPES
 from fgclip_rt.manifest import Axis
 
 from ...graphs.attention import HIDDEN

@@ -10,11 +10,15 @@ from ... import answers
 from ...answers import Inspected
 from ...bundle import Bundle
 from ...engine_files import EngineRecord, Profile
+from ...interface import describe
 from ...manifest import TensorSpec
 from .. import options
 from ..output import numbers, say, say_json, say_table, words
 from ..parity import LEGEND, describe_lowering, say_parity
 from ..status import Command
+
+#: Most names of other files on one line.
+_MOST_SHOWN = 8
 
 
 @click.command(cls=Command, epilog=LEGEND)
@@ -24,7 +28,7 @@ from ..status import Command
 def run(bundle: Path, every: bool, json: bool) -> None:
     """Show what is inside a bundle.
 
-    Every file is first checked against its digest.
+    Every file that the manifest lists is first checked against its digest. Other files are named, and nothing else.
     """
     answer = answers.inspect(Bundle.open(bundle))
     if json:
@@ -72,6 +76,7 @@ def _facts(answer: Inspected) -> list[tuple[str, str]]:
         ("model", f"{model.name} ({model.family}), vectors of {manifest.embedding_size}"),
         ("weights", weights),
         ("size", f"{answer.size / 1e6:,.1f} MB in {len(manifest.files) + 1} files"),
+        *([("other files", _others(answer))] if answer.other_files else []),
         ("precisions", ", ".join(manifest.precisions)),
         *(("lowering", f"{precision}: {describe_lowering(entry)}") for precision, entry in manifest.lowering.items()),
         ("score", f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})"),
@@ -79,6 +84,13 @@ def _facts(answer: Inspected) -> list[tuple[str, str]]:
         ("texts", f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
+
+
+def _others(answer: Inspected) -> str:
+    """The first names of other files, and the number of the rest."""
+    shown = answer.other_files[:_MOST_SHOWN]
+    more = answer.other_files_total - len(shown)
+    return f"{', '.join(shown)}{f', and {more:,} more' if more else ''} (not part of the bundle)"
 
 
 def _engine(name: str, record: EngineRecord) -> tuple[str, ...]:
@@ -100,4 +112,4 @@ def _shapes(profile: Profile) -> str:
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
-    return "\n".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+    return "\n".join(map(describe, specs))
