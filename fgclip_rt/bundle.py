@@ -157,7 +157,7 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
         where: its path, for messages.
 
     Raises:
-        BundleError: it is not JSON, from a newer version, or not as specified.
+        BundleError: it is not JSON, from another version, or not as specified.
     """
     try:
         document = msgspec.json.decode(text)
@@ -166,11 +166,17 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
     version = document.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(
-            f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
+            f"{where} has format version {version}, and this fgclip-rt reads {FORMAT_VERSION}; "
             "upgrade fgclip-rt, or export the bundle with this version.",
             code="bundle_newer",
+        )
+    if type(version) is int and 1 <= version < FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version} of an earlier fgclip-rt, and this one reads {FORMAT_VERSION}; "
+            "export the bundle again.",
+            code="bundle_older",
         )
     try:
         manifest = msgspec.convert(document, Manifest)
@@ -213,6 +219,10 @@ def _check_references(manifest: Manifest, where: str) -> None:
     for file in named:
         if file not in manifest.files:
             raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
+    if ("region" in manifest.graphs) != (manifest.box_shares is not None):
+        raise BundleError(
+            f"{where} has box_shares without a graph of regions, or the graph without them; export the bundle again."
+        )
     if not manifest.graphs or not manifest.precisions:
         raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
     for precision in manifest.precisions:

@@ -15,7 +15,7 @@ import numpy as np
 from .arrays import Array, ByteArray, FloatArray, IntArray
 from .backends import Backend, Result
 from .bundle import Bundle
-from .errors import ArgumentError, BundleError
+from .errors import ArgumentError
 from .manifest import GraphFile
 from .preparation import Patches, side_by_side
 from .text import Tokens
@@ -25,7 +25,7 @@ Graph: TypeAlias = Literal["vision", "dense", "text", "region", "mask"]
 #: Names of inputs.
 PATCHES, SPATIAL_SHAPES = "patches", "spatial_shapes"
 INPUT_IDS, WALK_TYPE, ATTENTION_MASK = "input_ids", "walk_type", "attention_mask"
-IMAGE_SIZES, BOXES, BOX_IMAGES = "image_sizes", "boxes", "box_images"
+BOXES, BOX_IMAGES = "boxes", "box_images"
 MASKS, MASK_IMAGES = "masks", "mask_images"
 
 #: Names of outputs. Features are the reference's own; embeds have length one. Two graphs also take dense features.
@@ -94,27 +94,19 @@ class RegionInputs(msgspec.Struct, frozen=True):
     Attributes:
         dense_features: float32 [B, N, D], as ``dense`` returns them.
         spatial_shapes: int32 [B, 2], rows and columns of each grid.
-        image_sizes: int32 [B, 2], height and width of each original image in pixels.
-        boxes: float32 [R, 4], xyxy in those pixels.
+        boxes: float32 [R, 4], x1, y1, x2, y2 in units of the grid, as :func:`fgclip_rt.boxes.grid_boxes` gives them.
         box_images: int32 [R], the index in the batch of each box's image.
     """
 
     dense_features: FloatArray
     spatial_shapes: IntArray
-    image_sizes: IntArray
     boxes: FloatArray
     box_images: IntArray
 
     @classmethod
     def of(cls, dense: FloatArray, patches: Patches, boxes: FloatArray) -> RegionInputs:
-        """The inputs of ``boxes`` [r, 4] of one prepared image, whose dense features are [1, N, D]."""
-        return cls(
-            dense,
-            np.array([patches.grid], np.int32),
-            np.array([patches.image_size], np.int32),
-            boxes,
-            np.zeros(len(boxes), np.int32),
-        )
+        """The inputs of ``boxes`` [r, 4], on the grid of one prepared image with dense features [1, N, D]."""
+        return cls(dense, np.array([patches.grid], np.int32), boxes, np.zeros(len(boxes), np.int32))
 
 
 class MaskInputs(msgspec.Struct, frozen=True):
@@ -171,24 +163,12 @@ class Graphs:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Join a bundle and the backend that runs its graphs.
-
-        Raises:
-            BundleError: the bundle's graphs have another interface than this version's.
-        """
+        """Join a bundle and the backend that runs its graphs."""
         self._name = bundle.manifest.model.name
         self.dim = bundle.manifest.embedding_size
         self._backend = backend
         # A graph takes the same inputs in every precision.
         self._files = {graph: next(iter(files.values())) for graph, files in bundle.manifest.graphs.items()}
-        for graph in self._files.values():
-            for spec in graph.inputs:
-                if spec.name == WALK_TYPE and len(spec.shape) != 1:
-                    raise BundleError(
-                        f"{bundle.path} was exported by an earlier fgclip-rt, whose text graph takes only one walk "
-                        "type a run; export it again.",
-                        code="bundle_older",
-                    )
 
     def has(self, graph: str) -> bool:
         """Whether the model has a graph. Only ``vision`` and ``text`` are in every model."""

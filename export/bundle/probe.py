@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from fgclip_rt.arrays import ByteArray, FloatArray
-from fgclip_rt.preparation import preparation
+from fgclip_rt.arrays import ByteArray, DoubleArray, FloatArray
+from fgclip_rt.preparation import Patches, preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent, tracked
 from fgclip_rt.text import Tokenizer
@@ -51,7 +51,7 @@ def record(model: ReferenceModel, begin: BeginStage = silent) -> Probe:
     def record_image(seed: int, height: int, width: int) -> None:
         rgb = draw_image(height, width, seed)
         patches = prepare(Image.fromarray(rgb))
-        boxes, masks = probe_boxes(height, width), probe_masks(*patches.grid)
+        boxes, masks = probe_boxes(patches), probe_masks(*patches.grid)
         result = model.image(patches, boxes, masks)
         images.append(
             ProbeImage(
@@ -97,10 +97,20 @@ def draw_image(height: int, width: int, seed: int) -> ByteArray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def probe_boxes(height: int, width: int) -> FloatArray:
-    """Boxes float32 [4, 4] in an image: its middle, all of it, a sliver, and one over its upper left corner."""
-    relative = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)]
-    return np.array(relative, np.float32) * np.array([width, height, width, height], np.float32)
+def probe_boxes(patches: Patches) -> DoubleArray:
+    """Boxes float64 [12, 4] in pixels of an image: four of any size, and eight whose sides are whole patches.
+
+    The four are its middle, all of it, a sliver, and one over its upper left corner. The number of samples in a box is
+    the ceiling of its extent in patches. With sides of whole patches, a rounding on the way to the grid changes it.
+    """
+    (height, width), (rows, columns) = patches.image_size, patches.grid
+    size = np.array([width, height, width, height], np.float64)
+    relative = np.array([(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)])
+    index = np.arange(8)
+    # Every other box begins on the border of a patch, and the rest begin within one.
+    left, top = (index * 5 % count + 0.3 * (index % 2) for count in (columns, rows))
+    whole = np.stack([left, top, left + 1 + index % 3, top + 1 + index // 3], axis=1)
+    return np.concatenate([relative * size, whole / [columns, rows, columns, rows] * size])
 
 
 def probe_masks(rows: int, columns: int) -> FloatArray:

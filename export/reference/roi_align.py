@@ -6,25 +6,37 @@ import torch
 from torch import Tensor
 
 
-def region_features(dense: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+def grid_units(boxes: Tensor, image_size: tuple[int, int], grid: tuple[int, int], shares: torch.dtype) -> Tensor:
+    """Boxes as the released code hands them to RoIAlign, float32 [R, 4], x1, y1, x2, y2 in units of the grid.
+
+    The scripts of FG-CLIP and FG-CLIP 2 compute x / width · columns in Python's doubles and then make a float32 tensor.
+    FineCLIP's model takes x / width as a float32 tensor, and multiplies in float32 (``_denormalize_boxes``).
+
+    Args:
+        boxes: float [R, 4], x1, y1, x2, y2 in pixels of the original image.
+        image_size: (height, width) of the original image in pixels.
+        grid: (h, w), rows and columns of patches.
+        shares: type in which x / width is multiplied by the number of columns.
+    """
+    (height, width), (rows, columns) = image_size, grid
+    of_image = boxes.double() / torch.tensor([width, height, width, height], dtype=torch.float64)
+    return (of_image.to(shares) * torch.tensor([columns, rows, columns, rows], dtype=shares)).float()
+
+
+def region_features(dense: Tensor, boxes: Tensor) -> Tensor:
     """Features of boxes, not normalised, by RoIAlign to 1×1 (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
-    Equals ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)`` of boxes that have been
-    divided by the image's size and multiplied by the grid's. Both steps are in float32 and in this order. The number
-    of samples is the ceiling of a box's extent, so a rounding error can change it.
+    Equals ``torchvision.ops.roi_align(..., output_size=1, sampling_ratio=-1, aligned=True)``. The number of samples is
+    the ceiling of a box's extent, so a rounding error can change it.
 
     Args:
         dense: float [h, w, D], the dense features of one image.
-        boxes: float32 [R, 4], xyxy in pixels of the original image.
-        image_size: (height, width) of the original image in pixels.
+        boxes: float32 [R, 4], as :func:`grid_units` gives them.
 
     Returns:
         float [R, D].
     """
-    rows, columns, _ = dense.shape
-    height, width = image_size
-    on_grid = boxes / boxes.new_tensor([width, height] * 2) * boxes.new_tensor([columns, rows] * 2) - 0.5
-    return torch.stack([_roi_mean(dense, *box) for box in on_grid])
+    return torch.stack([_roi_mean(dense, *box) for box in boxes - 0.5])
 
 
 def _roi_mean(dense: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:

@@ -325,6 +325,7 @@ def manifest(image: ImageSpec) -> Manifest:
         score=Score("softmax", 4.6, 0.0),
         image=image,
         text=TextSpec("tokenizer.json", False, 0, False, {"short": WalkTypeSpec(0, 77)}),
+        box_shares=None,
         graphs={"vision": {"fp32": GraphFile("vision.onnx", (), ())}},
         lowering={},
         parity=Parity("probe.safetensors", {"fp32": Limits(2e-5, 0.999, 1.0)}, {"fp32": ()}),
