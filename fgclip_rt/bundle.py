@@ -219,12 +219,12 @@ def _check_references(manifest: Manifest, where: str) -> None:
     for file in named:
         if file not in manifest.files:
             raise BundleError(f"{where} names {file} but does not list it under files; export the bundle again.")
+    if not manifest.graphs or not manifest.precisions:
+        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
     if ("region" in manifest.graphs) != (manifest.box_shares is not None):
         raise BundleError(
             f"{where} has box_shares without a graph of regions, or the graph without them; export the bundle again."
         )
-    if not manifest.graphs or not manifest.precisions:
-        raise BundleError(f"{where} lists no precision that every graph has; export the bundle again.")
     for precision in manifest.precisions:
         if precision not in manifest.parity.limits:
             raise BundleError(f"{where} has no parity limits for {precision}; export the bundle again.")
