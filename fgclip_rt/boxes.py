@@ -58,7 +58,8 @@ def grid_boxes(
     first. A box may reach over the image's border, as the reference allows, but must have some of the image inside.
 
     Args:
-        boxes: anything that NumPy turns into numbers [R, 4]; an empty list gives [0, 4].
+        boxes: anything that NumPy turns into numbers [R, 4]; an empty list gives [0, 4]. A float32 is taken as the
+            shortest decimal that rounds to it, because float32 is seldom what a box was written in.
         image_size: (height, width) of the image in pixels.
         grid: (h, w), rows and columns of patches.
         box_format: meaning of the four numbers, one of :data:`BOX_FORMATS`.
@@ -108,7 +109,11 @@ def check_format(box_format: str) -> None:
 def _rows_of_four(boxes: ArrayLike, box_format: BoxFormat) -> list[_Numbers]:
     meaning = BOX_FORMATS[box_format]
     try:
-        array = np.asarray(boxes, dtype=np.float64)
+        array = np.asarray(boxes)
+        if array.dtype == np.float32:
+            # The released code begins with the decimals of an annotation: 9.7, not 9.699999809265137.
+            array = array.astype(str)
+        array = np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise BoxError(f"boxes are not numbers in rows of four; give each as {meaning}.") from None
     if array.shape == (0,):
