@@ -98,19 +98,18 @@ def draw_image(height: int, width: int, seed: int) -> ByteArray:
 
 
 def probe_boxes(patches: Patches) -> DoubleArray:
-    """Boxes float64 [12, 4] in pixels of an image: four of any size, and eight whose sides are whole patches.
+    """Boxes float64 [4, 4] in pixels of an image: its middle, all of it, a sliver, and one over its upper left corner.
 
-    The four are its middle, all of it, a sliver, and one over its upper left corner. The number of samples in a box is
-    the ceiling of its extent in patches. With sides of whole patches, a rounding on the way to the grid changes it.
+    The number of samples in a box is the ceiling of its extent in patches. The middle and the sliver have sides of whole
+    patches, on the borders of patches and between them, so that a proof sees each rounding on the way to the grid.
     """
     (height, width), (rows, columns) = patches.image_size, patches.grid
-    size = np.array([width, height, width, height], np.float64)
-    relative = np.array([(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)])
-    index = np.arange(8)
-    # Every other box begins on the border of a patch, and the rest begin within one.
-    left, top = (index * 5 % count + 0.3 * (index % 2) for count in (columns, rows))
-    whole = np.stack([left, top, left + 1 + index % 3, top + 1 + index // 3], axis=1)
-    return np.concatenate([relative * size, whole / [columns, rows, columns, rows] * size])
+    size, count = np.array([width, height] * 2, np.float64), np.array([columns, rows] * 2, np.float64)
+    share = np.array([(0.1, 0.2, 0.5, 0.7), (0.45, 0.4, 0.1, 0.07)])  # x, y, width, height
+    whole = np.maximum(np.rint(share * count), (0, 0, 1, 1))
+    whole[1, :2] = share[1, :2] * count[:2]
+    middle, sliver = np.concatenate([whole[:, :2], whole[:, :2] + whole[:, 2:]], axis=1) / count
+    return np.array([middle, (0.0, 0.0, 1.0, 1.0), sliver, (-0.05, -0.03, 0.3, 0.4)]) * size
 
 
 def probe_masks(rows: int, columns: int) -> FloatArray:

@@ -142,7 +142,7 @@ def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
     counts = {(row.graph, row.case): row.count for row in rows}
     assert counts["vision", "mixed batch"] == counts["logits", "images × short"] == len(probe.images)
     assert counts["tokens", "box"] == counts["text", "box"] == len(probe.walk_types["box"].texts)
-    for graph, count in (("vision", 1), ("dense", 9 * 12), ("region", 12), ("preparation", 9 * 12)):
+    for graph, count in (("vision", 1), ("dense", 9 * 12), ("region", 4), ("preparation", 9 * 12)):
         assert counts[graph, "200×150, 9×12 patches"] == count
     (logits,) = (row for row in rows if row.graph == "logits")
     assert logits.logit_shift == logits.max_difference
