@@ -56,13 +56,11 @@ def make_inputs(bundle: Bundle, case: Case) -> Inputs:
     random = np.random.default_rng(case.length)
     shape = grid(case.length)
     if case.graph == "region":
-        height, width = (side * bundle.manifest.image.patch_size for side in shape)
-        corners = random.uniform(0, 0.5, (case.batch, 2)) * (width, height)
+        corners = random.uniform(0, 0.5, (case.batch, 2)) * shape[::-1]
         return RegionInputs(
             dense_features=random.normal(size=(1, case.length, bundle.manifest.embedding_size)).astype(np.float32),
             spatial_shapes=np.array([shape], np.int32),
-            image_sizes=np.array([(height, width)], np.int32),
-            boxes=np.concatenate([corners, 2 * corners + 16], axis=1).astype(np.float32),
+            boxes=np.concatenate([corners, 2 * corners + 1], axis=1).astype(np.float32),
             box_images=np.zeros(case.batch, np.int32),
         )
     image = bundle.manifest.image

@@ -67,7 +67,7 @@ class Tower:
             kind = walk_type(self.bundle, case.length)
             return lambda input_ids, mask: self.reference.text_features(input_ids, mask, kind)
         if case.graph == "region":
-            return lambda dense, boxes, size: region_features(dense, boxes, tuple(size.tolist()))
+            return region_features
         if case.graph == "vision":
             return cast(Function, module.get_image_features)
         if not hasattr(module, "get_image_dense_features"):
@@ -82,7 +82,7 @@ class Tower:
         if isinstance(inputs, RegionInputs):
             height, width = inputs.spatial_shapes[0].tolist()
             dense = self._moved(inputs.dense_features).view(height, width, -1)
-            return dense, self._moved(inputs.boxes), self._moved(inputs.image_sizes[0])
+            return dense, self._moved(inputs.boxes)
         assert isinstance(inputs, ImageInputs)
         return self._image_inputs(inputs)
 

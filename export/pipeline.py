@@ -240,6 +240,7 @@ def _write(source: Source, inputs: CalibrationInputs | None, folder: Path, begin
         score=model.score,
         image=model.image_spec,
         text=text,
+        box_shares=model.box_shares,
         graphs={},
         lowering={},
         parity=Parity(probe=_PROBE, exact_probe=None, limits={}, measured={}),

@@ -29,6 +29,7 @@ from .errors import (
 )
 
 if typing.TYPE_CHECKING:
+    from .boxes import BoxUnitsWarning
     from .bundle import Bundle
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
@@ -39,6 +40,7 @@ __all__ = [
     "ArgumentError",
     "BenchmarkError",
     "BoxError",
+    "BoxUnitsWarning",
     "Bundle",
     "BundleError",
     "CheckpointError",
@@ -60,6 +62,7 @@ __all__ = [
 
 #: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
 _HOMES = {
+    "BoxUnitsWarning": ".boxes",
     "Bundle": ".bundle",
     "Model": ".model",
     "RandomWeightsWarning": ".model",

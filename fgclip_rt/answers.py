@@ -9,6 +9,7 @@ import msgspec
 from numpy.typing import ArrayLike
 
 from .arrays import FloatArray
+from .boxes import BoxFormat
 from .bundle import Bundle
 from .engine_files import Engine, EngineKey, EngineRecord, find_engines
 from .images import ImageSource
@@ -72,10 +73,11 @@ class Scores(Answer, frozen=True):
 
 
 class Regions(Answer, frozen=True):
-    """Cosines of texts with boxes of an image, by box, then by text; boxes are xyxy in pixels."""
+    """Cosines of texts with boxes of an image, by box, then by text; ``boxes`` are as given, in ``box_format``."""
 
     image: str
     boxes: Numbers
+    box_format: str
     texts: list[str]
     cosines: Numbers
 
@@ -311,12 +313,19 @@ def regions(
     walk_type: str = "box",
     max_num_patches: int | None = None,
     *,
+    box_format: BoxFormat = "xyxy",
     name: str,
 ) -> Regions:
     """Cosines of texts with boxes of an image, which the answer calls ``name``."""
     given: ArrayLike = boxes
-    cosines = model.embed_regions(image, given, max_num_patches) @ model.embed_texts(texts, walk_type).T
-    return Regions(image=name, boxes=[list(box) for box in boxes], texts=list(texts), cosines=cosines.tolist())
+    vectors = model.embed_regions(image, given, max_num_patches, box_format=box_format)
+    return Regions(
+        image=name,
+        boxes=[list(box) for box in boxes],
+        box_format=box_format,
+        texts=list(texts),
+        cosines=(vectors @ model.embed_texts(texts, walk_type).T).tolist(),
+    )
 
 
 def found(text: str, values: FloatArray, size: tuple[int, int], colours: tuple[float, float]) -> Found:

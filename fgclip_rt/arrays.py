@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 #: Of any element type.
 Array: TypeAlias = NDArray[Any]
 FloatArray: TypeAlias = NDArray[np.float32]
+DoubleArray: TypeAlias = NDArray[np.float64]
 ByteArray: TypeAlias = NDArray[np.uint8]
 IntArray: TypeAlias = NDArray[np.int32]
 BoolArray: TypeAlias = NDArray[np.bool_]

@@ -192,7 +192,7 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
         where: its path, for messages.
 
     Raises:
-        BundleError: it is not JSON, from a newer version, or not as specified.
+        BundleError: it is not JSON, from another version, or not as specified.
     """
     try:
         document = msgspec.json.decode(text)
@@ -201,11 +201,17 @@ def decode_manifest(text: bytes, where: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{where} is not the manifest of an fgclip-rt bundle; point at a folder made by export.")
     version = document.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(
-            f"{where} has format version {version}, and this fgclip-rt reads up to {FORMAT_VERSION}; "
+            f"{where} has format version {version}, and this fgclip-rt reads {FORMAT_VERSION}; "
             "upgrade fgclip-rt, or export the bundle with this version.",
             code="bundle_newer",
+        )
+    if type(version) is int and 1 <= version < FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version} of an earlier fgclip-rt, and this one reads {FORMAT_VERSION}; "
+            "export the bundle again.",
+            code="bundle_older",
         )
     try:
         manifest = msgspec.convert(document, Manifest)
@@ -302,6 +308,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     if not manifest.graphs or not manifest.precisions:
         yield "lists no precision that every graph has"
         return
+    if ("region" in manifest.graphs) != (manifest.box_shares is not None):
+        yield "has box_shares without a graph of regions, or the graph without them"
     for precision in manifest.precisions:
         if precision not in manifest.parity.limits:
             yield f"has no parity limits for {precision!r}"

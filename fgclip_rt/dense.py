@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .arrays import FloatArray
-from .boxes import check_boxes
+from .boxes import BoxFormat, grid_boxes
 from .graphs import Graphs, ImageInputs, MaskInputs, RegionInputs
+from .manifest import BoxShares
 from .masks import mask_weights
 from .preparation import Patches
 from .scores import l2_normalize, similarity_maps
@@ -26,7 +27,11 @@ class DenseImage:
     """
 
     def __init__(
-        self, graphs: Graphs, patches: Patches, embed_texts: Callable[[Iterable[str], str], FloatArray]
+        self,
+        graphs: Graphs,
+        patches: Patches,
+        embed_texts: Callable[[Iterable[str], str], FloatArray],
+        box_shares: BoxShares | None,
     ) -> None:
         """Join a prepared image and the graphs of its model.
 
@@ -34,10 +39,12 @@ class DenseImage:
             graphs: the graphs of a model that has dense features.
             patches: the prepared image.
             embed_texts: turns texts of a walk type into vectors of length one, float32 [m, D].
+            box_shares: the manifest's; None if the model has no regions.
         """
         self.patches = patches
         self._graphs = graphs
         self._embed_texts = embed_texts
+        self._box_shares = box_shares
         self._lock = threading.Lock()
         self._dense: FloatArray | None = None
 
@@ -63,25 +70,31 @@ class DenseImage:
         features = self._run_tower()[0].reshape(*self.grid, -1)
         return l2_normalize(features) if normalize else features.copy()
 
-    def regions(self, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
+    def regions(self, boxes: ArrayLike, normalize: bool = True, *, box_format: BoxFormat = "xyxy") -> FloatArray:
         """One vector per box, comparable with texts of walk type ``box``.
 
         Args:
-            boxes: [r, 4], each x1, y1, x2, y2 in pixels of the original image. A box may reach over the border.
+            boxes: [r, 4], each as ``box_format`` says. A box may reach over the border of the image.
             normalize: as for :meth:`features`.
+            box_format: ``xyxy`` for x1, y1, x2, y2 in pixels of the original image; ``xywh`` for x, y, width, height in
+                pixels; ``normalized`` for x1, y1, x2, y2 in shares of the image, 0 to 1.
 
         Returns:
             float32 [r, D].
 
+        Warns:
+            BoxUnitsWarning: the boxes are probably in units of the grid of patches.
+
         Raises:
-            BoxError: a box is empty, reversed, outside the image or not finite.
-            ArgumentError: the model has no features of regions.
+            BoxError: a box is empty, reversed, outside the image, not finite or in other units.
+            ArgumentError: the model has no features of regions, or there is no such format.
         """
         self._graphs.check_has("region")
-        checked = check_boxes(boxes, self.image_size)
-        if not len(checked):
+        assert self._box_shares is not None
+        on_grid = grid_boxes(boxes, self.image_size, self.grid, box_format, self._box_shares)
+        if not len(on_grid):
             return self._no_vectors()
-        inputs = RegionInputs.of(self._run_tower(), self.patches, checked)
+        inputs = RegionInputs.of(self._run_tower(), self.patches, on_grid)
         return self._graphs.region(inputs, normalize=normalize).result()
 
     def masks(self, masks: ArrayLike, normalize: bool = True) -> FloatArray:

@@ -42,10 +42,11 @@ CODES: Mapping[str, str] = MappingProxyType(
         "image_unsupported": "The image is of a format, type or range that is not read.",
         "image_damaged": "The image's file is empty or damaged.",
         "image_too_large": "The image has more pixels than the limit allows.",
-        "box_invalid": "A box is not four finite numbers in pixels.",
+        "box_invalid": "A box is not four finite numbers.",
         "box_reversed": "A box's second corner lies left of or above its first.",
         "box_empty": "A box has no width or no height.",
         "box_outside": "A box has no part of its image inside.",
+        "box_units": "Boxes are in other units than the call says.",
         "mask_invalid": "A mask holds other values than 0 to 1.",
         "mask_misshaped": "A mask has neither the image's size nor its grid's.",
         "mask_empty": "A mask is zero everywhere.",
@@ -119,7 +120,7 @@ class ImageError(FgclipError, ValueError):
 
 
 class BoxError(FgclipError, ValueError):
-    """A box is empty, reversed, not finite or outside its image."""
+    """A box is empty, reversed, not finite, outside its image or in other units than the call says."""
 
     code = "box_invalid"
 

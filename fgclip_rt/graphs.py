@@ -92,27 +92,19 @@ class RegionInputs(msgspec.Struct, frozen=True):
     Attributes:
         dense_features: float32 [B, N, D], as ``dense`` returns them.
         spatial_shapes: int32 [B, 2], rows and columns of each grid.
-        image_sizes: int32 [B, 2], height and width of each original image in pixels.
-        boxes: float32 [R, 4], xyxy in those pixels.
+        boxes: float32 [R, 4], x1, y1, x2, y2 in units of the grid, as :func:`fgclip_rt.boxes.grid_boxes` gives them.
         box_images: int32 [R], the index in the batch of each box's image.
     """
 
     dense_features: FloatArray
     spatial_shapes: IntArray
-    image_sizes: IntArray
     boxes: FloatArray
     box_images: IntArray
 
     @classmethod
     def of(cls, dense: FloatArray, patches: Patches, boxes: FloatArray) -> RegionInputs:
-        """The inputs of ``boxes`` [r, 4] of one prepared image, whose dense features are [1, N, D]."""
-        return cls(
-            dense,
-            np.array([patches.grid], np.int32),
-            np.array([patches.image_size], np.int32),
-            boxes,
-            np.zeros(len(boxes), np.int32),
-        )
+        """The inputs of ``boxes`` [r, 4], on the grid of one prepared image with dense features [1, N, D]."""
+        return cls(dense, np.array([patches.grid], np.int32), boxes, np.zeros(len(boxes), np.int32))
 
 
 class MaskInputs(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ SPATIAL_SHAPES: Final = "spatial_shapes"
 INPUT_IDS: Final = "input_ids"
 WALK_TYPE: Final = "walk_type"
 ATTENTION_MASK: Final = "attention_mask"
-IMAGE_SIZES: Final = "image_sizes"
 BOXES: Final = "boxes"
 BOX_IMAGES: Final = "box_images"
 MASKS: Final = "masks"
@@ -73,7 +72,6 @@ def tensors(manifest: Manifest, graph: str) -> tuple[Tensors, Tensors]:
             [
                 dense,
                 grids,
-                _int32(IMAGE_SIZES, Axis.BATCH, 2),
                 _float32(BOXES, Axis.BOXES, 4),
                 _int32(BOX_IMAGES, Axis.BOXES),
             ],
@@ -109,7 +107,6 @@ def check(manifest: Manifest, where: str) -> None:
             raise BundleError(f"{where} lists no {graph} graph; export the bundle again.")
     for graph, files in manifest.graphs.items():
         for precision, file in files.items():
-            _check_age(file, where)
             if (misfit := next(_misfits(manifest, graph, file), None)) is not None:
                 raise BundleError(
                     f"{where} gives the {graph} graph in {precision!r} {misfit}; export the bundle again."
@@ -136,15 +133,6 @@ def _int32(name: str, *shape: int | str) -> TensorSpec:
 
 def _float32(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, "float32", shape)
-
-
-def _check_age(file: GraphFile, where: str) -> None:
-    if TensorSpec(WALK_TYPE, "int32", ()) in file.inputs:
-        raise BundleError(
-            f"{where} was written by an earlier fgclip-rt, whose text graph takes only one walk type a run; "
-            "export the bundle again.",
-            code="bundle_older",
-        )
 
 
 def _misfits(manifest: Manifest, graph: str, file: GraphFile) -> Iterator[str]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 FORMAT: Literal["fgclip-rt-bundle"] = "fgclip-rt-bundle"
-#: The version that this package writes, and the newest that it reads.
-FORMAT_VERSION: Literal[1] = 1
+#: The version that this package writes, and the only one that it reads.
+FORMAT_VERSION: Literal[2] = 2
 
 #: The precision of the reference. Every other precision is made from it and compared with it.
 FP32 = "fp32"
@@ -142,6 +142,10 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
 
 #: Preparation of images.
 ImageSpec: TypeAlias = NaflexSpec | SquareSpec
+
+
+#: Type that a box's shares of the image are rounded to, before they are multiplied by the grid.
+BoxShares: TypeAlias = Literal["float64", "float32"]
 
 
 class WalkTypeSpec(Strict, frozen=True):
@@ -342,16 +346,20 @@ class FileInfo(Strict, frozen=True):
 
 
 class Manifest(Strict, frozen=True):
-    """The whole ``manifest.json``; ``lowering`` is by precision, and fp32 has none."""
+    """The whole ``manifest.json``.
+
+    ``lowering`` is by precision, and fp32 has none. ``box_shares`` is None if the model has no regions.
+    """
 
     format: Literal["fgclip-rt-bundle"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     model: ModelInfo
     producer: dict[str, str]
     embedding_size: Width
     score: Score
     image: ImageSpec
     text: TextSpec
+    box_shares: BoxShares | None
     graphs: dict[str, dict[str, GraphFile]]
     lowering: dict[str, Lowering]
     parity: Parity

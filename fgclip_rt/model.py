@@ -20,6 +20,7 @@ from .ahead import map_ahead
 from .arrays import FloatArray
 from .backends import Backend
 from .batching import Batch, Failure, Item, batches, full
+from .boxes import BoxFormat
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
@@ -321,7 +322,7 @@ class Model:
         """
         self.graphs.check_has("dense")
         patches = self.preparation(load_image(image), max_num_patches)
-        return DenseImage(self.graphs, patches, self.embed_texts)
+        return DenseImage(self.graphs, patches, self.embed_texts, self.manifest.box_shares)
 
     def dense_features(
         self,
@@ -362,6 +363,8 @@ class Model:
         boxes: ArrayLike,
         max_num_patches: int | None = None,
         normalize: bool = True,
+        *,
+        box_format: BoxFormat = "xyxy",
     ) -> FloatArray:
         """One vector per box of an image: :meth:`dense` and :meth:`DenseImage.regions` in one call.
 
@@ -369,7 +372,7 @@ class Model:
             float32 [r, D].
         """
         self.graphs.check_has("region")
-        return self.dense(image, max_num_patches).regions(boxes, normalize)
+        return self.dense(image, max_num_patches).regions(boxes, normalize, box_format=box_format)
 
     def embed_masks(
         self,

@@ -2,7 +2,7 @@
 
 Everything lies in one safetensors file. Per image ``i``: ``image.i.rgb`` uint8 [H, W, 3], ``image.i.patches`` uint8
 [n, P·P·3], ``image.i.grid`` int32 [2], and the reference's ``image.i.features`` [D]. If the model has them,
-``image.i.dense`` [h·w, D]; ``image.i.boxes`` float32 [r, 4] and ``image.i.regions`` [r, D]; ``image.i.masks`` float32
+``image.i.dense`` [h·w, D]; ``image.i.boxes`` float64 [r, 4] and ``image.i.regions`` [r, D]; ``image.i.masks`` float32
 [m, h, w] and ``image.i.mask_features`` [m, D]. Per walk type ``w``: ``text.w.input_ids`` int32 [m, L],
 ``text.w.attention_mask`` and ``text.w.features`` [m, D]. ``logits`` float32 [n, m] compare the images with the short
 texts. The texts themselves are in the file's metadata: ``texts`` is JSON that holds a list for each walk type.
@@ -193,7 +193,7 @@ def _check(probe: Probe, manifest: Manifest, path: Path, floats: str = "float32"
         expect(f"{name}.patches", image.patches, "uint8", rows * columns, pixels)
         expect(f"{name}.features", image.features, floats, width)
         expect(f"{name}.dense", image.dense, floats, rows * columns, width)
-        expect(f"{name}.boxes", image.boxes, "float32", None, 4)
+        expect(f"{name}.boxes", image.boxes, "float64", None, 4)
         expect(f"{name}.regions", image.regions, floats, None if image.boxes is None else len(image.boxes), width)
         expect(f"{name}.masks", image.masks, "float32", None, rows, columns)
         expect(

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from fgclip_rt.arrays import ByteArray, FloatArray
-from fgclip_rt.preparation import preparation
+from fgclip_rt.arrays import ByteArray, DoubleArray, FloatArray
+from fgclip_rt.preparation import Patches, preparation
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent, tracked
 from fgclip_rt.text import Tokenizer
@@ -59,7 +59,7 @@ def _record(model: ReferenceModel, begin: BeginStage, stage: str) -> Probe:
     def record_image(seed: int, height: int, width: int) -> None:
         rgb = draw_image(height, width, seed)
         patches = prepare(Image.fromarray(rgb))
-        boxes, masks = probe_boxes(height, width), probe_masks(*patches.grid)
+        boxes, masks = probe_boxes(patches), probe_masks(*patches.grid)
         result = model.image(patches, boxes, masks)
         images.append(
             ProbeImage(
@@ -105,10 +105,19 @@ def draw_image(height: int, width: int, seed: int) -> ByteArray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def probe_boxes(height: int, width: int) -> FloatArray:
-    """Boxes float32 [4, 4] in an image: its middle, all of it, a sliver, and one over its upper left corner."""
-    relative = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.47), (-0.05, -0.03, 0.3, 0.4)]
-    return np.array(relative, np.float32) * np.array([width, height, width, height], np.float32)
+def probe_boxes(patches: Patches) -> DoubleArray:
+    """Boxes float64 [4, 4] in pixels of an image: its middle, all of it, a sliver, and one over its upper left corner.
+
+    The number of samples in a box is the ceiling of its extent in patches. The middle and the sliver have sides of
+    whole patches, on the borders of patches and between them, so that a proof sees each rounding on the way.
+    """
+    (height, width), (rows, columns) = patches.image_size, patches.grid
+    size, count = np.array([width, height] * 2, np.float64), np.array([columns, rows] * 2, np.float64)
+    share = np.array([(0.1, 0.2, 0.5, 0.7), (0.45, 0.4, 0.1, 0.07)])  # x, y, width, height
+    whole = np.maximum(np.rint(share * count), (0, 0, 1, 1))
+    whole[1, :2] = share[1, :2] * count[:2]
+    middle, sliver = np.concatenate([whole[:, :2], whole[:, :2] + whole[:, 2:]], axis=1) / count
+    return np.array([middle, (0.0, 0.0, 1.0, 1.0), sliver, (-0.05, -0.03, 0.3, 0.4)]) * size
 
 
 def probe_masks(rows: int, columns: int) -> FloatArray:

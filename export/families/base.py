@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fgclip_rt.arrays import FloatArray
-from fgclip_rt.manifest import ImageSpec, Score, TextSpec
+from fgclip_rt.arrays import DoubleArray, FloatArray
+from fgclip_rt.manifest import BoxShares, ImageSpec, Score, TextSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokens
 
 from ..graphs.trace import GraphSource
-from ..reference.roi_align import region_features
+from ..reference.roi_align import grid_units, region_features
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,13 @@ class ReferenceModel(ABC):
         module: the reference, with ``logits_per_image``, ``get_image_features`` and, if the model has dense features,
             ``get_image_dense_features``. The latter two take the tensors of :meth:`image_inputs`.
         tokenizer_json: the tokenizer, in the format of the ``tokenizers`` library.
+        box_shares: type in which the released code multiplies a box's shares of the image by the grid; None if the
+            model has no regions.
     """
 
     module: Any
     tokenizer_json: str
+    box_shares: BoxShares | None = None
 
     @property
     @abstractmethod
@@ -95,20 +98,21 @@ class ReferenceModel(ABC):
         return None
 
     @torch.inference_mode()
-    def image(self, patches: Patches, boxes: FloatArray, masks: FloatArray) -> ImageFeatures:
+    def image(self, patches: Patches, boxes: DoubleArray, masks: FloatArray) -> ImageFeatures:
         """The reference's features of an image and of its parts.
 
         Args:
             patches: the prepared image.
-            boxes: [r, 4], xyxy in pixels of the image.
+            boxes: [r, 4], x1, y1, x2, y2 in pixels of the image.
             masks: [m, h, w], on the image's grid.
         """
         inputs = self.inputs_of(patches)
         features = self.module.get_image_features(*inputs)[0].numpy()
-        if not hasattr(self.module, "get_image_dense_features"):
+        if self.box_shares is None:
             return ImageFeatures(features)
         dense = self.module.get_image_dense_features(*inputs)[0]
-        regions = region_features(dense.view(*patches.grid, -1), torch.from_numpy(boxes), patches.image_size)
+        on_grid = grid_units(boxes, patches.image_size, patches.grid, self.box_shares)
+        regions = region_features(dense.view(*patches.grid, -1), on_grid)
         masked = self.mask_features(dense, torch.from_numpy(masks).flatten(1))
         return ImageFeatures(features, dense.numpy(), regions.numpy(), None if masked is None else masked.numpy())
 

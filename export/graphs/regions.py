@@ -16,7 +16,6 @@ from fgclip_rt.interface import (
     BOX_IMAGES,
     BOXES,
     DENSE_FEATURES,
-    IMAGE_SIZES,
     MASK_EMBEDS,
     MASK_FEATURES,
     MASK_IMAGES,
@@ -44,22 +43,20 @@ def grid_positions(length: int, height: Tensor, width: Tensor) -> tuple[Tensor, 
 class RegionGraph(nn.Module):
     """``region.onnx``: dense features and boxes → region features and embeds [R, D]. No weights of its own.
 
-    Inputs: dense_features float32 [B, N, D]; spatial_shapes int32 [B, 2] (rows, columns); image_sizes int32 [B, 2]
-    (height, width of the original images in pixels); boxes float32 [R, 4] (xyxy in those pixels); box_images
-    int32 [R], the index in the batch of the image that each box belongs to.
+    Inputs: dense_features float32 [B, N, D]; spatial_shapes int32 [B, 2] (rows, columns); boxes float32 [R, 4] (x1, y1,
+    x2, y2 in units of the grid, whose cell (0, 0) reaches from 0 to 1); box_images int32 [R], the index in the batch of
+    the image that each box belongs to.
     """
 
     def forward(
-        self, dense_features: Tensor, spatial_shapes: Tensor, image_sizes: Tensor, boxes: Tensor, box_images: Tensor
+        self, dense_features: Tensor, spatial_shapes: Tensor, boxes: Tensor, box_images: Tensor
     ) -> tuple[Tensor, Tensor]:
         grid = torch.index_select(spatial_shapes, 0, box_images).to(torch.float32)
-        size = torch.index_select(image_sizes, 0, box_images).to(torch.float32)
         height, width = grid[:, 0:1], grid[:, 1:2]
         row, column, valid = grid_positions(dense_features.shape[1], height, width)
 
-        # Divide, then multiply, as the reference does: the number of samples is a ceiling, which rounding can change.
-        x1, x2 = (boxes[:, i : i + 1] / size[:, 1:2] * width - 0.5 for i in (0, 2))
-        y1, y2 = (boxes[:, i : i + 1] / size[:, 0:1] * height - 0.5 for i in (1, 3))
+        # In float32, as torchvision does: the number of samples is a ceiling, which rounding can change.
+        x1, y1, x2, y2 = (boxes[:, i : i + 1] - 0.5 for i in range(4))
         weights = roi_weights(row, y1, y2, height) * roi_weights(column, x1, x2, width)
         return _pooled(dense_features, weights * valid, box_images)
 
@@ -130,18 +127,15 @@ def roi_weights(cell: Tensor, start: Tensor, stop: Tensor, size: Tensor) -> Tens
 
 def region_source(width: int) -> GraphSource:
     """The region graph of a model with vectors of ``width``, ready to trace for any number of patches."""
-    shapes = torch.tensor([[3, 4], [2, 5]], dtype=torch.int32)
     inputs = {
         DENSE_FEATURES: torch.zeros(2, 12, width),
-        SPATIAL_SHAPES: shapes,
-        IMAGE_SIZES: shapes * 16,
-        BOXES: torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 3),
+        SPATIAL_SHAPES: torch.tensor([[3, 4], [2, 5]], dtype=torch.int32),
+        BOXES: torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 3),
         BOX_IMAGES: torch.zeros(3, dtype=torch.int32),
     }
     axes = {
         DENSE_FEATURES: {0: Axis.BATCH, 1: Axis.PATCHES},
         SPATIAL_SHAPES: {0: Axis.BATCH},
-        IMAGE_SIZES: {0: Axis.BATCH},
         BOXES: {0: Axis.BOXES},
         BOX_IMAGES: {0: Axis.BOXES},
     }

@@ -127,7 +127,7 @@ class CalibrationData:
 
 def _seen(model: Model, rgb: ByteArray, patches: Patches) -> ProbeImage:
     """An image with the results of a model."""
-    boxes, masks = probe_boxes(*patches.image_size), probe_masks(*patches.grid)
+    boxes, masks = probe_boxes(patches), probe_masks(*patches.grid)
     parts = image_parts(model, rgb, boxes, masks)
     return ProbeImage(
         rgb=rgb,

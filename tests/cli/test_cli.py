@@ -573,6 +573,39 @@ def test_regions_prints_cosines(bundle_path: Path, model: fgclip_rt.Model, photo
     assert f"{expected[0, 1]:.4f}" in run_command(*arguments).stdout
 
 
+@pytest.mark.parametrize(
+    ("box_format", "box"),
+    [("xyxy", "100,50,300,250"), ("xywh", "100,50,200,200"), ("normalized", "0.25,0.125,0.75,0.625")],
+)
+def test_regions_takes_boxes_of_every_format(
+    box_format: str, box: str, bundle_path: Path, model: fgclip_rt.Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture(400, 400)).save(path)
+    result = run_command(
+        "regions", bundle_path, path, "--box", box, "--box-format", box_format, "--text", "window", "--json"
+    )
+    document = json.loads(result.stdout)
+    assert document["boxes"] == [[float(number) for number in box.split(",")]]
+    assert document["box_format"] == box_format
+    expected = model.embed_regions(path, [[100, 50, 300, 250]]) @ model.embed_texts("window", "box").T
+    np.testing.assert_allclose(document["cosines"], expected, atol=1e-6)
+    assert result.stderr == ""
+
+
+def test_regions_says_which_units_it_takes(bundle_path: Path, photo: Path) -> None:
+    command = ["regions", bundle_path, photo, "--text", "window"]
+    assert "--box-format normalized" in error_of(*command, "--box", "0.1,0.2,0.5,0.6")
+    assert "--box-format xywh" in error_of(*command, "--box", "200,180,100,90")
+    assert "--box-format xyxy" in error_of(*command, "--box", "10,20,200,180", "--box-format", "normalized")
+    assert "x,y,width,height in pixels" in error_of(*command, "--box", "10,20", "--box-format", "xywh")
+    assert "choose from xyxy, xywh, normalized" in error_of(*command, "--box", "1,2,3,4", "--box-format", "cxcywh")
+    result = run_command(*command, "--box", "2,3,9,7", "--box", "1,1,12,9", "--json")
+    assert result.stderr.startswith("fgclip-rt: all boxes lie in the first ")
+    assert len(result.stderr.splitlines()) == 1
+    assert len(json.loads(result.stdout)["cosines"]) == 2
+
+
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "1,2,nan,4", "9,9,3,3", "5,5,5,9", "900,900,950,950"])
 def test_regions_refuses_a_bad_box(box: str, bundle_path: Path, photo: Path) -> None:
     assert "box" in error_of("regions", bundle_path, photo, "--box", box, "--text", "window")

@@ -497,7 +497,6 @@ def test_a_profile_of_every_input(pocket_path: Path) -> None:
     assert shapes == {
         "dense_features": ((1, 256, 160), (2, 256, 160), (3, 256, 160)),
         "spatial_shapes": ((1, 2), (2, 2), (3, 2)),
-        "image_sizes": ((1, 2), (2, 2), (3, 2)),
         "boxes": ((4, 4), (5, 4), (6, 4)),
         "box_images": ((4,), (5,), (6,)),
     }

@@ -110,6 +110,18 @@ def test_features_of_images(golden: Golden, model: Model, index: int) -> None:
     assert_parity(regions, expected[f"image{index}.region_features"])
 
 
+@pytest.mark.parametrize("index", FIRST)
+def test_features_of_normalized_boxes(golden: Golden, model: Model, index: int) -> None:
+    image = golden.seen(index)
+    shares = golden.boxes(index) / np.array(load_image(image).size * 2)
+    regions = model.embed_regions(image, shares, normalize=False, box_format="normalized")
+    assert_parity(regions, golden.expected[f"image{index}.region_features"])
+
+
+def test_only_fineclip_takes_shares_of_an_image_in_float32(golden: Golden, model: Model) -> None:
+    assert model.manifest.box_shares == {"fgclip1": "float64", "fineclip": "float32"}[golden.name]
+
+
 def test_features_of_masks(golden: Golden, model: Model) -> None:
     if not model.graphs.has("mask"):
         with pytest.raises(ArgumentError) as error:

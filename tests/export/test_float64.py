@@ -40,7 +40,7 @@ def load(name: str) -> ReferenceModel:
 def test_the_exact_reference_is_the_reference_without_its_rounding(name: str) -> None:
     model = load(name)
     patches = preparation(model.image_spec)(Image.fromarray(draw_image(120, 170, 3)))
-    parts = probe_boxes(120, 170), probe_masks(*patches.grid)
+    parts = probe_boxes(patches), probe_masks(*patches.grid)
     tokens = Tokenizer(model.tokenizer_json, model.text_spec)(["a red star 红色"], "short")
     usual, text = model.image(patches, *parts), model.text(tokens, "short")
     with Float64():

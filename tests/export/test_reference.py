@@ -21,7 +21,7 @@ from fgclip_rt.export.families.siglip2.graphs import triangle_weights
 from fgclip_rt.export.families.siglip2.reference import resize_positions
 from fgclip_rt.export.graphs.regions import RegionGraph, roi_weights
 from fgclip_rt.export.reference.blocks import WalkType
-from fgclip_rt.export.reference.roi_align import region_features
+from fgclip_rt.export.reference.roi_align import grid_units, region_features
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import NaflexPreparation
@@ -77,10 +77,12 @@ def test_image_features(golden: Golden, net: reference.Fgclip2, index: int) -> N
 
 @pytest.mark.parametrize("index", range(7))
 def test_region_features(index: int) -> None:
-    dense = torch.tensor(MAIN.expected[f"image{index}.dense_features"]).view(*MAIN.grids[index], -1)
-    boxes = torch.tensor(MAIN.expected[f"image{index}.boxes"])
+    grid = MAIN.grids[index]
+    dense = torch.tensor(MAIN.expected[f"image{index}.dense_features"]).view(*grid, -1)
+    # The released code saw Python's numbers, such as 9.7, which the file holds as float32.
+    boxes = np.round(MAIN.expected[f"image{index}.boxes"].astype(np.float64), 4)
     width, height = load_image(MAIN.images[index]).size
-    regions = region_features(dense, boxes, (height, width))
+    regions = region_features(dense, grid_units(boxes, (height, width), grid, "float64"))
     assert_parity(regions.numpy(), MAIN.expected[f"image{index}.region_features"])
 
 
@@ -191,10 +193,10 @@ def test_region_graph_is_roi_align_on_mixed_grids(kind: str, seed: int) -> None:
 
     owners, boxes = [], []
     for owner, (image, grid) in enumerate(zip(images, grids, strict=True)):
-        corners = random_boxes(kind, image, grid, generator).astype(np.float32)
+        corners = random_boxes(kind, image, grid, generator)
         valid = corners[(corners[:, 0] < corners[:, 1]).all(-1)].reshape(-1, 4)
         owners += [owner] * len(valid)
-        boxes.append(valid)
+        boxes.append(grid_units(valid, image, grid, "float64"))
     order = generator.permutation(len(owners))
     all_boxes, box_images = np.concatenate(boxes)[order], np.array(owners, np.int32)[order]
     assert len(all_boxes) >= 20
@@ -202,15 +204,14 @@ def test_region_graph_is_roi_align_on_mixed_grids(kind: str, seed: int) -> None:
     features, embeds = RegionGraph()(
         dense,
         torch.tensor(grids, dtype=torch.int32),
-        torch.tensor(images, dtype=torch.int32),
         torch.tensor(all_boxes),
         torch.tensor(box_images),
     )
     for owner, (rows, columns) in enumerate(grids):
         on_grid = dense[owner, : rows * columns].view(rows, columns, -1)
-        mine = torch.tensor(box_images == owner)
-        expected = region_features(on_grid, torch.tensor(all_boxes)[mine], images[owner])
-        torch.testing.assert_close(features[mine], expected, rtol=0, atol=1e-5)
+        mine = box_images == owner
+        expected = region_features(on_grid, all_boxes[mine])
+        torch.testing.assert_close(features[torch.tensor(mine)], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(embeds, F.normalize(features, dim=-1))
 
 

@@ -133,6 +133,7 @@ def test_lower_precisions_of_what_it_has(ours: Model) -> None:
 
 def test_what_it_lacks_is_said(ours: Model) -> None:
     assert list(ours.manifest.text.walk_types) == ["short"]
+    assert ours.manifest.box_shares is None
     with pytest.raises(ArgumentError) as error:
         ours.dense_features(picture(30, 40))
     assert_one_sentence(error.value, "siglip2 has no dense features", "neither maps nor regions")

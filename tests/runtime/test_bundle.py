@@ -251,6 +251,12 @@ def delete(*keys: str | int) -> Callable[[Json], None]:
         (assign("score", "logit_scale", value=float("nan")), ["manifest.json", "not JSON"]),
         (assign("parity", "limits", value={}), ["limits", "fp32"]),
         (delete("lowering"), ["lowering"]),
+        (delete("box_shares"), ["box_shares"]),
+        (assign("box_shares", value="float16"), ["box_shares"]),
+        (assign("box_shares", value=None), ["box_shares", "regions"]),
+        (delete("graphs", "region"), ["box_shares", "regions"]),
+        (assign("format_version", value=True), ["format_version"]),
+        (assign("format_version", value=0), ["format_version"]),
         (assign("lowering", "int8", value=LOWERING), ["int8", "no such precision"]),
         (assign("lowering", "fp32", value={}), ["linear", "lowering"]),
         (assign("lowering", "fp32", value=LOWERING | {"smoothed": -1}), ["smoothed", "lowering"]),
@@ -284,9 +290,10 @@ def test_a_manifest_that_is_not_as_specified_is_refused(
             [f"version {FORMAT_VERSION + 1}", "upgrade"],
             "bundle_newer",
         ),
+        (assign("format_version", value=1), ["version 1", "export the bundle again"], "bundle_older"),
     ],
 )
-def test_a_manifest_of_other_files_or_a_newer_version_is_refused(
+def test_a_manifest_of_other_files_or_another_version_is_refused(
     bundle: Path, edit: Callable[[Json], None], parts: list[str], code: str
 ) -> None:
     edit_manifest(bundle, edit)

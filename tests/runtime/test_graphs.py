@@ -1,8 +1,7 @@
-"""The typed calls of graphs: their names are those that bundles have, and a bundle of another interface is refused."""
+"""The typed calls of graphs: their names are those that bundles have."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import numpy as np
 import pytest
 from msgspec.structs import fields
 
-import fgclip_rt
 from fgclip_rt import graphs
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.errors import ArgumentError, BundleError
+from fgclip_rt.errors import ArgumentError
 from fgclip_rt.graphs import ImageInputs, MaskInputs, RegionInputs, TextInputs, feed
 from fgclip_rt.model import Model
-from helpers import SQUARE_NAMES, Json, assert_one_sentence, edit_manifest
+from helpers import SQUARE_NAMES, assert_one_sentence
 
 KINDS = {
     "vision": ImageInputs,
@@ -60,24 +58,6 @@ def test_texts_of_all_kinds_may_run_together(model: Model) -> None:
     for row, text, name in zip(together, texts, ("short", "box", "short"), strict=True):
         np.testing.assert_allclose(row, model.embed_texts([text], name)[0], rtol=0, atol=2e-6)
     assert not np.allclose(together[0], model.embed_texts(["a cat"], "box")[0], atol=1e-3)
-
-
-def test_a_bundle_whose_texts_had_one_kind_in_a_run_is_told_to_be_exported_again(
-    bundle_path: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(bundle_path, folder)
-
-    def age(document: Json) -> None:
-        for entry in document["graphs"]["text"].values():
-            for spec in entry["inputs"]:
-                if spec["name"] == "walk_type":
-                    spec["shape"] = []
-
-    edit_manifest(folder, age)
-    with pytest.raises(BundleError) as info:
-        fgclip_rt.load(folder)
-    assert_one_sentence(info.value, str(folder), "earlier fgclip-rt", "export the bundle again", code="bundle_older")
 
 
 def test_a_graph_that_the_model_lacks_is_refused_by_what_it_is_for(model: Model) -> None:

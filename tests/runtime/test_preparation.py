@@ -326,6 +326,7 @@ def manifest(image: ImageSpec) -> Manifest:
         score=Score("softmax", 4.6, 0.0),
         image=image,
         text=TextSpec("tokenizer.json", False, 0, False, {"short": WalkTypeSpec(0, 77)}),
+        box_shares=None,
         graphs={},
         lowering={},
         parity=Parity("probe.safetensors", None, {"fp32": Limits(2e-5, 0.999, 1.0)}, {"fp32": ()}),

@@ -35,6 +35,7 @@ from fgclip_rt.export.families.fgclip2 import reference
 from fgclip_rt.export.families.siglip2.reference import PoolingHead, resize_positions
 from fgclip_rt.export.graphs.regions import RegionGraph
 from fgclip_rt.export.reference.blocks import WalkType
+from fgclip_rt.export.reference.roi_align import grid_units
 from fgclip_rt.pocket.captions import (
     LANGUAGES,
     Place,
@@ -100,8 +101,8 @@ class TrainedModel(nn.Module):
     def pooled(self, dense: Tensor, grid: tuple[int, int], size: tuple[int, int], boxes: Tensor, at: Tensor) -> Tensor:
         """Normalised features [R, D] of ``boxes`` [R, 4] in the images ``at`` [R], of one ``size`` (height, width)."""
         shapes = torch.tensor([grid], dtype=torch.int32).expand(len(dense), -1)
-        sizes = torch.tensor([size], dtype=torch.int32).expand(len(dense), -1)
-        embeds: Tensor = self.regions(dense, shapes, sizes, boxes, at)[1]
+        on_grid = torch.from_numpy(grid_units(boxes.double().numpy(), size, grid, "float64"))
+        embeds: Tensor = self.regions(dense, shapes, on_grid, at)[1]
         return embeds
 
     def texts(self, tokenizer: Tokenizer, texts: Sequence[str], walk_type: WalkType) -> Tensor:

@@ -29,6 +29,7 @@ class Fgclip1Model(SquareModel):
     """A loaded FG-CLIP."""
 
     module: reference.Fgclip1
+    box_shares = "float64"
 
     def __init__(
         self, model: reference.Fgclip1, preprocessor: PreprocessorConfig, tokenizer_json: str, pad_token_id: int

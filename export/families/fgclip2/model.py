@@ -27,6 +27,7 @@ class Fgclip2Model(siglip2.Siglip2Model):
     """A loaded FG-CLIP 2."""
 
     module: reference.Fgclip2
+    box_shares = "float64"
 
     @property
     def image_spec(self) -> manifest.NaflexSpec:

@@ -29,6 +29,7 @@ class FineClipModel(SquareModel):
     """A loaded FineCLIP."""
 
     module: reference.FineClip
+    box_shares = "float32"
     # Values of OpenAI's CLIP, which are constants in the released code.
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -207,7 +207,7 @@ class TextTower(nn.Module):
         """Features [B, D], not normalised."""
         length = input_ids.shape[1]
         x = self.token_embedding(input_ids) + self.positional_embedding[:length]
-        causal = torch.full((length, length), float("-inf")).triu(1)
+        causal = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
         for block in self.transformer.resblocks:
             x = block(x, causal)
         return self.ln_final(x)[torch.arange(x.shape[0]), input_ids.argmax(dim=1)] @ self.text_projection

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
 
 from ... import answers
+from ...boxes import BOX_FORMATS, BoxFormat, BoxUnitsWarning, check_format
 from ...errors import BoxError
 from ...images import load_image
 from .. import options
 from ..inputs import warn_truncated
 from ..options import Loading, Pixels, Texts
-from ..output import numbers, say_json, say_table, words
+from ..output import numbers, say_json, say_table, warn, words
 from ..status import Command
 
 
 @click.command(cls=Command)
 @options.loading
 @click.argument("image", type=options.PATH, help="Image file.")
-@click.option("--box", multiple=True, required=True, help="A box in pixels, x1,y1,x2,y2; repeatable.")
+@click.option("--box", multiple=True, required=True, help="A box, four numbers as --box-format says; repeatable.")
+@click.option(
+    "--box-format",
+    default="xyxy",
+    shell_complete=options.completed(tuple(BOX_FORMATS)),
+    help="xyxy or xywh in pixels, or normalized: x1,y1,x2,y2 in shares of the image.",
+)
 @options.texts("box")
 @options.pixels
 @options.json
-def run(loading: Loading, image: Path, box: tuple[str, ...], texts: Texts, pixels: Pixels, json: bool) -> None:
+def run(
+    loading: Loading,
+    image: Path,
+    box: tuple[str, ...],
+    box_format: BoxFormat,
+    texts: Texts,
+    pixels: Pixels,
+    json: bool,
+) -> None:
     """Print the cosine of each text with each box of an image."""
     pixels.set_limit()
-    boxes = [parse_box(value) for value in box]
+    check_format(box_format)
+    boxes = [parse_box(value, box_format) for value in box]
     texts.check()
     model = loading.open()
     warn_truncated(model, texts.text, texts.walk_type)
-    answer = answers.regions(
-        model,
-        load_image(image, exif_transpose=pixels.exif_transpose),
-        boxes,
-        texts.text,
-        texts.walk_type,
-        pixels.max_num_patches,
-        name=str(image),
-    )
+    with warnings.catch_warnings(record=True, category=BoxUnitsWarning, action="always") as doubts:
+        answer = answers.regions(
+            model,
+            load_image(image, exif_transpose=pixels.exif_transpose),
+            boxes,
+            texts.text,
+            texts.walk_type,
+            pixels.max_num_patches,
+            box_format=box_format,
+            name=str(image),
+        )
+    for doubt in doubts:
+        warn(f"fgclip-rt: {doubt.message}")
     if json:
         say_json(answer)
     else:
@@ -53,7 +74,7 @@ def run(loading: Loading, image: Path, box: tuple[str, ...], texts: Texts, pixel
         )
 
 
-def parse_box(value: str) -> list[float]:
+def parse_box(value: str, box_format: BoxFormat) -> list[float]:
     """A box from the command line.
 
     Raises:
@@ -64,5 +85,5 @@ def parse_box(value: str) -> list[float]:
     except ValueError:
         corners = []
     if len(corners) != 4:
-        raise BoxError(f"--box {value!r} is not four numbers; give it as x1,y1,x2,y2 in pixels.")
+        raise BoxError(f"--box {value!r} is not four numbers; give it as {BOX_FORMATS[box_format]}.")
     return corners
