@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
+from .. import forks
 from ..arrays import Array
 from ..bundle import Bundle
 from ..errors import ArgumentError, DeviceError, check_positive
 from ..machine import nvidia_gpus, usable_cores
 from ..packages import CUDA_REMEDY
-from . import Finished, Result
+from . import Finished, Result, lost_cuda
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -58,9 +58,10 @@ class OnnxRuntimeBackend:
         self.precision = precision
         self._threads = usable_cores() if threads is None else int(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._lock = threading.Lock()
+        self._lost_cuda = False
         self.device, reason = _choose_device(device)
         self.reason = f"{reason}; {note}" if note else reason
+        forks.call_in_children(self._leave_sessions)
 
     def __str__(self) -> str:
         return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
@@ -86,14 +87,27 @@ class OnnxRuntimeBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
-            DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
+            DeviceError: onnxruntime cannot run this precision on the device, cannot start its CUDA provider, or used
+                CUDA before this process was forked.
         """
-        with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = self._load(graph)
-            return self._sessions[graph]
+        session = self._sessions.get(graph)
+        if session is None:
+            with forks.opening:
+                session = self._sessions.get(graph)
+                if session is None:
+                    session = self._sessions[graph] = self._load(graph)
+        return session
+
+    def _leave_sessions(self) -> None:
+        """Have a forked child open sessions of its own; the threads of its parent's are not there."""
+        if self._sessions:
+            self._lost_cuda = self.device == "cuda"
+            forks.leave_alone(self._sessions)
+            self._sessions = {}
 
     def _load(self, graph: str) -> ort.InferenceSession:
+        if self._lost_cuda:
+            raise lost_cuda()
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
             raise ArgumentError(
