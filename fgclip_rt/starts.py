@@ -84,12 +84,10 @@ class Starts:
         return [text[:end] for end in range(size, size - self._longest, -1)]
 
     def _agree(self, starts: Sequence[str], count: int) -> bool:
-        """Whether all ``starts`` have more than ``count`` ids, and the same first ones."""
-        first = self._ids(starts[0])
-        if len(first) <= count:
-            return False
-        others = (self._ids(start) for start in starts[1:])
-        return all(len(ids) > count and ids[:count] == first[:count] for ids in others)
+        """Whether the longest of ``starts`` has more than ``count`` ids, and all have the same first ones."""
+        longest, *others = starts
+        ids = self._ids(longest)
+        return len(ids) > count and all(self._ids(start)[:count] == ids[:count] for start in others)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -130,7 +130,7 @@ class Tokenizer:
             ) from None
         cased = text.lower() if self.spec.lowercase else text
         room = self._room(walk_type)
-        with _naming(index):
+        with _refusing(index):
             start = self._starts.settle(cased, room)
         if start is None:
             raise TextError(
@@ -153,7 +153,7 @@ class Tokenizer:
             TextError: the tokenizer fails on it.
         """
         room = self._room(walk_type)
-        with _naming(index):
+        with _refusing(index):
             # Texts are encoded one by one: the library's threads for many of them would not survive a fork.
             encoding = self._tokenizer.encode(prepared, add_special_tokens=False)
             truncated = len(encoding.ids) > room
@@ -190,7 +190,9 @@ class Tokenizer:
             plain = self._tokenizer.encode("a", add_special_tokens=False)
             expected = len(plain.ids) + self._special_tokens
             found = len(self._tokenizer.post_process(plain, None, True).ids)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
             raise BundleError(f"{name} cannot tokenise 'a' ({reason(error)}); export the bundle again.") from None
         if found != expected:
             raise BundleError(f"{name} gives 'a' {found} tokens instead of {expected}; export the bundle again.")
@@ -227,7 +229,7 @@ def special_tokens_found(found: Mapping[int, str]) -> str:
 
 
 @contextlib.contextmanager
-def _naming(index: int) -> Iterator[None]:
+def _refusing(index: int) -> Iterator[None]:
     """Turn a failure of the library into one sentence that names the text.
 
     Raises:
@@ -236,12 +238,16 @@ def _naming(index: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # The library raises bare Exception; and a panic, whose class it does not export, is no Exception.
-        if type(error) is Exception or type(error).__name__ == "PanicException":
-            raise TextError(
-                f"text {index} cannot be tokenised ({reason(error)}); shorten it or word it in another way."
-            ) from None
-        raise
+        if not _is_of_library(error):
+            raise
+        raise TextError(
+            f"text {index} cannot be tokenised ({reason(error)}); shorten it or word it in another way."
+        ) from None
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether an error is one of tokenizers: a bare Exception; or a panic, which is none and has no public class."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def as_texts(texts: str | Iterable[str]) -> Iterator[str]:

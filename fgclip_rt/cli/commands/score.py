@@ -27,10 +27,11 @@ _TITLES = {
 @options.pixels
 @options.json
 def run(loading: Loading, images: tuple[Path, ...], texts: Texts, pixels: Pixels, json: bool) -> None:
-    """Print the cosine of each text with each image, its logit, and its probability.
+    """Print how well each text describes each image.
 
-    Models with a sigmoid give each text a probability of its own. Models with a softmax share one among the texts, so
-    that a single text always has 1.0000: give several, or compare cosines.
+    That is the cosine of their vectors, the logit, and the probability. Models with a sigmoid give each text a
+    probability of its own. Models with a softmax share one among the texts, so that a single text always has 1.0000:
+    give several, or compare cosines.
 
     An image that cannot be read is reported and left out, and the command ends with status 1.
     """
