@@ -107,13 +107,15 @@ def open_model(
     if precision is None:
         precision = bundle.manifest.precisions[0]
     bundle.check_precision(precision)
-    options = Options(device, precision, threads, backend, check_hashes)
+    path = os.path.abspath(bundle.path)  # noqa: PTH100 (resolve would follow links, which may change)
+    options = Options(path, device, precision, threads, backend, check_hashes)
     return Model(bundle, choose_backend(bundle, precision, device, threads, backend), options)
 
 
 class Options(msgspec.Struct, frozen=True):
-    """The options that a model was loaded with, so that another process can load it again."""
+    """Where a model was loaded from and how, so that another process can load it again; the path is absolute."""
 
+    path: str
     device: str
     precision: str
     threads: int | None
@@ -187,7 +189,7 @@ class Model:
         """
         if self._options is None:
             raise TypeError("a Model that was not made by fgclip_rt.load cannot be pickled; load it from its bundle.")
-        return _load_again, (os.path.abspath(self.bundle.path), self.bundle.manifest_sha256, self._options)  # noqa: PTH100 (resolve would follow links)
+        return _load_again, (self._options, self.bundle.manifest_sha256)
 
     @property
     def has_random_weights(self) -> bool:
@@ -575,16 +577,16 @@ class _TextVector(msgspec.Struct, frozen=True):
     special: str | None
 
 
-def _load_again(path: str, manifest_sha256: str, options: Options) -> Model:
+def _load_again(options: Options, manifest_sha256: str) -> Model:
     """Load the bundle of a pickled model.
 
     Raises:
         BundleError: the bundle at the path is another one, or incomplete, or altered.
     """
-    bundle = Bundle.open(Path(path), check_hashes=options.check_hashes)
+    bundle = Bundle.open(Path(options.path), check_hashes=options.check_hashes)
     if bundle.manifest_sha256 != manifest_sha256:
         raise BundleError(
-            f"{path} was replaced since the model was pickled; load the model from it and pickle it again.",
+            f"{options.path} was replaced since the model was pickled; load the model from it and pickle it again.",
             code="bundle_replaced",
         )
     return open_model(
