@@ -203,18 +203,13 @@ class Tokenizer:
 
     def _find_special(self, prepared: str, encoding: tokenizers.Encoding) -> str | None:
         """The first special token of a text that the text itself spells."""
-        if self._special_contents.keys().isdisjoint(encoding.ids):
+        found = [self._special_contents[number] for number in encoding.ids if number in self._special_contents]
+        if not found:
             return None
-        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            content = self._special_contents.get(number)
-            # Characters that the vocabulary lacks have special ids too, in some tokenizers.
-            if content is not None and content in (prepared[start:end], self._normalized(prepared[start:end])):
-                return content
-        return None
-
-    def _normalized(self, text: str) -> str:
+        # Characters that the vocabulary lacks have special ids too, in some tokenizers, and nobody spelt those.
         normalizer = self._tokenizer.normalizer
-        return text if normalizer is None else str(normalizer.normalize_str(text))
+        cleaned = prepared if normalizer is None else str(normalizer.normalize_str(prepared))
+        return next((content for content in found if content in prepared or content in cleaned), None)
 
 
 def special_tokens_found(found: Mapping[int, str]) -> str:

@@ -313,7 +313,7 @@ def test_answers_keep_their_keys_and_their_order(bundle_path: Path, tmp_path: Pa
     """Programs read them."""
     png, npz = tmp_path / "map.png", tmp_path / "out.npz"
     for arguments, keys in (
-        (["score", bundle_path, PHOTO, "--text", "a"], "images texts logits probabilities"),
+        (["score", bundle_path, PHOTO, "--text", "a"], "images texts cosines logits probabilities activation skipped"),
         (["regions", bundle_path, PHOTO, "--text", "a", "--box", "0,0,9,9"], "image boxes texts cosines"),
         (["heatmap", bundle_path, PHOTO, "--text", "a", "--output", png], "output image grid texts"),
         (["embed", bundle_path, PHOTO, "--output", npz], "output shape rows skipped truncated_texts"),
