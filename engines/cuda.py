@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ class Cuda:
             DeviceError: there is no GPU, or no driver.
         """
         self._runtime = _runtime()
+        self._process = os.getpid()
         self._call("cudaSetDevice", 0)
 
     def free_memory(self) -> int:
@@ -149,6 +151,9 @@ class Cuda:
         )
 
     def _free(self, name: str, handle: Any) -> None:
+        # A forked child has no part of the GPU, and finalizers run in it too as it ends.
+        if os.getpid() != self._process:
+            return
         # A GPU that has failed has nothing to give back.
         with contextlib.suppress(DeviceError, OutOfMemoryError):
             self._call(name, handle)

@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
+from fgclip_rt import forks
 from fgclip_rt.arrays import Array
-from fgclip_rt.backends import Backend, Result
+from fgclip_rt.backends import Backend, Result, lost_cuda
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.manifest import Axis, GraphFile, TensorSpec
@@ -74,6 +75,8 @@ class EngineBackend:
         # The smallest that takes an input runs it, and of those the one that takes most at a time.
         self._candidates = sorted(candidates, key=lambda candidate: candidate.order)
         self._lanes: dict[str, Lane] = {}
+        self._lost_cuda = False
+        forks.call_in_children(self._leave_lanes)
 
     def __str__(self) -> str:
         graphs: dict[str, list[str]] = {}
@@ -87,9 +90,12 @@ class EngineBackend:
 
         Raises:
             ArgumentError: the bundle has no such graph.
-            DeviceError: memory ran out, the GPU failed, or neither an engine nor another backend takes the inputs.
+            DeviceError: memory ran out, the GPU failed, neither an engine nor another backend takes the inputs, or this
+                process was forked since.
             EngineError: the engine is damaged.
         """
+        if self._lost_cuda:
+            raise lost_cuda()
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
             return self._fallback.submit(graph, inputs, outputs)
@@ -104,6 +110,11 @@ class EngineBackend:
 
     def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
         return next((each for each in self._candidates if each.name == graph and each.takes(shapes)), None)
+
+    def _leave_lanes(self) -> None:
+        """Have a forked child refuse every run, and give nothing back to the GPU, which is its parent's."""
+        self._lost_cuda = True
+        forks.leave_alone(self._lanes)
 
     def _lane(self, candidate: _Candidate) -> Lane:
         name = candidate.engine.path.name

@@ -9,6 +9,7 @@ The names of ``__all__`` are the public interface, with the public attributes of
 """
 
 import importlib
+import os
 import typing
 
 from .errors import (
@@ -25,6 +26,7 @@ from .errors import (
     MissingDependencyError,
     OutputError,
     ParityError,
+    SpecialTokenWarning,
     TextError,
 )
 
@@ -35,6 +37,10 @@ if typing.TYPE_CHECKING:
     from .model import Model, RandomWeightsWarning, load
 
 __version__ = "0.1.0"
+
+# From 1.29 on, importing onnxruntime starts threads that report its use to Microsoft. A forked child lacks them, and
+# waits for them for ever as it ends.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "ArgumentError",
@@ -54,6 +60,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "RandomWeightsWarning",
+    "SpecialTokenWarning",
     "TextError",
     "__version__",
     "load",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from numpy.typing import ArrayLike
 
+from . import scores
 from .arrays import FloatArray
 from .boxes import BoxFormat
 from .bundle import Bundle
@@ -64,12 +65,28 @@ class Embedding(Answer, frozen=True):
 
 
 class Scores(Answer, frozen=True):
-    """How well texts describe images; ``logits`` and ``probabilities`` are by image, then by text."""
+    """How well texts describe images; ``cosines``, ``logits`` and ``probabilities`` are by image, then by text.
+
+    Attributes:
+        images: those that could be read.
+        texts: all texts.
+        cosines: of their vectors.
+        logits: exp(logit_scale) · cosine + logit_bias.
+        probabilities: of the logits, by ``activation``.
+        activation: ``sigmoid``, by which each text has a probability of its own; or ``softmax``, by which the texts of
+            the call share one, so that a single text always has 1.
+        skipped: images that could not be read.
+        error: there if any was skipped.
+    """
 
     images: list[str]
     texts: list[str]
+    cosines: Numbers
     logits: Numbers
     probabilities: Numbers
+    activation: Literal["sigmoid", "softmax"]
+    skipped: list[Skipped]
+    error: Problem | msgspec.UnsetType = msgspec.UNSET
 
 
 class Regions(Answer, frozen=True):
@@ -284,7 +301,7 @@ def score(
     names: Sequence[str],
     exif_transpose: bool = False,
 ) -> Scores:
-    """How well each text describes each image.
+    """How well each text describes each image. An image that cannot be read is left out and listed.
 
     Args:
         model: a loaded bundle.
@@ -294,15 +311,30 @@ def score(
         max_num_patches: as for :meth:`Model.embed_images`.
         names: of the images, in the answer.
         exif_transpose: as for :meth:`Model.embed_images`.
+
+    Raises:
+        ImageError: none of the images can be read; it is the first one's error.
     """
     text_embeds = model.embed_texts(texts, walk_type)
-    image_embeds = model.embed_images(images, max_num_patches, exif_transpose=exif_transpose)
+    found = model.embed_images(images, max_num_patches, on_error="skip", exif_transpose=exif_transpose)
+    skipped = [Skipped(names[each.index], each.error.code, str(each.error)) for each in found.failures]
+    if not found.rows and found.failures:
+        raise found.failures[0].error
     return Scores(
-        images=list(names),
+        images=[names[row] for row in found.rows],
         texts=list(texts),
-        logits=model.logits(image_embeds, text_embeds).tolist(),
-        probabilities=model.probabilities(image_embeds, text_embeds).tolist(),
+        cosines=scores.cosines(found.vectors, text_embeds).tolist(),
+        logits=model.logits(found.vectors, text_embeds).tolist(),
+        probabilities=model.probabilities(found.vectors, text_embeds).tolist(),
+        activation=model.manifest.score.activation,
+        skipped=skipped,
+        error=_left_out(skipped, len(names)) if skipped else msgspec.UNSET,
     )
+
+
+def _left_out(skipped: Sequence[Skipped], total: int) -> Problem:
+    which, them = (skipped[0].input, "it") if len(skipped) == 1 else (f"{len(skipped)} of {total} images", "them")
+    return Problem(skipped[0].code, f"{which} could not be read; correct the command, or leave {them} out.")
 
 
 def regions(

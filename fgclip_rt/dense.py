@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import forks
 from .arrays import FloatArray
 from .boxes import BoxFormat, grid_boxes
 from .graphs import Graphs, ImageInputs, MaskInputs, RegionInputs
@@ -45,8 +47,17 @@ class DenseImage:
         self._graphs = graphs
         self._embed_texts = embed_texts
         self._box_shares = box_shares
-        self._lock = threading.Lock()
         self._dense: FloatArray | None = None
+        self._renew_lock()
+        forks.call_in_children(self._renew_lock)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: the graphs of its model belong to one process.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a DenseImage cannot be pickled; pickle the model, or the vectors that the image gives.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -139,6 +150,9 @@ class DenseImage:
             if self._dense is None:
                 self._dense = self._graphs.dense(ImageInputs.of([self.patches])).result()
             return self._dense
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def _no_vectors(self) -> FloatArray:
         return np.zeros((0, self._graphs.dim), np.float32)

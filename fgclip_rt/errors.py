@@ -17,6 +17,8 @@
     ├── OutputError                            a file or folder cannot be written
     └── MissingDependencyError (ImportError)   a package of an extra is not installed
 
+There is one warning too, :class:`SpecialTokenWarning`.
+
 Each message is one sentence that names the fault and the remedy, for people. Each error has a ``code``, for programs:
 one of :data:`CODES`, which tells apart all that a caller would act on differently. The command line prints the message
 and exits with status 1.
@@ -50,7 +52,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "mask_invalid": "A mask holds other values than 0 to 1.",
         "mask_misshaped": "A mask has neither the image's size nor its grid's.",
         "mask_empty": "A mask is zero everywhere.",
-        "text_invalid": "A text is no valid Unicode string.",
+        "text_invalid": "A text is no valid Unicode string, or the tokenizer fails on it.",
+        "text_too_long": "A text is so long that its first tokens cannot be told from its start.",
         "bundle_missing": "There is no bundle at this path.",
         "bundle_unreadable": "A file of the bundle cannot be opened.",
         "bundle_incomplete": "A file of the bundle is missing.",
@@ -135,6 +138,10 @@ class TextError(FgclipError, ValueError):
     """A text cannot be tokenised."""
 
     code = "text_invalid"
+
+
+class SpecialTokenWarning(UserWarning):
+    """A text holds characters that the tokenizer reads as a special token, such as ``<eos>``."""
 
 
 class BundleError(FgclipError):

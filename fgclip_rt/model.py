@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -24,15 +25,16 @@ from .boxes import BoxFormat
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
-from .errors import ArgumentError, ImageError, check_positive
+from .errors import ArgumentError, BundleError, ImageError, SpecialTokenWarning, TextError, check_positive
 from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, as_sources, load_image
 from .manifest import Manifest
 from .preparation import Patches, preparation
 from .recent import Recent
-from .text import Tokenizer, as_texts
+from .text import Encoded, Tokenizer, as_texts, special_tokens_found
 
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -82,7 +84,8 @@ def load(
         DeviceError: the device is missing.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
-    model = open_model(Bundle.open(Path(bundle), check_hashes=check_hashes), device, precision, threads, backend)
+    opened = Bundle.open(Path(bundle), check_hashes=check_hashes)
+    model = open_model(opened, device, precision, threads, backend, check_hashes=check_hashes)
     if model.has_random_weights:
         warnings.warn(
             f"{os.fspath(bundle)} has random weights: its numbers mean nothing and serve benchmarks only.",
@@ -98,27 +101,47 @@ def open_model(
     precision: str | None = None,
     threads: int | None = None,
     backend: str | None = None,
+    *,
+    check_hashes: bool = True,
 ) -> Model:
     """Make the model of an opened bundle ready; arguments and errors are those of :func:`load`."""
     if precision is None:
         precision = bundle.manifest.precisions[0]
     bundle.check_precision(precision)
-    return Model(bundle, choose_backend(bundle, precision, device, threads, backend))
+    path = os.path.abspath(bundle.path)  # noqa: PTH100 (resolve would follow links, which may change)
+    options = Options(path, device, precision, threads, backend, check_hashes)
+    return Model(bundle, choose_backend(bundle, precision, device, threads, backend), options)
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Where a model was loaded from and how, so that another process can load it again; the path is absolute."""
+
+    path: str
+    device: str
+    precision: str
+    threads: int | None
+    backend: str | None
+    check_hashes: bool
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Vectors of the images that could be read.
+class Embedded(Generic[_V]):
+    """Vectors of the images or texts that could be read.
 
     Attributes:
-        vectors: float32 [k, D].
-        rows: for each row of ``vectors``, the image's index in the call; ascending.
-        failures: the images that could not be read, with their errors.
+        vectors: float32 [k, D]; of :meth:`Model.dense_features` a list of k arrays float32 [h, w, D].
+        rows: for each of ``vectors``, the index of its image or text in the call; ascending.
+        failures: the images or texts that could not be read, with their errors.
     """
 
-    vectors: FloatArray
+    vectors: _V
     rows: tuple[int, ...]
     failures: tuple[Failure, ...]
+
+    @classmethod
+    def of(cls, vectors: _V, rows: Iterable[int], failures: Iterable[Failure]) -> Embedded[_V]:
+        """Join the outcome of a call, in the order of its inputs."""
+        return cls(vectors, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
 
 
 class Model:
@@ -134,8 +157,13 @@ class Model:
         tokenizer: turns texts into tokens.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, options: Options | None = None) -> None:
         """Join an opened bundle and a backend for it; :func:`load` chooses the backend.
+
+        Args:
+            bundle: an opened bundle.
+            backend: runs its graphs.
+            options: load the model again in a process that it is pickled to; None makes a model that cannot be pickled.
 
         Raises:
             BundleError: the bundle's tokenizer cannot be used.
@@ -147,11 +175,22 @@ class Model:
         self.graphs = Graphs(bundle, backend)
         self.preparation = preparation(self.manifest.image)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
-        self._recent_texts: Recent[tuple[str, str, bool], FloatArray] = Recent(_RECENT_TEXTS)
+        self._recent_texts: Recent[tuple[str, str, bool], _TextVector] = Recent(_RECENT_TEXTS)
+        self._options = options
 
     def __repr__(self) -> str:
         random = ", RANDOM WEIGHTS" if self.has_random_weights else ""
         return f"<fgclip_rt.Model {self.manifest.model.name} {self.precision}, {self.backend}{random}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the bundle's path and digest and the options; unpickling loads the bundle again.
+
+        Raises:
+            TypeError: the model was not made by :func:`load`.
+        """
+        if self._options is None:
+            raise TypeError("a Model that was not made by fgclip_rt.load cannot be pickled; load it from its bundle.")
+        return _load_again, (self._options, self.bundle.manifest_sha256)
 
     @property
     def has_random_weights(self) -> bool:
@@ -195,7 +234,7 @@ class Model:
         *,
         on_error: Literal["skip"],
         exif_transpose: bool = False,
-    ) -> Embedded: ...
+    ) -> Embedded[FloatArray]: ...
 
     def embed_images(
         self,
@@ -206,7 +245,7 @@ class Model:
         *,
         on_error: OnError = "raise",
         exif_transpose: bool = False,
-    ) -> FloatArray | Embedded:
+    ) -> FloatArray | Embedded[FloatArray]:
         """One vector per image.
 
         A list or generator is consumed as needed: only the images of unfinished batches are in memory. A vector does
@@ -229,8 +268,7 @@ class Model:
             ImageError: an image cannot be read; the message names it.
             ArgumentError: an argument is out of range.
         """
-        if on_error not in ("raise", "skip"):
-            raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
+        _check_on_error(on_error)
         check_positive("batch_size", batch_size)
         items = self._prepared(images, max_num_patches, exif_transpose, on_error)
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
@@ -246,9 +284,36 @@ class Model:
         stacked = self._stack([vectors[index] for index in rows])
         if on_error == "raise":
             return stacked
-        return Embedded(stacked, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
+        return Embedded.of(stacked, rows, failures)
 
-    def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
+    @overload
+    def embed_texts(
+        self,
+        texts: str | Iterable[str],
+        walk_type: str = "short",
+        normalize: bool = True,
+        *,
+        on_error: Literal["raise"] = "raise",
+    ) -> FloatArray: ...
+
+    @overload
+    def embed_texts(
+        self,
+        texts: str | Iterable[str],
+        walk_type: str = "short",
+        normalize: bool = True,
+        *,
+        on_error: Literal["skip"],
+    ) -> Embedded[FloatArray]: ...
+
+    def embed_texts(
+        self,
+        texts: str | Iterable[str],
+        walk_type: str = "short",
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+    ) -> FloatArray | Embedded[FloatArray]:
         """One vector per text.
 
         The vectors of the last 1,024 texts are kept, because many services send the same texts again.
@@ -258,44 +323,71 @@ class Model:
             walk_type: ``short`` for captions, ``box`` for the names of regions, ``long`` for long captions; not every
                 model has all of them.
             normalize: to length one; False gives the reference's own features.
+            on_error: ``raise`` stops at the first text that is refused; ``skip`` leaves such texts out and lists them.
 
         Returns:
-            float32 [n, D].
+            float32 [n, D], in the order of ``texts``; with ``skip`` an :class:`Embedded`.
+
+        Warns:
+            SpecialTokenWarning: a text spells a special token of the tokenizer, such as ``<eos>``.
 
         Raises:
-            TextError: an entry is not valid text.
-            ArgumentError: the walk type is unknown.
+            TextError: an entry is not valid text, or its tokens are not known in bounded time.
+            ArgumentError: an argument is unknown.
         """
+        _check_on_error(on_error)
         kind = self.tokenizer.walk_type(walk_type)
         size = self.backend.batch_size("text", kind.length)
-        rows: dict[int, FloatArray] = {}
+        rows: dict[int, _TextVector] = {}
+        failures: list[Failure] = []
         # By text, the rows that wait for its vector.
         waiting: dict[str, list[int]] = {}
 
-        def uncached() -> Iterator[Item[str]]:
-            for index, text in enumerate(as_texts(texts)):
-                prepared = self.tokenizer.prepare(text, index)
-                vector = self._recent_texts.get((prepared, walk_type, normalize))
-                if vector is not None:
-                    rows[index] = vector
-                elif prepared in waiting:
-                    waiting[prepared].append(index)
-                else:
-                    waiting[prepared] = [index]
-                    yield Item(index, walk_type, kind.length, prepared)
+        def queue(index: int, text: str) -> Item[_QueuedText] | None:
+            prepared = self.tokenizer.prepare(text, walk_type, index)
+            known = self._recent_texts.get((prepared, walk_type, normalize))
+            if known is not None:
+                rows[index] = known
+                return None
+            if prepared in waiting:
+                waiting[prepared].append(index)
+                return None
+            queued = _QueuedText(prepared, self.tokenizer.encode(prepared, walk_type, index))
+            waiting[prepared] = [index]
+            return Item(index, walk_type, kind.length, queued)
 
-        def submitted() -> Iterator[tuple[Batch[str], Output]]:
+        def uncached() -> Iterator[Item[_QueuedText]]:
+            for index, text in enumerate(as_texts(texts)):
+                try:
+                    item = queue(index, text)
+                except TextError as error:
+                    if on_error == "raise":
+                        raise
+                    failures.append(Failure(index, error))
+                    continue
+                if item is not None:
+                    yield item
+
+        def submitted() -> Iterator[tuple[Batch[_QueuedText], Output]]:
             for batch in batches(uncached(), full(lambda _: size)):
                 assert isinstance(batch, Batch)
-                inputs = TextInputs.of(self.tokenizer.encode(batch.values, walk_type), kind.index)
-                yield batch, self.graphs.text(inputs, normalize=normalize)
+                tokens = self.tokenizer.pad([queued.encoded for queued in batch.values], walk_type)
+                yield batch, self.graphs.text(TextInputs.of(tokens, kind.index), normalize=normalize)
 
         for batch, output in _ahead(submitted()):
-            for item, vector in zip(batch.items, output.result(), strict=True):
+            for queued, vector in zip(batch.values, output.result(), strict=True):
                 # A copy, so that one text does not keep its whole batch alive.
-                self._recent_texts.put((item.value, walk_type, normalize), vector.copy())
-                rows.update((index, vector) for index in waiting.pop(item.value))
-        return self._stack([rows[index] for index in range(len(rows))])
+                embedded = _TextVector(vector.copy(), queued.encoded.special)
+                self._recent_texts.put((queued.prepared, walk_type, normalize), embedded)
+                rows.update((index, embedded) for index in waiting.pop(queued.prepared))
+        indices = sorted(rows)
+        special = {index: found for index in indices if (found := rows[index].special) is not None}
+        if special:
+            warnings.warn(special_tokens_found(special), SpecialTokenWarning, stacklevel=2)
+        stacked = self._stack([rows[index].vector for index in indices])
+        if on_error == "raise":
+            return stacked
+        return Embedded.of(stacked, indices, failures)
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that exceed the walk type's length and would lose their end."""
@@ -324,38 +416,69 @@ class Model:
         patches = self.preparation(load_image(image), max_num_patches)
         return DenseImage(self.graphs, patches, self.embed_texts, self.manifest.box_shares)
 
+    @overload
     def dense_features(
         self,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None = None,
         normalize: bool = True,
-    ) -> list[FloatArray]:
+        *,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[FloatArray]: ...
+
+    @overload
+    def dense_features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: Literal["skip"],
+    ) -> Embedded[list[FloatArray]]: ...
+
+    def dense_features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+    ) -> list[FloatArray] | Embedded[list[FloatArray]]:
         """One vector per patch of each image, comparable with texts of walk type ``box``.
 
         Args:
             images: as for :meth:`embed_images`.
             max_num_patches: as for :meth:`dense`.
             normalize: to length one; False gives the reference's own features.
+            on_error: as for :meth:`embed_images`.
 
         Returns:
-            A list of float32 [h, w, D], one per image, (h, w) being its grid of patches.
+            A list of float32 [h, w, D], one per image, (h, w) being its grid of patches; with ``skip`` an
+            :class:`Embedded` of it.
 
         Raises:
+            ImageError: an image cannot be read; the message names it.
             ArgumentError: the model has no dense features.
         """
+        _check_on_error(on_error)
         self.graphs.check_has("dense")
-        items = self._prepared(images, max_num_patches)
+        items = self._prepared(images, max_num_patches, on_error=on_error)
         closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
+        failures: list[Failure] = []
         for entry in _ahead(_submit(items, closed, self.graphs.dense)):
-            assert not isinstance(entry, Failure)
+            if isinstance(entry, Failure):
+                failures.append(entry)
+                continue
             batch, output = entry
             for item, features in zip(batch.items, output.result(), strict=True):
                 height, width = item.value.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
                 kept = features[: height * width].reshape(height, width, -1).copy()
                 maps[item.index] = scores.l2_normalize(kept) if normalize else kept
-        return [maps[index] for index in range(len(maps))]
+        rows = sorted(maps)
+        ordered = [maps[index] for index in rows]
+        return ordered if on_error == "raise" else Embedded.of(ordered, rows, failures)
 
     def embed_regions(
         self,
@@ -441,6 +564,47 @@ class Model:
 
     def _stack(self, vectors: list[FloatArray]) -> FloatArray:
         return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float32)
+
+
+class _QueuedText(msgspec.Struct, frozen=True):
+    """A text that waits for its batch."""
+
+    prepared: str
+    encoded: Encoded
+
+
+class _TextVector(msgspec.Struct, frozen=True):
+    """The vector of a text, float32 [D], and the first special token that it spells, if any."""
+
+    vector: FloatArray
+    special: str | None
+
+
+def _load_again(options: Options, manifest_sha256: str) -> Model:
+    """Load the bundle of a pickled model.
+
+    Raises:
+        BundleError: the bundle at the path is another one, or incomplete, or altered.
+    """
+    bundle = Bundle.open(Path(options.path), check_hashes=options.check_hashes)
+    if bundle.manifest_sha256 != manifest_sha256:
+        raise BundleError(
+            f"{options.path} was replaced since the model was pickled; load the model from it and pickle it again.",
+            code="bundle_replaced",
+        )
+    return open_model(
+        bundle,
+        options.device,
+        options.precision,
+        options.threads,
+        options.backend,
+        check_hashes=options.check_hashes,
+    )
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from . import forks
+
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
@@ -18,6 +20,10 @@ class Recent(Generic[_K, _V]):
         """Keep at most ``size`` values."""
         self._size = size
         self._values: OrderedDict[_K, _V] = OrderedDict()
+        self._renew_lock()
+        forks.call_in_children(self._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, key: _K) -> _V | None:

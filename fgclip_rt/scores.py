@@ -14,10 +14,14 @@ def l2_normalize(vectors: FloatArray) -> FloatArray:
     return normalized
 
 
+def cosines(images: FloatArray, texts: FloatArray) -> FloatArray:
+    """Cosines float32 [n, m] of vectors [n, D] with [m, D], of any lengths."""
+    return l2_normalize(images) @ l2_normalize(texts).T
+
+
 def logits(images: FloatArray, texts: FloatArray, score: Score) -> FloatArray:
     """exp(logit_scale) · cosine + logit_bias, float32 [n, m], of vectors [n, D] and [m, D] of any lengths."""
-    cosines = l2_normalize(images) @ l2_normalize(texts).T
-    scaled: FloatArray = (cosines * np.exp(score.logit_scale) + score.logit_bias).astype(np.float32)
+    scaled: FloatArray = (cosines(images, texts) * np.exp(score.logit_scale) + score.logit_bias).astype(np.float32)
     return scaled
 
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 #: From the lowest to the highest. A module imports its own room and rooms on lower floors, but no other room of its own
 #: floor. Imports inside functions count too, because they only delay the dependency.
 FLOORS = (
-    ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
-    ("errors", "ahead", "scores"),
+    ("arrays", "manifest", "machine", "progress", "forks", "starts", "children", "turns"),
+    ("errors", "ahead", "scores", "recent"),
     ("interface",),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from ..arrays import Array
+from ..errors import DeviceError
 
 
 class Result(Protocol):
@@ -58,3 +59,11 @@ class Backend(Protocol):
 
     def batch_size(self, graph: str, length: int) -> int:
         """Batch size for images or texts of ``length`` patches or tokens, if the caller gives none."""
+
+
+def lost_cuda() -> DeviceError:
+    """The error of a forked child whose parent had used CUDA, which does not survive a fork."""
+    return DeviceError(
+        "the GPU was in use before this process was forked, and CUDA does not survive a fork; load the model in the "
+        "child, or start it with multiprocessing's method 'spawn'."
+    )

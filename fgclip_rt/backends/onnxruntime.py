@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented,  # noqa: A004 (its name)
 )
 
+from .. import forks
 from ..arrays import Array
 from ..bundle import Bundle
 from ..errors import ArgumentError, BundleError, DeviceError, FgclipError, check_positive, reason
@@ -24,7 +24,7 @@ from ..interface import describe
 from ..machine import nvidia_gpus, usable_cores
 from ..manifest import FP32, GraphFile, TensorSpec
 from ..packages import CUDA_REMEDY
-from . import Finished, Result
+from . import Finished, Result, lost_cuda
 from .external_data import Model, without_links
 from .mapped import MappedFile
 
@@ -79,9 +79,10 @@ class OnnxRuntimeBackend:
         self._threads = usable_cores() if threads is None else int(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._mapped: dict[str, MappedFile] = {}
-        self._lock = threading.Lock()
+        self._lost_cuda = False
         self.device, reason = _choose_device(device)
         self.reason = f"{reason}; {note}" if note else reason
+        forks.call_in_children(self._leave_sessions)
 
     def __str__(self) -> str:
         return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
@@ -112,14 +113,28 @@ class OnnxRuntimeBackend:
         Raises:
             ArgumentError: the bundle has no such graph.
             BundleError: the graph is not the one that the manifest describes, or the bundle was changed in place.
-            DeviceError: onnxruntime cannot run this precision on the device, or cannot start its CUDA provider.
+            DeviceError: onnxruntime cannot run this precision on the device, cannot start its CUDA provider, or used
+                CUDA before this process was forked.
         """
-        with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = self._load(graph)
-            return self._sessions[graph]
+        session = self._sessions.get(graph)
+        if session is None:
+            with forks.opening:
+                session = self._sessions.get(graph)
+                if session is None:
+                    session = self._sessions[graph] = self._load(graph)
+        return session
+
+    def _leave_sessions(self) -> None:
+        """Have a forked child open sessions of its own; the threads of its parent's are not there."""
+        if self._sessions:
+            self._lost_cuda = self.device == "cuda"
+            forks.leave_alone(self._sessions)
+            self._sessions = {}
+            self._mapped = {}
 
     def _load(self, graph: str) -> ort.InferenceSession:
+        if self._lost_cuda:
+            raise lost_cuda()
         graphs = self._bundle.manifest.graphs
         if graph not in graphs:
             raise ArgumentError(

@@ -22,7 +22,7 @@ COMMANDS = {
     "verify": "Check that a bundle gives the reference's numbers on this machine.",
     "inspect": "Show what is inside a bundle.",
     "embed": "Write the vectors of images and texts to a file.",
-    "score": "Print the probability that each text describes each image.",
+    "score": "Print how well each text describes each image.",
     "regions": "Print the cosine of each text with each box of an image.",
     "heatmap": "Draw where in an image each text is found.",
     "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",

@@ -6,11 +6,12 @@ import errno
 import gc
 import signal
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import click
 
-from ..errors import FgclipError
+from ..errors import FgclipError, SpecialTokenWarning
 from .interrupt import raising_interrupts
 from .output import say_error, warn
 
@@ -22,6 +23,7 @@ class Command(click.Command):
         """Run it."""
         gc.enable()
         raising_interrupts()
+        _print_warnings()
         # A service manager stops a process by SIGTERM; as an exception it cleans up like Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
@@ -50,6 +52,20 @@ class Failed(Exception):  # noqa: N818 (it is the outcome of a command, not an e
     def __init__(self, error: FgclipError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _print_warnings() -> None:
+    """Have warnings about texts printed as a line like all others."""
+    show = warnings.showwarning
+
+    def show_as_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, SpecialTokenWarning):
+            warn(f"fgclip-rt: {message}")
+        else:
+            show(message, category, *place, **options)
+
+    warnings.showwarning = show_as_line
+    warnings.simplefilter("always", SpecialTokenWarning)
 
 
 def _end(ctx: click.Context, code: str, message: str, status: int = 1) -> NoReturn:

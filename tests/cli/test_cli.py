@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -551,13 +552,72 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle_path: Path, photo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_score_prints_probabilities(bundle_path: Path, model: fgclip_rt.Model, photo: Path) -> None:
+def test_score_prints_cosines_logits_and_probabilities(bundle_path: Path, model: fgclip_rt.Model, photo: Path) -> None:
     texts = ["一只黑猫", "a white cat"]
-    arguments = ["score", bundle_path, photo, photo, "--text", texts[0], "--text", texts[1]]
-    document = json.loads(run_command(*arguments, "--json").stdout)
-    expected = model.probabilities(model.embed_images([photo, photo]), model.embed_texts(texts))
-    np.testing.assert_allclose(document["probabilities"], expected, atol=1e-6)
-    assert f"{expected[0, 1]:.4f}" in run_command(*arguments).stdout
+    other = photo.with_name("0_astronaut_200x150.png")
+    arguments = ["score", bundle_path, photo, other, "--text", texts[0], "--text", texts[1]]
+    result = run_command(*arguments, "--json")
+    document = json.loads(result.stdout)
+    images, embeds = model.embed_images([photo, other]), model.embed_texts(texts)
+    np.testing.assert_allclose(document["cosines"], images @ embeds.T, atol=1e-6)
+    np.testing.assert_allclose(document["logits"], model.logits(images, embeds), atol=1e-4)
+    np.testing.assert_allclose(document["probabilities"], model.probabilities(images, embeds), atol=1e-6)
+    assert (document["activation"], document["skipped"], result.stderr) == ("sigmoid", [], "")
+    table = run_command(*arguments).stdout.splitlines()
+    assert table[1].split() == ["image", "text", "cosine", "logit", "probability"]
+    expected = [f"{document[key][0][1]:.{digits}f}" for key, digits in KEYS]
+    assert table[4].split()[-3:] == expected
+    assert "sigmoid" in table[0]
+
+
+KEYS = (("cosines", 4), ("logits", 2), ("probabilities", 4))
+
+
+def test_score_says_that_a_softmax_compares_texts(square_path: Callable[[str], Path], photo: Path) -> None:
+    bundle, other = square_path("fgclip1"), photo.with_name("0_astronaut_200x150.png")
+    alone = run_command("score", bundle, photo, other, "--text", "a cat", "--json")
+    document = json.loads(alone.stdout)
+    # One text has the probability 1 whatever the image shows, and its cosines still tell the images apart.
+    assert document["probabilities"] == [[1.0], [1.0]]
+    assert document["cosines"][0] != document["cosines"][1]
+    assert document["activation"] == "softmax"
+    assert "softmax compares texts with each other" in alone.stderr
+    table = run_command("score", bundle, photo, "--text", "a cat").stdout
+    assert f"{document['cosines'][0][0]:.4f}" in table
+    assert "softmax" in table.splitlines()[0]
+    assert run_command("score", bundle, photo, "--text", "a cat", "--text", "a dog").stderr == ""
+
+
+def test_score_leaves_out_an_image_that_cannot_be_read(bundle_path: Path, photo: Path, tmp_path: Path) -> None:
+    absent, damaged = tmp_path / "absent.png", tmp_path / "damaged.png"
+    damaged.write_bytes(photo.read_bytes()[:5000])
+    one = run_command("score", bundle_path, absent, photo, "--text", "a", "--json", status=1)
+    document = json.loads(one.stdout)
+    assert document["images"] == [str(photo)]
+    assert len(document["probabilities"]) == len(document["cosines"]) == 1
+    assert [(entry["input"], entry["code"]) for entry in document["skipped"]] == [(str(absent), "image_unreadable")]
+    assert document["error"]["message"].startswith(f"{absent} could not be read")
+    skipped, last = one.stderr.splitlines()
+    assert skipped.startswith(f"fgclip-rt: skipped: {absent} ")
+    assert last == f"fgclip-rt: {document['error']['message']}"
+    two = run_command("score", bundle_path, absent, photo, damaged, "--text", "a", status=1)
+    assert str(photo) in two.stdout
+    assert two.stderr.splitlines()[-1].startswith("fgclip-rt: 2 of 3 images could not be read")
+    none = run_command("score", bundle_path, absent, damaged, "--text", "a", status=1)
+    assert (none.stdout, len(none.stderr.splitlines())) == ("", 1)
+
+
+def test_special_tokens_in_texts_are_one_note(bundle_path: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a\nb <eos>\nc <pad>\n")
+    for command in (
+        ["score", bundle_path, photo, "--text", "a", "--text", "b <eos>", "--text", "<pad>"],
+        ["regions", bundle_path, photo, "--box", "1,2,30,40", "--text", "a", "--text", "<eos>", "--text", "<pad>"],
+        ["embed", bundle_path, "--texts", tmp_path / "texts.txt", "--output", tmp_path / "out.npy"],
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a user's own setting does not turn the note into an error
+            (note,) = run_command(*command).stderr.splitlines()
+        assert note.startswith("fgclip-rt: text 1 and 1 more hold '<eos>' or the like, which the tokenizer reads")
 
 
 def test_a_text_is_shown_as_it_is_given(bundle_path: Path, photo: Path) -> None:

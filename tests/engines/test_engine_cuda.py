@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,16 @@ def test_the_gpu_is_named(made_up: Runtime) -> None:
     assert str(find_gpu()) == "NVIDIA H200 (sm90)"
     made_up.results["cudaGetDeviceCount"] = (0,)
     assert find_gpu() is None
+
+
+def test_a_forked_child_gives_nothing_back(made_up: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    device, pinned = cuda.device_memory(64), cuda.pinned_memory(64)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    del device, pinned
+    cuda.destroy("executable")
+    gc.collect()
+    assert made_up.names() == ["cudaSetDevice", "cudaMalloc", "cudaHostAlloc"]
 
 
 def test_memory_goes_where_it_came_from(made_up: Runtime) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -299,3 +302,30 @@ def test_a_replaced_bundle_is_noticed(model: Model, tmp_path: Path) -> None:
 
 def _pillow(array: Array) -> Image.Image:
     return Image.fromarray(array)
+
+
+def test_a_forked_child_is_refused_at_once_and_gives_nothing_back(model: Model) -> None:
+    cuda = FakeCuda()
+    run = engine_model(model.bundle, cuda=cuda)
+    expected = run.embed_texts(["a cat"])
+    used = cuda.used
+    backend = run.backend
+    assert isinstance(backend, EngineBackend)
+    # As when another thread was loading an engine.
+    with backend._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            status = 1
+            try:
+                run.embed_texts(["a dog"])
+            except DeviceError as error:
+                known = run.embed_texts(["a cat"])
+                refused = "fork" in str(error) and np.array_equal(known, expected)
+                del run, backend
+                gc.collect()
+                status = 0 if refused and cuda.used == used > 0 else 2
+            finally:
+                os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run.embed_texts(["a dog"]).shape == expected.shape

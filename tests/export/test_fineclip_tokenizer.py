@@ -71,6 +71,19 @@ def test_texts_are_cleaned_as_in_the_original(tokenizer: tokenizers.Tokenizer, t
     assert tokenizer.encode(text).ids == [START, *ids, END]
 
 
+@given(st.text(st.sampled_from("ΣΣΣaAʰ'.\u0301\u00ad 1ΑǅⅠⓐ"), max_size=12))
+def test_a_sigma_is_lower_cased_as_python_does_it(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+    """Some letters, such as ʰ, are case-ignorable too, and no beginning or end of a word for it."""
+    cleaned = tokenizer.normalizer.normalize_str(text)
+    assert [char for char in cleaned if char in "σς"] == [char for char in text.lower() if char in "σς"]
+
+
+def test_cleaning_takes_time_in_proportion_to_the_text(tokenizer: tokenizers.Tokenizer) -> None:
+    """A pattern that tries each letter of a long run as its beginning would take minutes, or fail at a limit."""
+    run = "ʰ" * 100_000
+    assert tokenizer.normalizer.normalize_str(f"{run}Σ{run}!a{run}Σ{run}!") == f"{run}σ{run}!a{run}ς{run}!"
+
+
 def test_the_ids_are_those_of_the_released_implementation(tokenizer: tokenizers.Tokenizer) -> None:
     texts: list[str] = json.loads((GOLDENS / "fineclip" / "index.json").read_text(encoding="utf-8"))["texts"]
     expected = np.load(GOLDENS / "fineclip" / "expected.npz")["text.short.input_ids"]

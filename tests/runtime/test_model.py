@@ -490,6 +490,18 @@ def test_the_first_image_that_cannot_be_read_ends_a_call_that_skips_none(model: 
     assert_one_sentence(info.value, "on_error", "'skip'")
 
 
+def test_dense_features_leave_such_images_out_too(model: Model, mixture: list[Any]) -> None:
+    found = model.dense_features(mixture, on_error="skip")
+    assert found.rows == (0, 2, 6)
+    for actual, image in zip(found.vectors, (mixture[0], mixture[2], mixture[6]), strict=True):
+        np.testing.assert_allclose(actual, model.dense_features(image)[0], atol=1e-6)
+    assert [failure.index for failure in found.failures] == [1, 3, 4, 5]
+    with pytest.raises(ImageError, match=r"damaged\.png"):
+        model.dense_features(mixture)
+    with pytest.raises(ArgumentError, match="on_error is 'ignore'"):
+        model.dense_features(mixture, on_error="ignore")  # type: ignore[call-overload]
+
+
 def test_no_image_that_can_be_read_leaves_no_vector(model: Model, tmp_path: Path) -> None:
     embedded = model.embed_images([tmp_path / "a.png"], on_error="skip")
     assert (embedded.vectors.shape, embedded.rows, len(embedded.failures)) == ((0, model.dim), (), 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,12 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_rt.errors import ArgumentError, BundleError, TextError
-from fgclip_rt.model import Model
+import fgclip_rt
+from fgclip_rt.errors import ArgumentError, BundleError, SpecialTokenWarning, TextError
+from fgclip_rt.model import Embedded, Model
+from fgclip_rt.starts import MOST
 from fgclip_rt.text import Tokenizer
-from helpers import GOLDENS, WALK_TYPES, Golden, assert_one_sentence
+from helpers import GOLDENS, WALK_TYPES, Golden, Json, assert_one_sentence, embed_anew
 
 LENGTHS = {"short": 64, "box": 64, "long": 196}
 PAD, EOS = 0, 1
@@ -131,3 +137,155 @@ def test_a_file_that_is_no_tokenizer_is_refused(model: Model) -> None:
     text = (GOLDENS / "fgclip2" / "index.json").read_text(encoding="utf-8")
     with pytest.raises(BundleError, match="is not a tokenizer"):
         Tokenizer(text, model.manifest.text)
+
+
+def definition(name: str = "fgclip2") -> str:
+    return (GOLDENS / name / "checkpoint" / "tokenizer.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clip(square_path: Callable[[str], Path]) -> Model:
+    """A model whose tokenizer splits at white space."""
+    return fgclip_rt.load(square_path("fgclip1"), device="cpu")
+
+
+@pytest.mark.parametrize("walk_type", WALK_TYPES)
+def test_a_megabyte_of_text_has_the_ids_of_its_start(model: Model, clip: Model, walk_type: str) -> None:
+    for tested, lengths in ((model, LENGTHS), (clip, {"short": 77, "box": 77, "long": 248})):
+        plain = tokenizers.Tokenizer.from_str(tested.bundle.read_text("tokenizer.json"))
+        for text in ("the Cat sat on 3 mats, ", LONG, "猫 在, ", "Σ ʰΣ aΣʰb "):
+            huge = text * (1_000_000 // len(text))
+            whole = plain.encode(huge[:50_000].lower() if tested is model else huge[:50_000]).ids
+            tokens = tested.tokenizer([huge, text[:9]], walk_type)
+            assert tokens.input_ids[0].tolist() == [*whole[: lengths[walk_type] - 1], whole[-1]]
+            assert tokens.truncated.tolist() == [True, False]
+            assert tested.truncated([text[:9], huge], walk_type) == [1]
+
+
+def test_what_is_kept_of_a_huge_text_is_small(model: Model) -> None:
+    """Vectors are kept by their texts; a thousand huge ones would fill the memory."""
+    huge = LONG * 1000
+    assert len(model.tokenizer.prepare(huge)) <= MOST
+    assert len(model.tokenizer.prepare(huge)) <= len(model.tokenizer.prepare(huge, "long"))
+    np.testing.assert_allclose(model.embed_texts([huge]), embed_anew(model, [LONG]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["a" * (MOST + 1), "😀" * 1_000_000, "\u0301" * 300_000, "\x0b" * 9000 + "a cat"])
+def test_a_run_without_a_break_is_refused_with_its_length(clip: Model, text: str) -> None:
+    for call in (clip.embed_texts, clip.truncated):
+        with pytest.raises(TextError) as info:
+            call(["a cat", text])
+        assert_one_sentence(info.value, "text 1 has", f"{len(text):,} characters", "75 tokens", code="text_too_long")
+    assert clip.embed_texts([text[:MOST]]).shape == (1, clip.dim)
+
+
+def test_a_bad_text_need_not_lose_the_call(model: Model, clip: Model) -> None:
+    good = ["a cat", "a dog", "a cat"]
+    for tested, bad in ((model, [7, "\ud800"]), (clip, ["x" * 9000, None])):
+        texts: list[Any] = [bad[0], good[0], bad[1], bad[0], good[1], good[2]]
+        found = tested.embed_texts((text for text in texts), on_error="skip")
+        assert isinstance(found, Embedded)
+        assert found.rows == (1, 4, 5)
+        assert [failure.index for failure in found.failures] == [0, 2, 3]
+        for failure in found.failures:
+            assert isinstance(failure.error, TextError)
+            assert f"text {failure.index} " in str(failure.error)
+        np.testing.assert_array_equal(found.vectors, tested.embed_texts(good))
+    nothing = clip.embed_texts(bad, on_error="skip")
+    assert (nothing.vectors.shape, nothing.rows, len(nothing.failures)) == ((0, clip.dim), (), 2)
+    with pytest.raises(ArgumentError, match="on_error is 'ignore'"):
+        model.embed_texts(good, on_error="ignore")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("a photo <eos> of a cat", "<eos>"),
+        ("A <EOS> star", "<eos>"),  # the text is lower-cased first
+        ("<pad><bos>", "<pad>"),
+        ("a <0x0a> <0x0A>", None),  # lower-cased, it is none
+        ("a cat, <e os>, <unknown>", None),
+        ("🦊 \x00", None),  # its bytes are special tokens in this vocabulary, but nobody spelt them
+        ("cat " * 100 + "<eos>", None),  # it is cut off
+    ],
+)
+def test_special_tokens_in_a_text_are_told(model: Model, text: str, token: str | None) -> None:
+    encoded = model.tokenizer.encode(model.tokenizer.prepare(text))
+    assert encoded.special == token
+    plain = tokenizers.Tokenizer.from_str(definition())
+    plain.enable_truncation(64)
+    assert encoded.ids == plain.encode(text.lower()).ids, "the ids stay those of the reference"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):  # at first from the graph, then from the vectors that are kept
+            model.embed_texts(["a cat", text])
+    assert [warning.category for warning in caught] == [SpecialTokenWarning] * (2 if token else 0)
+    for warning in caught:
+        assert_one_sentence(warning.message, "text 1 holds", repr(token))
+        assert warning.filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "token"),
+    [
+        ("fgclip1", "a <|ENDOFTEXT|> b", "<|endoftext|>"),
+        ("fgclip1", "a <end_of_text> b", None),
+        ("fineclip", "a &lt;end_of_text&gt; b", "<end_of_text>"),
+        ("fineclip", "stop!<end_of_text>", None),
+    ],
+)
+def test_special_tokens_are_told_as_the_tokenizer_cleans_them(
+    square_path: Callable[[str], Path], name: str, text: str, token: str | None
+) -> None:
+    tokenizer = fgclip_rt.load(square_path(name), device="cpu").tokenizer
+    assert tokenizer.encode(tokenizer.prepare(text)).special == token
+
+
+def test_one_warning_stands_for_all_texts_of_a_call(model: Model) -> None:
+    with pytest.warns(SpecialTokenWarning) as caught:
+        model.embed_texts(["a", "b <pad>", "c", "d <eos>", "b <pad>"])
+    assert len(caught) == 1
+    assert_one_sentence(caught[0].message, "text 1 and 2 more hold", "'<pad>'")
+
+
+def edited(model: Model, edit: Callable[[Json], None]) -> Tokenizer:
+    document: Json = json.loads(definition())
+    edit(document)
+    return Tokenizer(json.dumps(document), model.manifest.text)
+
+
+def test_a_failure_of_the_library_names_the_text(model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    """The pattern takes too long for the library, which panics: that is no Exception in Python."""
+    slow = {"type": "Replace", "pattern": {"Regex": "(a|a)+$"}, "content": "x"}
+    tokenizer = edited(model, lambda document: document.update(normalizer=slow))
+    with pytest.raises(TextError) as info:
+        tokenizer(["fine", "a" * 40 + "b"], first=5)
+    assert_one_sentence(info.value, "text 6 ", "retry-limit", code="text_invalid")
+    assert "panicked" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        (lambda document: document["model"].update(dropout=0.1), "dropout"),
+        (
+            lambda document: document["post_processor"]["single"].extend(
+                [document["post_processor"]["single"][1]] * 64
+            ),
+            "65",
+        ),
+        (lambda document: document["post_processor"]["single"].append(document["post_processor"]["single"][0]), "'a'"),
+        (
+            lambda document: document.update(
+                model={"type": "WordLevel", "vocab": {"<eos>": 1}, "unk_token": "[UNK]"}, added_tokens=[]
+            ),
+            "cannot tokenise 'a'",
+        ),
+    ],
+)
+def test_a_tokenizer_that_no_model_was_trained_with_is_refused(
+    model: Model, edit: Callable[[Json], None], part: str
+) -> None:
+    with pytest.raises(BundleError) as info:
+        edited(model, edit)
+    assert_one_sentence(info.value, "tokenizer.json", part, code="bundle_invalid")

@@ -21,8 +21,11 @@ _QUOTES = str.maketrans(dict.fromkeys("\u02bc‘’‚‛", "'") | dict.fromkeys
 #: An ampersand, which may be escaped itself, and more than once.
 _AMPERSANDS = r"(?:&|＆)(?:(?:amp|AMP|#0*38(?!\d)|#[xX]0*26(?![0-9a-fA-F]));?)+"
 _TERMINAL_ESCAPE = r"\x1b\[[0-9;]*[A-Za-z]"
+#: A letter that ``str.lower`` looks at beside a sigma. It passes over those that are case-ignorable too, such as ʰ.
+#: A pattern that took these would also try each of a long run of them as its beginning.
+_LETTER = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
 #: A sigma that ends a word has a lower case of its own. ``\K`` drops the match before it.
-_FINAL_SIGMA = r"\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})"
+_FINAL_SIGMA = rf"{_LETTER}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_LETTER})"
 #: Right after punctuation there is no start or end token: its bracket belongs to the punctuation.
 _NO_TOKEN = r"(?<=[^\s\p{L}\p{N}])<(?=(?:start|end)_of_text>)"
 

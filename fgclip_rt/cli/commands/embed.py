@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import UNSET
 
 from ...answers import Embedding, Problem, Skipped
+from ...arrays import FloatArray
 from ...errors import ArgumentError, FgclipError, ImageError
 from ...model import Embedded, Model
 from ...outputs import check_space
@@ -109,7 +110,7 @@ def run(
 
 def _embed(
     model: Model, files: Iterable[Path], pixels: Pixels, batch_size: int | None, *, normalize: bool, strict: bool
-) -> Embedded:
+) -> Embedded[FloatArray]:
     """The vectors of image files; of those that can be read, unless ``strict``."""
     number, exif_transpose = pixels.max_num_patches, pixels.exif_transpose
     if strict:
