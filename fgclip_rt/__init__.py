@@ -30,6 +30,7 @@ from .errors import (
 
 if typing.TYPE_CHECKING:
     from .bundle import Bundle
+    from .image_files import allow_image_format
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
 
@@ -54,6 +55,7 @@ __all__ = [
     "RandomWeightsWarning",
     "TextError",
     "__version__",
+    "allow_image_format",
     "load",
     "load_image",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "Bundle": ".bundle",
     "Model": ".model",
     "RandomWeightsWarning": ".model",
+    "allow_image_format": ".image_files",
     "load": ".model",
     "load_image": ".images",
 }

@@ -47,6 +47,7 @@ class Embedding(Answer, frozen=True):
         rows: the input of each.
         skipped: inputs that could not be read.
         truncated_texts: indices of texts that lost their end.
+        unrotated: number of images that carry an EXIF rotation that was not applied.
         error: there if inputs that were named could not be read.
     """
 
@@ -55,16 +56,21 @@ class Embedding(Answer, frozen=True):
     rows: list[Row]
     skipped: list[Skipped]
     truncated_texts: list[int]
+    unrotated: int
     error: Problem | msgspec.UnsetType = msgspec.UNSET
 
 
 class Scores(Answer, frozen=True):
-    """How well texts describe images; ``logits`` and ``probabilities`` are by image, then by text."""
+    """How well texts describe images; ``logits`` and ``probabilities`` are by image, then by text.
+
+    ``unrotated`` is the number of images that carry an EXIF rotation that was not applied, here and below.
+    """
 
     images: list[str]
     texts: list[str]
     logits: Numbers
     probabilities: Numbers
+    unrotated: int
 
 
 class Regions(Answer, frozen=True):
@@ -74,6 +80,7 @@ class Regions(Answer, frozen=True):
     boxes: Numbers
     texts: list[str]
     cosines: Numbers
+    unrotated: int
 
 
 class Found(Answer, frozen=True):
@@ -92,6 +99,7 @@ class Maps(Answer, frozen=True):
     image: str
     grid: list[int]
     texts: list[Found]
+    unrotated: int
 
 
 class Captions(Answer, frozen=True):
@@ -244,7 +252,7 @@ def score(
     max_num_patches: int | None = None,
     *,
     names: Sequence[str],
-    exif_transpose: bool = False,
+    exif_transpose: bool | None = None,
 ) -> Scores:
     """How well each text describes each image.
 
@@ -258,12 +266,14 @@ def score(
         exif_transpose: as for :meth:`Model.embed_images`.
     """
     text_embeds = model.embed_texts(texts, walk_type)
-    image_embeds = model.embed_images(images, max_num_patches, exif_transpose=exif_transpose)
+    embedded = model.embed_images(images, max_num_patches, exif_transpose=exif_transpose, details=True)
+    image_embeds = embedded.vectors
     return Scores(
         images=list(names),
         texts=list(texts),
         logits=model.logits(image_embeds, text_embeds).tolist(),
         probabilities=model.probabilities(image_embeds, text_embeds).tolist(),
+        unrotated=len(embedded.unrotated),
     )
 
 
@@ -276,11 +286,20 @@ def regions(
     max_num_patches: int | None = None,
     *,
     name: str,
+    exif_transpose: bool | None = None,
 ) -> Regions:
     """Cosines of texts with boxes of an image, which the answer calls ``name``."""
     given: ArrayLike = boxes
-    cosines = model.embed_regions(image, given, max_num_patches) @ model.embed_texts(texts, walk_type).T
-    return Regions(image=name, boxes=[list(box) for box in boxes], texts=list(texts), cosines=cosines.tolist())
+    model.graphs.check_has("region")
+    dense = model.dense(image, max_num_patches, exif_transpose=exif_transpose)
+    cosines = dense.regions(given) @ model.embed_texts(texts, walk_type).T
+    return Regions(
+        image=name,
+        boxes=[list(box) for box in boxes],
+        texts=list(texts),
+        cosines=cosines.tolist(),
+        unrotated=int(dense.patches.orientation != 1),
+    )
 
 
 def found(text: str, values: FloatArray, size: tuple[int, int]) -> Found:

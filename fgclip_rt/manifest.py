@@ -65,6 +65,7 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
         resample: Pillow's name of the filter.
         buckets: patch counts, ascending; an image takes the first that holds its own number of whole patches.
         max_num_patches: the largest patch count that can be asked for.
+        exif_transpose: whether the reference turns image files upright by their EXIF orientation.
     """
 
     patch_size: Positive
@@ -72,6 +73,7 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
     resample: Literal["bilinear"]
     buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
     max_num_patches: Positive
+    exif_transpose: bool
 
     @property
     def lengths(self) -> range:
@@ -91,12 +93,14 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         channels: channels of a pixel, RGB.
         resample: Pillow's name of the filter.
         image_size: side of the square in pixels, a multiple of ``patch_size``.
+        exif_transpose: whether the reference turns image files upright by their EXIF orientation.
     """
 
     patch_size: Positive
     channels: Positive
     resample: Literal["bilinear", "bicubic"]
     image_size: Positive
+    exif_transpose: bool
 
     @property
     def buckets(self) -> tuple[int, ...]:

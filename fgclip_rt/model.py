@@ -16,18 +16,18 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from . import scores
-from .ahead import map_ahead
 from .arrays import FloatArray
 from .backends import Backend
 from .batching import Batch, Failure, Item, batches, full
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
-from .errors import ArgumentError, ImageError, check_positive
+from .errors import ArgumentError, check_positive
 from .graphs import Graphs, ImageInputs, Output, TextInputs
-from .images import ImageSource, as_sources, load_image
+from .images import ImageSource, load_image
 from .manifest import Manifest
 from .preparation import Patches, preparation
+from .reading import ImageReader
 from .recent import Recent
 from .text import Tokenizer, as_texts
 
@@ -113,11 +113,13 @@ class Embedded:
         vectors: float32 [k, D].
         rows: for each row of ``vectors``, the image's index in the call; ascending.
         failures: the images that could not be read, with their errors.
+        unrotated: indices in the call of the images that carry an EXIF orientation and were not turned by it.
     """
 
     vectors: FloatArray
     rows: tuple[int, ...]
     failures: tuple[Failure, ...]
+    unrotated: tuple[int, ...]
 
 
 class Model:
@@ -145,6 +147,7 @@ class Model:
         self.precision = backend.precision
         self.graphs = Graphs(bundle, backend)
         self.preparation = preparation(self.manifest.image)
+        self._reader = ImageReader(self.preparation)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
         self._recent_texts: Recent[tuple[str, str, bool], FloatArray] = Recent(_RECENT_TEXTS)
 
@@ -181,7 +184,8 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["raise"] = "raise",
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: Literal[False] = False,
     ) -> FloatArray: ...
 
     @overload
@@ -193,7 +197,21 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["skip"],
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: bool = False,
+    ) -> Embedded: ...
+
+    @overload
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+        exif_transpose: bool | None = None,
+        details: Literal[True],
     ) -> Embedded: ...
 
     def embed_images(
@@ -204,25 +222,29 @@ class Model:
         normalize: bool = True,
         *,
         on_error: OnError = "raise",
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: bool = False,
     ) -> FloatArray | Embedded:
         """One vector per image.
 
-        A list or generator is consumed as needed: only the images of unfinished batches are in memory. A vector does
-        not depend on the other images of the call.
+        A list or generator is consumed as needed. Of unfinished batches only the patches are in memory. Files are
+        decoded side by side while they have at most 134 million pixels together, over all calls of the process; a
+        larger one is decoded alone. A vector does not depend on the other images of the call.
 
         Args:
-            images: paths, bytes, Pillow images or uint8 arrays [H, W, 3].
+            images: paths, bytes, open files or uploads, Pillow images, or uint8 arrays [H, W, 3].
             max_num_patches: number of patches that every image is resized to fill; None lets the model choose. Models
                 that take images of one size accept only that size's number.
             batch_size: images per run of the graph; None chooses by the number of patches.
             normalize: to length one; False gives the reference's own features.
             on_error: ``raise`` stops at the first image that cannot be read; ``skip`` leaves such images out and
                 lists them.
-            exif_transpose: turn images upright by their EXIF orientation. The released code does not.
+            exif_transpose: turn images upright by their EXIF orientation. None does as the model's reference does
+                (``manifest.image.exif_transpose``) with files, and never turns a Pillow image.
+            details: return an :class:`Embedded` with ``raise`` too.
 
         Returns:
-            float32 [n, D], in the order of ``images``; with ``skip`` an :class:`Embedded`.
+            float32 [n, D], in the order of ``images``; with ``skip`` or ``details`` an :class:`Embedded`.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -231,21 +253,24 @@ class Model:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
         check_positive("batch_size", batch_size)
-        items = self._prepared(images, max_num_patches, exif_transpose, on_error)
+        items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose, skip=on_error == "skip")
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         vectors: dict[int, FloatArray] = {}
         failures: list[Failure] = []
+        unrotated: list[int] = []
         for entry in _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
             if isinstance(entry, Failure):
                 failures.append(entry)
                 continue
             batch, output = entry
             vectors.update((item.index, row) for item, row in zip(batch.items, output.result(), strict=True))
+            unrotated.extend(item.index for item in batch.items if item.value.orientation != 1)
         rows = sorted(vectors)
         stacked = self._stack([vectors[index] for index in rows])
-        if on_error == "raise":
+        if on_error == "raise" and not details:
             return stacked
-        return Embedded(stacked, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
+        failures.sort(key=lambda failure: failure.index)
+        return Embedded(stacked, tuple(rows), tuple(failures), tuple(sorted(unrotated)))
 
     def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
         """One vector per text.
@@ -307,20 +332,35 @@ class Model:
             start += len(batch)
         return indices
 
-    def dense(self, image: ImageSource, max_num_patches: int | None = None) -> DenseImage:
+    def load_image(self, image: ImageSource, exif_transpose: bool | None = None) -> Image.Image:
+        """Read an image as 8-bit RGB, as :meth:`embed_images` and :meth:`dense` read it.
+
+        Args:
+            image: as for :meth:`embed_images`.
+            exif_transpose: likewise.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        return load_image(image, exif_transpose=self._reader.turns(image, exif_transpose))
+
+    def dense(
+        self, image: ImageSource, max_num_patches: int | None = None, *, exif_transpose: bool | None = None
+    ) -> DenseImage:
         """An image whose tower runs once for all of its boxes, masks and maps.
 
         Args:
             image: as for :meth:`embed_images`.
             max_num_patches: number of patches to resize to, up to 16,384 for fine maps; None takes the image's
                 bucket. Time grows with the square of the number.
+            exif_transpose: as for :meth:`embed_images`. Boxes and masks are those of the image after it.
 
         Raises:
             ImageError: the image cannot be read.
             ArgumentError: the model has no dense features, or does not take this number of patches.
         """
         self.graphs.check_has("dense")
-        patches = self.preparation(load_image(image), max_num_patches)
+        patches = self._reader.prepare(image, max_num_patches, exif_transpose=exif_transpose)
         return DenseImage(self.graphs, patches, self.embed_texts)
 
     def dense_features(
@@ -328,6 +368,8 @@ class Model:
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None = None,
         normalize: bool = True,
+        *,
+        exif_transpose: bool | None = None,
     ) -> list[FloatArray]:
         """One vector per patch of each image, comparable with texts of walk type ``box``.
 
@@ -335,6 +377,7 @@ class Model:
             images: as for :meth:`embed_images`.
             max_num_patches: as for :meth:`dense`.
             normalize: to length one; False gives the reference's own features.
+            exif_transpose: as for :meth:`embed_images`.
 
         Returns:
             A list of float32 [h, w, D], one per image, (h, w) being its grid of patches.
@@ -343,7 +386,7 @@ class Model:
             ArgumentError: the model has no dense features.
         """
         self.graphs.check_has("dense")
-        items = self._prepared(images, max_num_patches)
+        items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose)
         closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
         for entry in _ahead(_submit(items, closed, self.graphs.dense)):
@@ -362,6 +405,8 @@ class Model:
         boxes: ArrayLike,
         max_num_patches: int | None = None,
         normalize: bool = True,
+        *,
+        exif_transpose: bool | None = None,
     ) -> FloatArray:
         """One vector per box of an image: :meth:`dense` and :meth:`DenseImage.regions` in one call.
 
@@ -369,7 +414,7 @@ class Model:
             float32 [r, D].
         """
         self.graphs.check_has("region")
-        return self.dense(image, max_num_patches).regions(boxes, normalize)
+        return self.dense(image, max_num_patches, exif_transpose=exif_transpose).regions(boxes, normalize)
 
     def embed_masks(
         self,
@@ -377,6 +422,8 @@ class Model:
         masks: ArrayLike,
         max_num_patches: int | None = None,
         normalize: bool = True,
+        *,
+        exif_transpose: bool | None = None,
     ) -> FloatArray:
         """One vector per mask of an image: :meth:`dense` and :meth:`DenseImage.masks` in one call.
 
@@ -384,7 +431,7 @@ class Model:
             float32 [m, D].
         """
         self.graphs.check_has("mask")
-        return self.dense(image, max_num_patches).masks(masks, normalize)
+        return self.dense(image, max_num_patches, exif_transpose=exif_transpose).masks(masks, normalize)
 
     def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """exp(logit_scale) · cosine + logit_bias.
@@ -406,27 +453,6 @@ class Model:
         """
         return scores.probabilities(self.logits(image_embeds, text_embeds), self.manifest.score)
 
-    def _prepared(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        max_num_patches: int | None,
-        exif_transpose: bool = False,
-        on_error: OnError = "raise",
-    ) -> Iterator[Item[Patches] | Failure]:
-        """Read and resize images in threads, as needed and in order."""
-
-        def prepare(image: _QueuedImage) -> Item[Patches] | Failure:
-            try:
-                patches = self.preparation(image.read(exif_transpose), max_num_patches)
-            except ImageError as error:
-                if on_error == "raise":
-                    raise
-                return Failure(image.index, error)
-            return Item(image.index, patches.bucket, len(patches.pixels), patches)
-
-        queued = (_QueuedImage.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
-        return map_ahead(prepare, queued)
-
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:
             array = np.atleast_2d(np.asarray(values, dtype=np.float32))
@@ -438,38 +464,6 @@ class Model:
 
     def _stack(self, vectors: list[FloatArray]) -> FloatArray:
         return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float32)
-
-
-@dataclass(frozen=True)
-class _QueuedImage:
-    """An image that waits for a thread, or the error that it cannot be read.
-
-    The thread reads files. Pixels in memory are copied at once, because their owner may close or overwrite them
-    meanwhile.
-    """
-
-    index: int
-    source: str | os.PathLike[str] | bytes | Image.Image | ImageError
-    name: str
-
-    @classmethod
-    def of(cls, index: int, source: ImageSource, exif_transpose: bool) -> _QueuedImage:
-        if isinstance(source, (str, os.PathLike)):
-            return cls(index, source, os.fspath(source))
-        name = f"image {index}"
-        if isinstance(source, bytes):
-            return cls(index, source, name)
-        try:
-            return cls(index, load_image(source, name, exif_transpose=exif_transpose), name)
-        except ImageError as error:
-            return cls(index, error, name)
-
-    def read(self, exif_transpose: bool) -> Image.Image:
-        if isinstance(self.source, ImageError):
-            raise self.source
-        if isinstance(self.source, Image.Image):
-            return self.source
-        return load_image(self.source, self.name, exif_transpose=exif_transpose)
 
 
 def _submit(

@@ -36,7 +36,7 @@ VISION, TEXT = TOWER | {"num_patches": 81}, TOWER | {"vocab_size": 775, "max_pos
 SIZES = [(150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 900), (500, 40), (1, 1)]
 TEXTS = ["a photo of a cat", "一只黑猫坐在窗台上", "", "naïve 🦊 café", "long " * 100]
 
-PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384, False))
 
 
 def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, torch.Tensor]:

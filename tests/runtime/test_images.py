@@ -23,7 +23,7 @@ from helpers import assert_one_sentence, picture
 from slow_resize import resize
 
 RGB = picture(48, 64)
-PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384, False))
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

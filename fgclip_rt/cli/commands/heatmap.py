@@ -8,7 +8,6 @@ import click
 
 from ... import answers
 from ...heatmap import draw
-from ...images import load_image
 from ...outputs import check_picture_output, save_picture
 from .. import options
 from ..inputs import warn_truncated
@@ -45,8 +44,11 @@ def run(
     texts.check()
     model = loading.open()
     warn_truncated(model, texts.text, texts.walk_type)
-    photo = load_image(image, exif_transpose=pixels.exif_transpose)
-    maps = model.dense(photo, pixels.max_num_patches).map(texts.text, texts.walk_type)
+    photo = model.load_image(image, pixels.exif_transpose)
+    dense = model.dense(photo, pixels.max_num_patches)
+    unrotated = int(dense.patches.orientation != 1)
+    pixels.warn_unrotated(unrotated, 1)
+    maps = dense.map(texts.text, texts.walk_type)
     picture = draw(photo, maps, texts.text, font)
     save_picture(picture.image, output)
     if picture.unlabelled:
@@ -59,6 +61,7 @@ def run(
         image=str(image),
         grid=list(maps.shape[1:]),
         texts=[answers.found(text, values, photo.size) for text, values in zip(texts.text, maps, strict=True)],
+        unrotated=unrotated,
     )
     if json:
         say_json(answer)

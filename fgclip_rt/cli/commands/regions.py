@@ -8,7 +8,6 @@ import click
 
 from ... import answers
 from ...errors import BoxError
-from ...images import load_image
 from .. import options
 from ..inputs import warn_truncated
 from ..options import Loading, Pixels, Texts
@@ -32,13 +31,15 @@ def run(loading: Loading, image: Path, box: tuple[str, ...], texts: Texts, pixel
     warn_truncated(model, texts.text, texts.walk_type)
     answer = answers.regions(
         model,
-        load_image(image, exif_transpose=pixels.exif_transpose),
+        image,
         boxes,
         texts.text,
         texts.walk_type,
         pixels.max_num_patches,
         name=str(image),
+        exif_transpose=pixels.exif_transpose,
     )
+    pixels.warn_unrotated(answer.unrotated, 1)
     if json:
         say_json(answer)
     else:

@@ -35,6 +35,7 @@ def run(loading: Loading, images: tuple[Path, ...], texts: Texts, pixels: Pixels
         names=[str(image) for image in images],
         exif_transpose=pixels.exif_transpose,
     )
+    pixels.warn_unrotated(answer.unrotated, len(images))
     if json:
         say_json(answer)
     else:
