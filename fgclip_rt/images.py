@@ -179,12 +179,13 @@ def file_bytes(source: object, name: str) -> bytes:
 
 def _open_file(source: object) -> Any:
     """The file object that a source is, or that an upload of a web framework holds; None if there is none."""
-    from inspect import iscoroutinefunction
-
     for file in (source, getattr(source, "file", None)):
         read = getattr(file, "read", None)
-        if callable(read) and not iscoroutinefunction(read):
-            return file
+        if callable(read):
+            from inspect import iscoroutinefunction
+
+            if not iscoroutinefunction(read):
+                return file
     return None
 
 

@@ -82,7 +82,8 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
 
     def __str__(self) -> str:
         buckets = ", ".join(map(str, self.buckets))
-        return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}"
+        turned = ", files turned upright" if self.exif_transpose else ""
+        return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}{turned}"
 
 
 class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
@@ -122,6 +123,7 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         return (
             f"square, {self.image_size}×{self.image_size} px, {self.resample}, "
             f"{self.max_num_patches} patches of {self.patch_size} px"
+            f"{', files turned upright' if self.exif_transpose else ''}"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 
 from fgclip_rt.bundle import decode_manifest
@@ -304,6 +305,8 @@ def test_specifications_say_what_they_are() -> None:
     assert str(SquareSpec(16, 3, "bicubic", 224, False)) == "square, 224×224 px, bicubic, 196 patches of 16 px"
     assert str(SquareSpec(14, 3, "bilinear", 336, False)) == "square, 336×336 px, bilinear, 576 patches of 14 px"
     assert str(NAFLEX) == "naflex, patches of 16 px, buckets 128, 256, up to 1,024"
+    assert str(replace(NAFLEX, exif_transpose=True)).endswith("up to 1,024, files turned upright")
+    assert str(replace(SMALL, exif_transpose=True)).endswith("9 patches of 8 px, files turned upright")
 
 
 def test_each_specification_has_its_preparation() -> None:
@@ -343,6 +346,7 @@ def test_a_manifest_of_a_square_survives_a_round_trip(spec: SquareSpec) -> None:
 
 def test_the_kind_stands_in_the_manifest() -> None:
     square = {"kind": "square", "patch_size": 8, "channels": 3, "resample": "bicubic", "image_size": 24}
+    square |= {"exif_transpose": False}
     assert manifest(SMALL).to_builtins()["image"] == square
     assert manifest(NAFLEX).to_builtins()["image"]["kind"] == "naflex"
     for spec in (SMALL, NAFLEX):
@@ -376,6 +380,8 @@ def without(key: str) -> Callable[[Json], object]:
         (updated(image_size=24.5), ["image_size", "`int`"]),
         (updated(image_size=[24, 24]), ["image_size", "`int`"]),
         (without("image_size"), ["image_size", "$.image"]),
+        (without("exif_transpose"), ["exif_transpose", "$.image"]),
+        (updated(exif_transpose=1), ["exif_transpose", "`bool`"]),
         (without("patch_size"), ["patch_size", "$.image"]),
         (updated(resample="lanczos"), ["'lanczos'", "resample"]),
         (updated(resample=3), ["resample"]),
@@ -395,6 +401,7 @@ def test_a_square_that_is_not_as_specified_is_refused(edit: Callable[[Json], obj
         (updated(kind="square"), ["$.image"]),
         (updated(resample="bicubic"), ["'bicubic'", "resample"]),
         (without("buckets"), ["buckets", "$.image"]),
+        (without("exif_transpose"), ["exif_transpose", "$.image"]),
     ],
 )
 def test_a_grid_takes_nothing_of_a_square(edit: Callable[[Json], object], parts: list[str]) -> None:
