@@ -23,12 +23,13 @@ import fgclip_rt
 from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Finished
 from fgclip_rt.backends.onnxruntime import open_session, run_session
+from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.machine import usable_cores
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
-from helpers import WALK_TYPES, Golden, assert_one_sentence, embed_anew, picture
+from helpers import SQUARE_NAMES, WALK_TYPES, Golden, assert_one_sentence, embed_anew, picture
 
 MAIN = Golden("fgclip2")
 #: Images of four buckets, in no order.
@@ -525,6 +526,13 @@ def test_images_are_turned_upright_where_that_is_asked_for(model: Model, tmp_pat
     for source in (path, path.read_bytes(), Image.open(path)):
         np.testing.assert_array_equal(model.embed_images([source], exif_transpose=True), expected)
         assert not np.allclose(model.embed_images([source]), expected, atol=1e-3)
+
+
+def test_the_released_code_of_fg_clip_and_fineclip_turns_no_file(
+    bundle_path: Path, square_path: Callable[[str], Path]
+) -> None:
+    for path in (bundle_path, *map(square_path, SQUARE_NAMES)):
+        assert not Bundle.open(path, check_hashes=False).manifest.image.exif_transpose
 
 
 def test_images_that_were_not_turned_are_listed(model: Model, tmp_path: Path) -> None:

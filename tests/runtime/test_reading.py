@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_memory_may_be_overwritten_and_files_closed_after_they_were_passed() -> 
 
 
 def test_large_images_in_memory_are_prepared_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_TO_COPY", RGB.shape[0] * RGB.shape[1] - 1)
+    monkeypatch.setattr(reading, "_LARGE", RGB.shape[0] * RGB.shape[1] - 1)
     image = Image.fromarray(RGB)
     monkeypatch.setattr(image, "copy", None)
     patches = prepared(reader().prepare_ahead([image, RGB, photo()]))
@@ -152,3 +153,21 @@ def test_an_rgb_file_is_not_copied(mode: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Image.Image, "convert", counted)
     reader().prepare(buffer.getvalue())
     assert converted == ([] if mode == "RGB" else ["L"])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_memory_of_a_large_image_is_given_back_once_it_is_gone(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[weakref.ref[Image.Image]] = []
+    given_back: list[bool] = []
+
+    class Remembering(SquarePreparation):
+        def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+            decoded.append(weakref.ref(image))
+            return super().__call__(image, max_num_patches)
+
+    monkeypatch.setattr(reading, "_LARGE", RGB.shape[0] * RGB.shape[1] - large)
+    monkeypatch.setattr(reading, "release_free_memory", lambda: given_back.append(decoded[0]() is None))
+    ImageReader(Remembering(SquareSpec(8, 3, "bicubic", 24, False))).prepare(photo())
+    assert given_back == [True] * large
