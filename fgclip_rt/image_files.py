@@ -77,7 +77,7 @@ def identify(file: IO[bytes], name: str) -> Image.Image:
     Raises:
         ImageError: the file is of no such format.
     """
-    # Pillow's five usual formats first, because importing the plugins of all others takes 100 ms.
+    # Pillow's five usual formats first, because importing the plugins of all others takes 40 ms.
     for register in (Image.preinit, Image.init):
         register()
         with contextlib.suppress(UnidentifiedImageError):

@@ -107,7 +107,7 @@ class ImageReader:
                 rgb = decoded.rgb.copy() if decoded.rgb is source else decoded.rgb
                 return _Queued(index, name, decoded._replace(rgb=rgb))
             except ImageError as error:
-                return _Queued(index, name, error)
+                return _Queued(index, name, _without_frames(error))
 
         def prepare(image: _Queued) -> Item[Patches] | Failure:
             try:
@@ -115,7 +115,7 @@ class ImageReader:
             except ImageError as error:
                 if not skip:
                     raise
-                return Failure(image.index, error)
+                return Failure(image.index, _without_frames(error))
             return Item(image.index, patches.bucket, len(patches.pixels), patches)
 
         return map_ahead(prepare, (queue(index, source) for index, source in enumerate(as_sources(images))))
@@ -130,6 +130,12 @@ class ImageReader:
                 return replace(self.preparation(rgb, max_num_patches), orientation=orientation)
             case source:
                 return self.prepare(source, max_num_patches, image.name, exif_transpose)
+
+
+def _without_frames(error: ImageError) -> ImageError:
+    """An error that is kept, without the frames in which it arose, because these hold the decoded image."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 class _Queued(msgspec.Struct, frozen=True):

@@ -100,6 +100,14 @@ def test_failures_keep_their_place() -> None:
     assert "image 2" in str(entries[2].error)  # type: ignore[union-attr]
 
 
+def test_a_failure_keeps_no_decoded_image() -> None:
+    sources = [photo()[:-30], photo()[:300], Image.open(io.BytesIO(photo()[:300]))]
+    failures = list(reader().prepare_ahead(sources, skip=True))
+    for failure in failures:
+        assert isinstance(failure, Failure)
+        assert (failure.error.__traceback__, failure.error.__context__) == (None, None)
+
+
 class Counting(SquarePreparation):
     """Counts the pixels that are decoded and not yet resized."""
 
