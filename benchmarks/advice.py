@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from PIL import Image
 
 from fgclip_rt.errors import ImageError
 from fgclip_rt.graphs import ImageInputs
+from fgclip_rt.images import image_size
 from fgclip_rt.manifest import Strict
 from fgclip_rt.model import Model
 from fgclip_rt.progress import BeginStage, silent
@@ -95,9 +95,8 @@ def advise(
     unreadable = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                width, height = image.size
-        except Exception:  # Pillow's decoders raise nearly anything on damaged files
+            width, height = image_size(file)
+        except ImageError:
             unreadable.append(str(file))
         else:
             bucket, shape = model.preparation.grid(width, height, max_num_patches)

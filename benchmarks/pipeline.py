@@ -11,9 +11,8 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.errors import BenchmarkError, ImageError
 from fgclip_rt.graphs import ImageInputs
-from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.turns import take_turns, timed
@@ -30,8 +29,10 @@ def measure_pipeline(
     rounds: int = 5,
     max_num_patches: int | None = None,
     progress: Callable[[], None] = lambda: None,
+    *,
+    most: int | None = None,
 ) -> Pipeline:
-    """Embed image files, as a whole and stage by stage.
+    """Embed image files, as a whole and stage by stage. Files that cannot be read are left out and listed.
 
     Args:
         model: a loaded bundle.
@@ -39,23 +40,32 @@ def measure_pipeline(
         rounds: number of turns of the whole, and of the model alone.
         max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
         progress: called after each turn.
+        most: number of files to embed, the first ones that can be read; None takes all.
 
     Raises:
-        ImageError: a file cannot be read.
-        BenchmarkError: there are no files.
+        BenchmarkError: there are no files, or none can be read.
     """
-    if not files:
-        raise BenchmarkError("there are no image files to embed; give some.")
     stages: dict[str, float] = defaultdict(float)
     buckets: dict[int, list[Patches]] = defaultdict(list)
+    readable: list[Path] = []
+    unreadable: list[str] = []
     for file in files:
+        if len(readable) == most:
+            break
         start = perf_counter()
-        image = load_image(file)
-        decoded = perf_counter()
-        patches = model.preparation(image, max_num_patches)
+        try:
+            image = model.load_image(file)
+            decoded = perf_counter()
+            patches = model.preparation(image, max_num_patches)
+        except ImageError:
+            unreadable.append(str(file))
+            continue
+        readable.append(file)
         stages["decode"] += decoded - start
         stages["resize"] += perf_counter() - decoded
         buckets[patches.bucket].append(patches)
+    if not readable:
+        raise BenchmarkError(f"none of {len(files)} image files can be read and embedded; give others.")
     batches = [
         bucket[first : first + size]
         for length, bucket in buckets.items()
@@ -72,13 +82,13 @@ def measure_pipeline(
             side_by_side(batch)
 
     def whole() -> None:
-        model.embed_images(files, max_num_patches)
+        model.embed_images(readable, max_num_patches)
 
     turns = {"alone": partial(timed, alone), "whole": partial(timed, whole)}
     measured = take_turns(turns, rounds, warm_up=1, progress=progress)
     stages["copy"] = timed(copy)
     stages["model"] = min(measured["alone"])
-    return Pipeline(len(files), dict(stages), tuple(measured["alone"]), tuple(measured["whole"]))
+    return Pipeline(len(readable), dict(stages), tuple(measured["alone"]), tuple(measured["whole"]), tuple(unreadable))
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:

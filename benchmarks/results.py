@@ -114,12 +114,14 @@ class Pipeline(Strict, frozen=True):
         stages: seconds that decoding, resizing, copying and the model take one after the other, for all files.
         alone: seconds of the model alone for all files, by turn.
         whole: seconds from files to vectors, by turn.
+        unreadable: files that were to be embedded and could not be read.
     """
 
     images: int
     stages: dict[str, float]
     alone: tuple[float, ...]
     whole: tuple[float, ...]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def share(self) -> Ratio:

@@ -33,6 +33,7 @@ from .errors import (
 if typing.TYPE_CHECKING:
     from .boxes import BoxUnitsWarning
     from .bundle import Bundle
+    from .image_files import allow_image_format
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
 
@@ -63,6 +64,7 @@ __all__ = [
     "SpecialTokenWarning",
     "TextError",
     "__version__",
+    "allow_image_format",
     "load",
     "load_image",
 ]
@@ -73,6 +75,7 @@ _HOMES = {
     "Bundle": ".bundle",
     "Model": ".model",
     "RandomWeightsWarning": ".model",
+    "allow_image_format": ".image_files",
     "load": ".model",
     "load_image": ".images",
 }

@@ -53,6 +53,7 @@ class Embedding(Answer, frozen=True):
         rows: the input of each.
         skipped: inputs that could not be read.
         truncated_texts: indices of texts that lost their end.
+        unrotated: number of images that carry an EXIF rotation that was not applied.
         error: there if inputs that were named could not be read.
     """
 
@@ -61,6 +62,7 @@ class Embedding(Answer, frozen=True):
     rows: list[Row]
     skipped: list[Skipped]
     truncated_texts: list[int]
+    unrotated: int
     error: Problem | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -75,6 +77,7 @@ class Scores(Answer, frozen=True):
         probabilities: of the logits, by ``activation``.
         activation: ``sigmoid``, by which each text has a probability of its own; or ``softmax``, by which the texts of
             the call share one, so that a single text always has 1.
+        unrotated: number of images that carry an EXIF rotation that was not applied, here and below.
         skipped: images that could not be read.
         error: there if any was skipped.
     """
@@ -85,6 +88,7 @@ class Scores(Answer, frozen=True):
     logits: Numbers
     probabilities: Numbers
     activation: Literal["sigmoid", "softmax"]
+    unrotated: int
     skipped: list[Skipped]
     error: Problem | msgspec.UnsetType = msgspec.UNSET
 
@@ -97,6 +101,7 @@ class Regions(Answer, frozen=True):
     box_format: str
     texts: list[str]
     cosines: Numbers
+    unrotated: int
 
 
 class Found(Answer, frozen=True):
@@ -135,6 +140,7 @@ class Maps(Answer, frozen=True):
     scale: str
     maps: str | None
     texts: list[Found]
+    unrotated: int
 
 
 class Captions(Answer, frozen=True):
@@ -299,7 +305,7 @@ def score(
     max_num_patches: int | None = None,
     *,
     names: Sequence[str],
-    exif_transpose: bool = False,
+    exif_transpose: bool | None = None,
 ) -> Scores:
     """How well each text describes each image. An image that cannot be read is left out and listed.
 
@@ -327,6 +333,7 @@ def score(
         logits=model.logits(found.vectors, text_embeds).tolist(),
         probabilities=model.probabilities(found.vectors, text_embeds).tolist(),
         activation=model.manifest.score.activation,
+        unrotated=len(found.unrotated),
         skipped=skipped,
         error=_left_out(skipped, len(names)) if skipped else msgspec.UNSET,
     )
@@ -347,16 +354,20 @@ def regions(
     *,
     box_format: BoxFormat = "xyxy",
     name: str,
+    exif_transpose: bool | None = None,
 ) -> Regions:
     """Cosines of texts with boxes of an image, which the answer calls ``name``."""
     given: ArrayLike = boxes
-    vectors = model.embed_regions(image, given, max_num_patches, box_format=box_format)
+    model.graphs.check_has("region")
+    dense = model.dense(image, max_num_patches, exif_transpose=exif_transpose)
+    vectors = dense.regions(given, box_format=box_format)
     return Regions(
         image=name,
         boxes=[list(box) for box in boxes],
         box_format=box_format,
         texts=list(texts),
         cosines=(vectors @ model.embed_texts(texts, walk_type).T).tolist(),
+        unrotated=int(dense.patches.orientation != 1),
     )
 
 

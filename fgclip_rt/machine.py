@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -109,6 +111,17 @@ def available_memory() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
+def release_free_memory() -> None:
+    """Give memory that this process has freed back to the system.
+
+    glibc keeps what a thread has freed for that thread, up to the largest image that each of them decoded. Other C
+    libraries return large pieces by themselves, and nothing is done.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
 def nvidia_gpus() -> list[str]:
     """Name and memory of each NVIDIA GPU, as ``nvidia-smi`` lists them; empty if it fails."""
     try:
@@ -163,3 +176,13 @@ def _cpuinfo(keys: tuple[str, ...]) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1] for line in lines if line.startswith(keys)), "")
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim

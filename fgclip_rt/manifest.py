@@ -84,6 +84,7 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
         resample: Pillow's name of the filter.
         buckets: patch counts, ascending; an image takes the first that holds its own number of whole patches.
         max_num_patches: the largest patch count that can be asked for.
+        exif_transpose: whether the reference turns image files upright by their EXIF orientation.
     """
 
     patch_size: PixelCount
@@ -91,6 +92,7 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
     resample: Literal["bilinear"]
     buckets: Annotated[tuple[PatchCount, ...], msgspec.Meta(min_length=1)]
     max_num_patches: PatchCount
+    exif_transpose: bool
 
     @property
     def lengths(self) -> range:
@@ -99,7 +101,8 @@ class NaflexSpec(Strict, frozen=True, tag_field="kind", tag="naflex"):
 
     def __str__(self) -> str:
         buckets = ", ".join(map(str, self.buckets))
-        return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}"
+        turned = ", files turned upright" if self.exif_transpose else ""
+        return f"naflex, patches of {self.patch_size} px, buckets {buckets}, up to {self.max_num_patches:,}{turned}"
 
 
 class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
@@ -110,12 +113,14 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         channels: channels of a pixel, RGB.
         resample: Pillow's name of the filter.
         image_size: side of the square in pixels, a multiple of ``patch_size``.
+        exif_transpose: whether the reference turns image files upright by their EXIF orientation.
     """
 
     patch_size: PixelCount
     channels: PixelCount
     resample: Literal["bilinear", "bicubic"]
     image_size: PixelCount
+    exif_transpose: bool
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -137,6 +142,7 @@ class SquareSpec(Strict, frozen=True, tag_field="kind", tag="square"):
         return (
             f"square, {self.image_size}×{self.image_size} px, {self.resample}, "
             f"{self.max_num_patches} patches of {self.patch_size} px"
+            f"{', files turned upright' if self.exif_transpose else ''}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from . import scores
-from .ahead import map_ahead
 from .arrays import FloatArray
 from .backends import Backend
 from .batching import Batch, Failure, Item, batches, full
@@ -25,11 +24,12 @@ from .boxes import BoxFormat
 from .bundle import Bundle
 from .choice import choose_backend
 from .dense import DenseImage
-from .errors import ArgumentError, BundleError, ImageError, SpecialTokenWarning, TextError, check_positive
+from .errors import ArgumentError, BundleError, SpecialTokenWarning, TextError, check_positive
 from .graphs import Graphs, ImageInputs, Output, TextInputs
-from .images import ImageSource, as_sources, load_image
-from .manifest import Manifest
+from .images import ImageSource, load_image
+from .manifest import Manifest, WalkTypeSpec
 from .preparation import Patches, preparation
+from .reading import ImageReader
 from .recent import Recent
 from .text import Encoded, Tokenizer, as_texts, special_tokens_found
 
@@ -132,16 +132,36 @@ class Embedded(Generic[_V]):
         vectors: float32 [k, D]; of :meth:`Model.dense_features` a list of k arrays float32 [h, w, D].
         rows: for each of ``vectors``, the index of its image or text in the call; ascending.
         failures: the images or texts that could not be read, with their errors.
+        unrotated: indices in the call of the images that carry an EXIF orientation and were not turned by it.
     """
 
     vectors: _V
     rows: tuple[int, ...]
     failures: tuple[Failure, ...]
+    unrotated: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, vectors: _V, rows: Iterable[int], failures: Iterable[Failure]) -> Embedded[_V]:
+    def of(
+        cls, vectors: _V, rows: Iterable[int], failures: Iterable[Failure], unrotated: Iterable[int] = ()
+    ) -> Embedded[_V]:
         """Join the outcome of a call, in the order of its inputs."""
-        return cls(vectors, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
+        in_order = sorted(failures, key=lambda failure: failure.index)
+        return cls(vectors, tuple(rows), tuple(in_order), tuple(sorted(unrotated)))
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Vectors of images or texts that ran together.
+
+    Attributes:
+        indices: for each row of ``vectors``, the index of its image or text in the call.
+        vectors: float32 [b, D].
+        unrotated: indices in the call of the images that carry an EXIF orientation and were not turned by it.
+    """
+
+    indices: tuple[int, ...]
+    vectors: FloatArray
+    unrotated: tuple[int, ...] = ()
 
 
 class Model:
@@ -174,6 +194,7 @@ class Model:
         self.precision = backend.precision
         self.graphs = Graphs(bundle, backend)
         self.preparation = preparation(self.manifest.image)
+        self._reader = ImageReader(self.preparation)
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
         self._recent_texts: Recent[tuple[str, str, bool], _TextVector] = Recent(_RECENT_TEXTS)
         self._options = options
@@ -221,7 +242,8 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["raise"] = "raise",
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: Literal[False] = False,
     ) -> FloatArray: ...
 
     @overload
@@ -233,7 +255,21 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["skip"],
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: bool = False,
+    ) -> Embedded[FloatArray]: ...
+
+    @overload
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+        exif_transpose: bool | None = None,
+        details: Literal[True],
     ) -> Embedded[FloatArray]: ...
 
     def embed_images(
@@ -244,47 +280,73 @@ class Model:
         normalize: bool = True,
         *,
         on_error: OnError = "raise",
-        exif_transpose: bool = False,
+        exif_transpose: bool | None = None,
+        details: bool = False,
     ) -> FloatArray | Embedded[FloatArray]:
         """One vector per image.
 
-        A list or generator is consumed as needed: only the images of unfinished batches are in memory. A vector does
-        not depend on the other images of the call.
+        A list or generator is consumed as needed. Of unfinished batches only the patches are in memory. Files are
+        decoded side by side while they have at most 134 million pixels together, over all calls of the process; a
+        larger one is decoded alone. A vector does not depend on the other images of the call.
 
         Args:
-            images: paths, bytes, Pillow images or uint8 arrays [H, W, 3].
+            images: paths, bytes, open files or uploads, Pillow images, or uint8 arrays [H, W, 3].
             max_num_patches: number of patches that every image is resized to fill; None lets the model choose. Models
                 that take images of one size accept only that size's number.
             batch_size: images per run of the graph; None chooses by the number of patches.
             normalize: to length one; False gives the reference's own features.
             on_error: ``raise`` stops at the first image that cannot be read; ``skip`` leaves such images out and
                 lists them.
-            exif_transpose: turn images upright by their EXIF orientation. The released code does not.
+            exif_transpose: turn images upright by their EXIF orientation. None does as the model's reference does
+                (``manifest.image.exif_transpose``) with files, and never turns a Pillow image.
+            details: return an :class:`Embedded` with ``raise`` too.
 
         Returns:
-            float32 [n, D], in the order of ``images``; with ``skip`` an :class:`Embedded`.
+            float32 [n, D], in the order of ``images``; with ``skip`` or ``details`` an :class:`Embedded`.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
             ArgumentError: an argument is out of range.
         """
-        _check_on_error(on_error)
-        check_positive("batch_size", batch_size)
-        items = self._prepared(images, max_num_patches, exif_transpose, on_error)
-        closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         vectors: dict[int, FloatArray] = {}
         failures: list[Failure] = []
-        for entry in _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
+        unrotated: list[int] = []
+        for entry in self.iter_images(
+            images, max_num_patches, batch_size, normalize, on_error=on_error, exif_transpose=exif_transpose
+        ):
             if isinstance(entry, Failure):
                 failures.append(entry)
                 continue
-            batch, output = entry
-            vectors.update((item.index, row) for item, row in zip(batch.items, output.result(), strict=True))
+            vectors.update(zip(entry.indices, entry.vectors, strict=True))
+            unrotated.extend(entry.unrotated)
         rows = sorted(vectors)
         stacked = self._stack([vectors[index] for index in rows])
-        if on_error == "raise":
+        if on_error == "raise" and not details:
             return stacked
-        return Embedded.of(stacked, rows, failures)
+        return Embedded.of(stacked, rows, failures, unrotated)
+
+    def iter_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+        exif_transpose: bool | None = None,
+    ) -> Iterator[EmbeddedBatch | Failure]:
+        """As :meth:`embed_images`, batch by batch as they are done, so that neither images nor vectors pile up.
+
+        Images of one bucket come in their order, but other buckets' images may come between them. With ``skip``, an
+        image that cannot be read comes as a :class:`Failure`, which has its index and its error.
+        """
+        _check_on_error(on_error)
+        check_positive("batch_size", batch_size)
+        items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose, skip=on_error == "skip")
+        closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
+        return map(
+            _finished, _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize)))
+        )
 
     @overload
     def embed_texts(
@@ -335,59 +397,43 @@ class Model:
             TextError: an entry is not valid text, or its tokens are not known in bounded time.
             ArgumentError: an argument is unknown.
         """
-        _check_on_error(on_error)
-        kind = self.tokenizer.walk_type(walk_type)
-        size = self.backend.batch_size("text", kind.length)
-        rows: dict[int, _TextVector] = {}
+        vectors: dict[int, _TextVector] = {}
         failures: list[Failure] = []
-        # By text, the rows that wait for its vector.
-        waiting: dict[str, list[int]] = {}
+        for entry in self._text_batches(texts, walk_type, normalize, on_error):
+            if isinstance(entry, Failure):
+                failures.append(entry)
+            else:
+                vectors.update(entry)
+        rows = sorted(vectors)
+        _warn_special({index: vectors[index] for index in rows}, stacklevel=3)
+        stacked = self._stack([vectors[index].vector for index in rows])
+        return stacked if on_error == "raise" else Embedded.of(stacked, rows, failures)
 
-        def queue(index: int, text: str) -> Item[_QueuedText] | None:
-            prepared = self.tokenizer.prepare(text, walk_type, index)
-            known = self._recent_texts.get((prepared, walk_type, normalize))
-            if known is not None:
-                rows[index] = known
-                return None
-            if prepared in waiting:
-                waiting[prepared].append(index)
-                return None
-            queued = _QueuedText(prepared, self.tokenizer.encode(prepared, walk_type, index))
-            waiting[prepared] = [index]
-            return Item(index, walk_type, kind.length, queued)
+    def iter_texts(
+        self,
+        texts: str | Iterable[str],
+        walk_type: str = "short",
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+    ) -> Iterator[EmbeddedBatch | Failure]:
+        """As :meth:`embed_texts`, batch by batch as they are done. Equal texts come together, whatever their order.
 
-        def uncached() -> Iterator[Item[_QueuedText]]:
-            for index, text in enumerate(as_texts(texts)):
-                try:
-                    item = queue(index, text)
-                except TextError as error:
-                    if on_error == "raise":
-                        raise
-                    failures.append(Failure(index, error))
+        With ``skip``, a text that is refused comes as a :class:`Failure`. Special tokens are warned of once.
+        """
+        # Here, not in the generator, so that a wrong argument is refused before the first vector is asked for.
+        batches_of_texts = self._text_batches(texts, walk_type, normalize, on_error)
+
+        def finished() -> Iterator[EmbeddedBatch | Failure]:
+            warned = False
+            for entry in batches_of_texts:
+                if isinstance(entry, Failure):
+                    yield entry
                     continue
-                if item is not None:
-                    yield item
+                warned = warned or _warn_special(entry, stacklevel=3)
+                yield EmbeddedBatch(tuple(entry), self._stack([each.vector for each in entry.values()]))
 
-        def submitted() -> Iterator[tuple[Batch[_QueuedText], Output]]:
-            for batch in batches(uncached(), full(lambda _: size)):
-                assert isinstance(batch, Batch)
-                tokens = self.tokenizer.pad([queued.encoded for queued in batch.values], walk_type)
-                yield batch, self.graphs.text(TextInputs.of(tokens, kind.index), normalize=normalize)
-
-        for batch, output in _ahead(submitted()):
-            for queued, vector in zip(batch.values, output.result(), strict=True):
-                # A copy, so that one text does not keep its whole batch alive.
-                embedded = _TextVector(vector.copy(), queued.encoded.special)
-                self._recent_texts.put((queued.prepared, walk_type, normalize), embedded)
-                rows.update((index, embedded) for index in waiting.pop(queued.prepared))
-        indices = sorted(rows)
-        special = {index: found for index in indices if (found := rows[index].special) is not None}
-        if special:
-            warnings.warn(special_tokens_found(special), SpecialTokenWarning, stacklevel=2)
-        stacked = self._stack([rows[index].vector for index in indices])
-        if on_error == "raise":
-            return stacked
-        return Embedded.of(stacked, indices, failures)
+        return finished()
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that exceed the walk type's length and would lose their end."""
@@ -400,20 +446,35 @@ class Model:
             start += len(batch)
         return indices
 
-    def dense(self, image: ImageSource, max_num_patches: int | None = None) -> DenseImage:
+    def load_image(self, image: ImageSource, exif_transpose: bool | None = None) -> Image.Image:
+        """Read an image as 8-bit RGB, as :meth:`embed_images` and :meth:`dense` read it.
+
+        Args:
+            image: as for :meth:`embed_images`.
+            exif_transpose: likewise.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        return load_image(image, exif_transpose=self._reader.turns(image, exif_transpose))
+
+    def dense(
+        self, image: ImageSource, max_num_patches: int | None = None, *, exif_transpose: bool | None = None
+    ) -> DenseImage:
         """An image whose tower runs once for all of its boxes, masks and maps.
 
         Args:
             image: as for :meth:`embed_images`.
             max_num_patches: number of patches to resize to, up to 16,384 for fine maps; None takes the image's
                 bucket. Time grows with the square of the number.
+            exif_transpose: as for :meth:`embed_images`. Boxes and masks are those of the image after it.
 
         Raises:
             ImageError: the image cannot be read.
             ArgumentError: the model has no dense features, or does not take this number of patches.
         """
         self.graphs.check_has("dense")
-        patches = self.preparation(load_image(image), max_num_patches)
+        patches = self._reader.prepare(image, max_num_patches, exif_transpose=exif_transpose)
         return DenseImage(self.graphs, patches, self.embed_texts, self.manifest.box_shares)
 
     @overload
@@ -424,6 +485,7 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["raise"] = "raise",
+        exif_transpose: bool | None = None,
     ) -> list[FloatArray]: ...
 
     @overload
@@ -434,6 +496,7 @@ class Model:
         normalize: bool = True,
         *,
         on_error: Literal["skip"],
+        exif_transpose: bool | None = None,
     ) -> Embedded[list[FloatArray]]: ...
 
     def dense_features(
@@ -443,6 +506,7 @@ class Model:
         normalize: bool = True,
         *,
         on_error: OnError = "raise",
+        exif_transpose: bool | None = None,
     ) -> list[FloatArray] | Embedded[list[FloatArray]]:
         """One vector per patch of each image, comparable with texts of walk type ``box``.
 
@@ -451,6 +515,7 @@ class Model:
             max_num_patches: as for :meth:`dense`.
             normalize: to length one; False gives the reference's own features.
             on_error: as for :meth:`embed_images`.
+            exif_transpose: likewise.
 
         Returns:
             A list of float32 [h, w, D], one per image, (h, w) being its grid of patches; with ``skip`` an
@@ -462,23 +527,26 @@ class Model:
         """
         _check_on_error(on_error)
         self.graphs.check_has("dense")
-        items = self._prepared(images, max_num_patches, on_error=on_error)
+        items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose, skip=on_error == "skip")
         closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
         failures: list[Failure] = []
+        unrotated: list[int] = []
         for entry in _ahead(_submit(items, closed, self.graphs.dense)):
             if isinstance(entry, Failure):
                 failures.append(entry)
                 continue
             batch, output = entry
             for item, features in zip(batch.items, output.result(), strict=True):
+                if item.value.orientation != 1:
+                    unrotated.append(item.index)
                 height, width = item.value.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
                 kept = features[: height * width].reshape(height, width, -1).copy()
                 maps[item.index] = scores.l2_normalize(kept) if normalize else kept
         rows = sorted(maps)
         ordered = [maps[index] for index in rows]
-        return ordered if on_error == "raise" else Embedded.of(ordered, rows, failures)
+        return ordered if on_error == "raise" else Embedded.of(ordered, rows, failures, unrotated)
 
     def embed_regions(
         self,
@@ -488,6 +556,7 @@ class Model:
         normalize: bool = True,
         *,
         box_format: BoxFormat = "xyxy",
+        exif_transpose: bool | None = None,
     ) -> FloatArray:
         """One vector per box of an image: :meth:`dense` and :meth:`DenseImage.regions` in one call.
 
@@ -495,7 +564,8 @@ class Model:
             float32 [r, D].
         """
         self.graphs.check_has("region")
-        return self.dense(image, max_num_patches).regions(boxes, normalize, box_format=box_format)
+        dense = self.dense(image, max_num_patches, exif_transpose=exif_transpose)
+        return dense.regions(boxes, normalize, box_format=box_format)
 
     def embed_masks(
         self,
@@ -503,6 +573,8 @@ class Model:
         masks: ArrayLike,
         max_num_patches: int | None = None,
         normalize: bool = True,
+        *,
+        exif_transpose: bool | None = None,
     ) -> FloatArray:
         """One vector per mask of an image: :meth:`dense` and :meth:`DenseImage.masks` in one call.
 
@@ -510,7 +582,7 @@ class Model:
             float32 [m, D].
         """
         self.graphs.check_has("mask")
-        return self.dense(image, max_num_patches).masks(masks, normalize)
+        return self.dense(image, max_num_patches, exif_transpose=exif_transpose).masks(masks, normalize)
 
     def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
         """exp(logit_scale) · cosine + logit_bias.
@@ -532,26 +604,70 @@ class Model:
         """
         return scores.probabilities(self.logits(image_embeds, text_embeds), self.manifest.score)
 
-    def _prepared(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        max_num_patches: int | None,
-        exif_transpose: bool = False,
-        on_error: OnError = "raise",
-    ) -> Iterator[Item[Patches] | Failure]:
-        """Read and resize images in threads, as needed and in order."""
+    def _text_batches(
+        self, texts: str | Iterable[str], walk_type: str, normalize: bool, on_error: OnError
+    ) -> Iterator[dict[int, _TextVector] | Failure]:
+        """The vectors of texts by their index, batch by batch; a text that is refused comes as a failure."""
+        _check_on_error(on_error)
+        kind = self.tokenizer.walk_type(walk_type)
+        return self._run_texts(texts, walk_type, kind, normalize, skip=on_error == "skip")
 
-        def prepare(image: _QueuedImage) -> Item[Patches] | Failure:
-            try:
-                patches = self.preparation(image.read(exif_transpose), max_num_patches)
-            except ImageError as error:
-                if on_error == "raise":
-                    raise
-                return Failure(image.index, error)
-            return Item(image.index, patches.bucket, len(patches.pixels), patches)
+    def _run_texts(
+        self, texts: str | Iterable[str], walk_type: str, kind: WalkTypeSpec, normalize: bool, *, skip: bool
+    ) -> Iterator[dict[int, _TextVector] | Failure]:
+        size = self.backend.batch_size("text", kind.length)
+        # Since the last batch, the vectors that were kept from earlier calls, by row.
+        rows: dict[int, _TextVector] = {}
+        # By text, the rows that wait for its vector.
+        waiting: dict[str, list[int]] = {}
 
-        queued = (_QueuedImage.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
-        return map_ahead(prepare, queued)
+        def queue(index: int, text: str) -> Item[_QueuedText] | None:
+            prepared = self.tokenizer.prepare(text, walk_type, index)
+            known = self._recent_texts.get((prepared, walk_type, normalize))
+            if known is not None:
+                rows[index] = known
+                return None
+            if prepared in waiting:
+                waiting[prepared].append(index)
+                return None
+            queued = _QueuedText(prepared, self.tokenizer.encode(prepared, walk_type, index))
+            waiting[prepared] = [index]
+            return Item(index, walk_type, kind.length, queued)
+
+        def uncached() -> Iterator[Item[_QueuedText] | Failure]:
+            for index, text in enumerate(as_texts(texts)):
+                try:
+                    item = queue(index, text)
+                except TextError as error:
+                    if not skip:
+                        raise
+                    yield Failure(index, error)
+                    continue
+                if item is not None:
+                    yield item
+
+        def submitted() -> Iterator[tuple[Batch[_QueuedText], Output] | Failure]:
+            for batch in batches(uncached(), full(lambda _: size)):
+                if isinstance(batch, Failure):
+                    yield batch
+                    continue
+                tokens = self.tokenizer.pad([queued.encoded for queued in batch.values], walk_type)
+                yield batch, self.graphs.text(TextInputs.of(tokens, kind.index), normalize=normalize)
+
+        for entry in _ahead(submitted()):
+            if isinstance(entry, Failure):
+                yield entry
+                continue
+            batch, output = entry
+            for queued, vector in zip(batch.values, output.result(), strict=True):
+                # A copy, so that one text does not keep its whole batch alive.
+                embedded = _TextVector(vector.copy(), queued.encoded.special)
+                self._recent_texts.put((queued.prepared, walk_type, normalize), embedded)
+                rows.update((index, embedded) for index in waiting.pop(queued.prepared))
+            yield rows
+            rows = {}
+        if rows:
+            yield rows
 
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:
@@ -607,36 +723,24 @@ def _check_on_error(on_error: str) -> None:
         raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
 
 
-@dataclass(frozen=True)
-class _QueuedImage:
-    """An image that waits for a thread, or the error that it cannot be read.
+def _warn_special(texts: Mapping[int, _TextVector], stacklevel: int) -> bool:
+    """Warn of the texts, by index, that spell a special token; whether there are any."""
+    special = {index: text.special for index, text in texts.items() if text.special is not None}
+    if special:
+        warnings.warn(special_tokens_found(special), SpecialTokenWarning, stacklevel=stacklevel)
+    return bool(special)
 
-    The thread reads files. Pixels in memory are copied at once, because their owner may close or overwrite them
-    meanwhile.
-    """
 
-    index: int
-    source: str | os.PathLike[str] | bytes | Image.Image | ImageError
-    name: str
-
-    @classmethod
-    def of(cls, index: int, source: ImageSource, exif_transpose: bool) -> _QueuedImage:
-        if isinstance(source, (str, os.PathLike)):
-            return cls(index, source, os.fspath(source))
-        name = f"image {index}"
-        if isinstance(source, bytes):
-            return cls(index, source, name)
-        try:
-            return cls(index, load_image(source, name, exif_transpose=exif_transpose), name)
-        except ImageError as error:
-            return cls(index, error, name)
-
-    def read(self, exif_transpose: bool) -> Image.Image:
-        if isinstance(self.source, ImageError):
-            raise self.source
-        if isinstance(self.source, Image.Image):
-            return self.source
-        return load_image(self.source, self.name, exif_transpose=exif_transpose)
+def _finished(entry: tuple[Batch[Patches], Output] | Failure) -> EmbeddedBatch | Failure:
+    """Wait for the output of a batch."""
+    if isinstance(entry, Failure):
+        return entry
+    batch, output = entry
+    return EmbeddedBatch(
+        tuple(item.index for item in batch.items),
+        output.result(),
+        tuple(item.index for item in batch.items if item.value.orientation != 1),
+    )
 
 
 def _submit(

@@ -33,12 +33,14 @@ class Patches:
         grid: (h, w), the number of patch rows and columns.
         image_size: (height, width) of the original image in pixels.
         bucket: the largest number of patches that it was allowed.
+        orientation: EXIF orientation that the original image carries and was not turned by, 2 to 8; 1 if there is none.
     """
 
     pixels: ByteArray
     grid: tuple[int, int]
     image_size: tuple[int, int]
     bucket: int
+    orientation: int = 1
 
 
 def side_by_side(batch: Sequence[Patches]) -> ByteArray:
@@ -52,6 +54,10 @@ def side_by_side(batch: Sequence[Patches]) -> ByteArray:
 
 class Preparation(Protocol):
     """Images to patches, by the specification in a manifest."""
+
+    @property
+    def spec(self) -> ImageSpec:
+        """The specification."""
 
     def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
         """Prepare ``image`` (RGB), with a number of patches that is asked for or the model's own choice.

@@ -104,7 +104,7 @@ class CalibrationData:
         walk_types: dict[str, ProbeTexts] = {}
 
         def run_image(source: Path | Image.Image) -> None:
-            image = load_image(source)
+            image = model.load_image(source)
             patches = model.preparation(image)
             # Kept at the size that the model sees, because photos of many megapixels would fill the memory.
             rows, columns = patches.grid

@@ -70,7 +70,7 @@ max_num_patches = click.option(
     "--max-num-patches", type=int, help="Patches to resize every image to.  [default: by each image's own size]"
 )
 max_image_pixels = click.option(
-    "--max-image-pixels", type=int, help="Largest image to decode, in pixels.  [default: Pillow's, 89,478,485]"
+    "--max-image-pixels", type=int, help="Largest image to decode, in pixels.  [default: Pillow's, 178,956,970]"
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 json = click.option("--json", is_flag=True, help="Print JSON for a program to read.")
@@ -109,12 +109,20 @@ class Pixels(Struct, frozen=True):
     """How images are read and how large they become."""
 
     max_num_patches: int | None
-    exif_transpose: bool
+    exif_transpose: bool | None
     max_image_pixels: int | None
 
     def set_limit(self) -> None:
-        """Raise or lower Pillow's limit on the size of an image for this process."""
+        """Set the limit on the size of an image for this process."""
         limit_pixels(self.max_image_pixels)
+
+    def warn_unrotated(self, count: int, total: int) -> None:
+        """Report images that carry a rotation that was not applied, unless that was asked for."""
+        if count and self.exif_transpose is None:
+            warn(
+                f"fgclip-rt: {count} of {total} images carry an EXIF rotation that was not applied, as in the model's "
+                "reference; turn them upright with --exif-transpose, or accept it with --no-exif-transpose."
+            )
 
 
 class Texts(Struct, frozen=True):
@@ -150,13 +158,18 @@ class WeightFiles(Struct, frozen=True):
 
 
 def limit_pixels(limit: int | None) -> None:
-    """Raise or lower Pillow's limit on the size of an image for this process."""
+    """Set the limit on the size of an image for this process; None leaves Pillow's."""
+    import warnings
+
     from PIL import Image
 
+    # Images are read up to twice this number, and Pillow warns from it on, which would only repeat that one is large.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     if limit is not None:
         if limit < 1:
             raise ArgumentError(f"--max-image-pixels is {limit}; give a positive number of pixels.")
-        Image.MAX_IMAGE_PIXELS = limit
+        # Pillow only compares with it, so that the half of an odd limit is exact.
+        Image.MAX_IMAGE_PIXELS = limit / 2  # type: ignore[assignment]
 
 
 def _group(name: str, kind: type[_T], *options: _Decorator) -> Callable[[_Function], _Function]:
@@ -183,9 +196,9 @@ pixels = _group(
     Pixels,
     max_num_patches,
     click.option(
-        "--exif-transpose",
-        is_flag=True,
-        help="Turn images upright by their EXIF orientation; the reference does not.",
+        "--exif-transpose/--no-exif-transpose",
+        default=None,
+        help="Turn images upright by their EXIF orientation.  [default: as the model's reference]",
     ),
     max_image_pixels,
 )

@@ -283,8 +283,25 @@ def test_stages_and_the_whole(model: Model, tmp_path: Path) -> None:
     assert found.images == 3
     assert len(found.alone) == len(found.whole) == 2
     assert found.share.value == pytest.approx(np.median(found.alone) / np.median(found.whole))
-    with pytest.raises(BenchmarkError, match="no image files"):
+    with pytest.raises(BenchmarkError, match="none of 0 image files"):
         measure_pipeline(model, [])
+
+
+def test_a_truncated_photo_is_left_out_and_another_stands_in(model: Model, tmp_path: Path) -> None:
+    files = make_photos(tmp_path, 3)
+    files[0].write_bytes(files[0].read_bytes()[:2000])
+    found = measure_pipeline(model, files, 1, 64, most=1)
+    assert (found.images, found.unreadable) == (1, (str(files[0]),))
+    with pytest.raises(BenchmarkError, match="none of 1 image files"):
+        measure_pipeline(model, files[:1])
+
+
+def test_bench_of_a_folder_survives_a_truncated_photo(pocket_path: Path, photos: Path) -> None:
+    first = min(photos.iterdir())
+    first.write_bytes(first.read_bytes()[:2000])
+    result = run_command("bench", pocket_path, "--images", photos, "--rounds", 1, "--seconds", 0.1, "--threads", 1)
+    assert first.name in result.stderr
+    assert "from files to vectors" in result.stdout
 
 
 def test_starts_tell_of_failure(bundle_path: Path, tmp_path: Path) -> None:

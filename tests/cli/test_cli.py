@@ -509,7 +509,7 @@ def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, pho
         ([photo, "--precision", "int4"], ["int4", "fp32"]),
         ([photo, "--device", "tpu"], ["tpu", "auto, cpu, cuda"]),
         ([photo, "--threads", 0], ["threads"]),
-        ([photo, "--max-image-pixels", 1000, "--strict"], [PHOTO, "--max-image-pixels"]),
+        ([photo, "--max-image-pixels", 451 * 300 - 1, "--strict"], [PHOTO, "135,300 pixels", "--max-image-pixels"]),
     ]
     for arguments, parts in cases:
         lines = run_command("embed", bundle_path, *arguments, "--output", output, status=1).stderr.splitlines()
@@ -524,6 +524,37 @@ def test_a_file_name_need_not_be_utf8(suffix: str, bundle_path: Path, photo: Pat
     output = tmp_path / f"out{suffix}"
     run_command("embed", bundle_path, os.fsdecode(name), "--output", output)
     assert _read(output)[0] == [f"{tmp_path}/caf?.png"]
+
+
+def test_an_image_of_exactly_the_limit_is_read(bundle_path: Path, photo: Path, tmp_path: Path) -> None:
+    run_command("embed", bundle_path, photo, "--max-image-pixels", 451 * 300, "--output", tmp_path / "out.npy")
+
+
+def test_images_whose_rotation_was_not_applied_are_counted(bundle_path: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo, plain = tmp_path / "a.jpg", tmp_path / "b.png"
+    Image.fromarray(picture(64, 96)).save(photo, exif=exif)
+    Image.fromarray(picture(64, 96)).save(plain)
+    out, box, text = ["--output", tmp_path / "out.npy"], ["--box", "0,0,9,9"], ["--text", "a cat"]
+    commands: list[tuple[list[object], str]] = [
+        (["embed", bundle_path, photo, plain, *out, "--overwrite"], "1 of 2 images"),
+        (["embed", bundle_path, photo, plain, *out, "--overwrite", "--strict"], "1 of 2 images"),
+        (["score", bundle_path, photo, plain, *text], "1 of 2 images"),
+        (["regions", bundle_path, photo, *box, *text], "1 of 1 images"),
+        (["heatmap", bundle_path, photo, *text, "--output", tmp_path / "map.png", "--overwrite"], "1 of 1 images"),
+    ]
+    for command, note in commands:
+        result = run_command(*command, "--json")
+        assert result.stderr.count("EXIF rotation") == 1
+        assert note in result.stderr
+        assert json.loads(result.stdout)["unrotated"] == 1
+        result = run_command(*command, "--json", "--no-exif-transpose")
+        assert "EXIF" not in result.stderr
+        assert json.loads(result.stdout)["unrotated"] == 1
+        result = run_command(*command, "--json", "--exif-transpose")
+        assert "EXIF" not in result.stderr
+        assert json.loads(result.stdout)["unrotated"] == 0
 
 
 def test_outputs_are_checked_before_any_work(bundle_path: Path, photo: Path, tmp_path: Path) -> None:

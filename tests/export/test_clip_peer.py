@@ -69,7 +69,9 @@ TEXTS = [
     "so " * 300,
 ]
 
-PREPARATION = SquarePreparation(SquareSpec(patch_size=16, channels=3, resample="bicubic", image_size=64))
+PREPARATION = SquarePreparation(
+    SquareSpec(patch_size=16, channels=3, resample="bicubic", image_size=64, exif_transpose=False)
+)
 
 
 def processed(image: np.ndarray[Any, Any], side: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ VISION, TEXT = TOWER | {"num_patches": 81}, TOWER | {"vocab_size": 775, "max_pos
 SIZES = [(150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 900), (500, 40), (1, 1)]
 TEXTS = ["a photo of a cat", "一只黑猫坐在窗台上", "", "naïve 🦊 café", "long " * 100]
 
-PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384))
+PREPARATION = NaflexPreparation(NaflexSpec(16, 3, "bilinear", (128, 256, 576, 784, 1024), 16_384, False))
 
 
 def processed(image: np.ndarray[Any, Any], max_num_patches: int) -> dict[str, torch.Tensor]:
@@ -93,6 +94,21 @@ def test_image_features_of_one_batch(ours: Model, peer: Any) -> None:
     expected = peer.get_image_features(**batch).pooler_output.numpy()
     assert np.ptp(expected, axis=0).max() > 0.5, "the images must differ for this to mean anything"
     assert_parity(ours.embed_images(images, normalize=False), expected)
+
+
+def test_files_are_turned_and_pillow_images_are_not(ours: Model, peer: Any, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture(150, 260)).save(path, exif=exif)
+    processor = processing.Siglip2ImageProcessorPil(max_num_patches=256)
+    vectors = []
+    for theirs, source in ((str(path), path), (Image.open(path).convert("RGB"), Image.open(path))):
+        with released_pillow():
+            inputs = dict(processor(processor.fetch_images(theirs), return_tensors="pt"))
+        vectors.append(ours.embed_images(source, normalize=False))
+        assert_parity(vectors[-1], peer.get_image_features(**inputs).pooler_output.numpy())
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.1, "the turn must matter for this to mean anything"
 
 
 def test_short_text_features(ours: Model, peer: Any) -> None:

@@ -108,7 +108,7 @@ def test_things_lie_apart_and_inside(scene: Scene) -> None:
 
 
 def test_scenes_reach_every_bucket_and_many_shapes() -> None:
-    spec = NaflexSpec(16, 3, "bilinear", BUCKETS, 1024)
+    spec = NaflexSpec(16, 3, "bilinear", BUCKETS, 1024, False)
     sizes = [(scene.width, scene.height) for scene in map(make_scene, range(300))]
     buckets = [NaflexPreparation(spec).bucket(*size) for size in sizes]
     assert all(buckets.count(bucket) >= 8 for bucket in BUCKETS)

@@ -112,3 +112,8 @@ def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch
         "onnxruntime": "1.22",
         "numpy": "2.0",
     }
+
+
+def test_free_memory_is_given_back_where_the_c_library_can() -> None:
+    machine.release_free_memory()
+    assert (machine._malloc_trim() is not None) == (platform.libc_ver()[0] == "glibc")

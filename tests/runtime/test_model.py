@@ -21,11 +21,12 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Finished
+from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
 from fgclip_rt.machine import usable_cores
 from fgclip_rt.manifest import Score
 from fgclip_rt.model import Model
-from helpers import WALK_TYPES, Golden, assert_one_sentence, embed_anew, picture
+from helpers import SQUARE_NAMES, WALK_TYPES, Golden, assert_one_sentence, embed_anew, picture
 
 MAIN = Golden("fgclip2")
 #: Images of four buckets, in no order.
@@ -522,3 +523,56 @@ def test_images_are_turned_upright_where_that_is_asked_for(model: Model, tmp_pat
     for source in (path, path.read_bytes(), Image.open(path)):
         np.testing.assert_array_equal(model.embed_images([source], exif_transpose=True), expected)
         assert not np.allclose(model.embed_images([source]), expected, atol=1e-3)
+
+
+def test_the_released_code_of_fg_clip_and_fineclip_turns_no_file(
+    bundle_path: Path, square_path: Callable[[str], Path]
+) -> None:
+    for path in (bundle_path, *map(square_path, SQUARE_NAMES)):
+        assert not Bundle.open(path, check_hashes=False).manifest.image.exif_transpose
+
+
+def test_images_that_were_not_turned_are_listed(model: Model, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(IMAGES[1]).save(path, exif=exif)
+    images = [IMAGES[0], path, tmp_path / "missing.jpg", Image.open(path)]
+    embedded = model.embed_images(images, on_error="skip")
+    assert (embedded.rows, embedded.unrotated) == ((0, 1, 3), (1, 3))
+    assert model.embed_images(images, on_error="skip", exif_transpose=True).unrotated == ()
+    details = model.embed_images(images[:2], details=True)
+    assert (details.rows, details.failures, details.unrotated) == ((0, 1), (), (1,))
+    np.testing.assert_array_equal(details.vectors, model.embed_images(images[:2]))
+
+
+def test_one_photo_in_three_formats_gives_one_vector(model: Model, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    # Of one colour in each block of the JPEG, so that this format loses nothing.
+    blocks = np.random.default_rng(0).integers(0, 2, (6, 8, 1), np.uint8).repeat(3, axis=2) * 255
+    image = Image.fromarray(blocks.repeat(16, axis=0).repeat(16, axis=1))
+    files = [tmp_path / f"photo.{kind}" for kind in ("jpg", "tif", "png")]
+    for file in files:
+        image.save(file, exif=exif)
+    vectors = model.embed_images([image.transpose(Image.Transpose.ROTATE_270), *files], exif_transpose=True)
+    np.testing.assert_array_equal(vectors[1:], vectors[:1].repeat(3, axis=0))
+
+
+def test_regions_and_maps_are_turned_as_the_vectors_are(model: Model, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(IMAGES[1]).save(path, exif=exif)
+    upright = model.load_image(path, exif_transpose=True)
+    assert model.load_image(path).size == upright.size[::-1]
+    box, mask = [[2, 3, 30, 20]], np.ones((1, upright.height, upright.width))
+    for turned, expected in (
+        (model.embed_regions(path, box, exif_transpose=True), model.embed_regions(upright, box)),
+        (model.embed_masks(path, mask, exif_transpose=True), model.embed_masks(upright, mask))
+        if model.graphs.has("mask")
+        else (mask, mask),
+        (model.dense_features(path, exif_transpose=True)[0], model.dense_features(upright)[0]),
+    ):
+        np.testing.assert_array_equal(turned, expected)
+    assert (model.dense(path).patches.orientation, model.dense(upright).patches.orientation) == (6, 1)

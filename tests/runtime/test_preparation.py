@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 
 from fgclip_rt import interface
@@ -38,9 +39,9 @@ from slow_resize import FILTERS, Bytes, resize, resize_horizontally, resize_vert
 
 Resample = Literal["bilinear", "bicubic"]
 
-SMALL = SquareSpec(patch_size=8, channels=3, resample="bicubic", image_size=24)
+SMALL = SquareSpec(patch_size=8, channels=3, resample="bicubic", image_size=24, exif_transpose=False)
 PREPARATION = SquarePreparation(SMALL)
-NAFLEX = NaflexSpec(16, 3, "bilinear", (128, 256), 1024)
+NAFLEX = NaflexSpec(16, 3, "bilinear", (128, 256), 1024, False)
 
 resamples = st.sampled_from(sorted(FILTERS))
 
@@ -48,7 +49,7 @@ resamples = st.sampled_from(sorted(FILTERS))
 @st.composite
 def specs(draw: st.DrawFn) -> SquareSpec:
     patch_size, side = draw(st.integers(1, 16)), draw(st.integers(1, 6))
-    return SquareSpec(patch_size, 3, draw(resamples), side * patch_size)
+    return SquareSpec(patch_size, 3, draw(resamples), side * patch_size, draw(st.booleans()))
 
 
 @st.composite
@@ -87,47 +88,47 @@ def together(patches: Patches, spec: ImageSpec) -> np.ndarray[Any, Any]:
 RECORDED: list[tuple[tuple[int, int], ImageSpec, str]] = [
     (
         (400, 300),
-        SquareSpec(16, 3, "bilinear", 224),
+        SquareSpec(16, 3, "bilinear", 224, False),
         "c395d7634d8f21d7784a0d116bb65158eef89507471c2139e16d36c97797fc56",
     ),
     (
         (400, 300),
-        SquareSpec(14, 3, "bicubic", 224),
+        SquareSpec(14, 3, "bicubic", 224, False),
         "9ad987a8c4a97a2bb77f1855aa9179c8bc319766cba1027be1e55eb16e36b5ae",
     ),
     (
         (300, 400),
-        SquareSpec(16, 3, "bicubic", 224),
+        SquareSpec(16, 3, "bicubic", 224, False),
         "444ff939dde6063273507b683633786a208f32fb093f6f667443497849411227",
     ),
     (
         (31, 17),
-        SquareSpec(14, 3, "bicubic", 42),
+        SquareSpec(14, 3, "bicubic", 42, False),
         "2bd65ca43fde009bfb81afc2b4586fb4c8f761d75a88b4525e655d58010019d7",
     ),
     (
         (2000, 15),
-        SquareSpec(8, 3, "bicubic", 24),
+        SquareSpec(8, 3, "bicubic", 24, False),
         "76a28fd2e1c5bbecb6029150260a57e3d8833c77d557ba18298415938ead4d94",
     ),
     (
         (640, 200),
-        NaflexSpec(16, 3, "bilinear", (128, 256), 1024),
+        NaflexSpec(16, 3, "bilinear", (128, 256), 1024, False),
         "d4ace027388ec0f8956ec94ce0e2188a3bf98311427dccf227570f1a567c695c",
     ),
     (
         (200, 640),
-        NaflexSpec(16, 3, "bilinear", (128, 256), 1024),
+        NaflexSpec(16, 3, "bilinear", (128, 256), 1024, False),
         "ab4b7b9e1b6867cf2f02381fa917565758c99a57371d645dcc6d3ddc59cd4f74",
     ),
     (
         (31, 17),
-        NaflexSpec(16, 3, "bilinear", (64,), 64),
+        NaflexSpec(16, 3, "bilinear", (64,), 64, False),
         "1a9b358c3c7700f689ae0f94c0b35162dcf05e622a6fea517877dd90ceab040c",
     ),
     (
         (2000, 15),
-        NaflexSpec(16, 3, "bilinear", (32,), 32),
+        NaflexSpec(16, 3, "bilinear", (32,), 32, False),
         "e7828f4c10f8d1287e2e4896d4ff1b57649622bee0ca13b3b8a470ed63a13172",
     ),
 ]
@@ -144,7 +145,7 @@ def test_a_squares_patches_are_those_of_the_specifications_arithmetic(pixels: By
 def test_a_grids_patches_are_those_of_the_specifications_arithmetic(
     pixels: Bytes, patch_size: int, bucket: int
 ) -> None:
-    spec = NaflexSpec(patch_size, 3, "bilinear", (bucket,), bucket)
+    spec = NaflexSpec(patch_size, 3, "bilinear", (bucket,), bucket, False)
     patches = NaflexPreparation(spec)(Image.fromarray(pixels))
     rows, columns = patches.grid
     expected = resize(pixels, rows * patch_size, columns * patch_size, "bilinear")
@@ -210,7 +211,7 @@ def test_the_aspect_ratio_does_not_matter(long: int, first: int, second: int, tu
 @pytest.mark.parametrize("resample", sorted(FILTERS))
 def test_the_corners_of_an_image_are_the_corners_of_the_square(resample: Resample) -> None:
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
-    spec = SquareSpec(16, 3, resample, 32)
+    spec = SquareSpec(16, 3, resample, 32, False)
     for height, width in ((32, 32), (8, 200), (200, 8)):
         image = Image.fromarray(colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1))
         square = together(SquarePreparation(spec)(image), spec)
@@ -220,7 +221,7 @@ def test_the_corners_of_an_image_are_the_corners_of_the_square(resample: Resampl
 @pytest.mark.parametrize("resample", sorted(FILTERS))
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 3000), (3000, 1), (2, 1), (8, 8), (224, 224)])
 def test_any_size_will_do(width: int, height: int, resample: Resample) -> None:
-    spec = SquareSpec(8, 3, resample, 24)
+    spec = SquareSpec(8, 3, resample, 24, False)
     image = Image.fromarray(picture(height, width))
     patches = SquarePreparation(spec)(image)
     assert (patches.pixels.shape, patches.image_size) == ((9, 192), (height, width))
@@ -240,7 +241,7 @@ def test_an_image_of_the_models_size_stays_as_it_is() -> None:
 def test_the_filters_differ() -> None:
     image = Image.fromarray(picture(50, 60))
     bicubic, bilinear = (
-        SquarePreparation(SquareSpec(8, 3, resample, 24))(image).pixels for resample in ("bicubic", "bilinear")
+        SquarePreparation(SquareSpec(8, 3, resample, 24, False))(image).pixels for resample in ("bicubic", "bilinear")
     )
     assert (bicubic != bilinear).any()
 
@@ -302,9 +303,11 @@ def test_a_square_has_one_bucket(spec: SquareSpec) -> None:
 
 
 def test_specifications_say_what_they_are() -> None:
-    assert str(SquareSpec(16, 3, "bicubic", 224)) == "square, 224×224 px, bicubic, 196 patches of 16 px"
-    assert str(SquareSpec(14, 3, "bilinear", 336)) == "square, 336×336 px, bilinear, 576 patches of 14 px"
+    assert str(SquareSpec(16, 3, "bicubic", 224, False)) == "square, 224×224 px, bicubic, 196 patches of 16 px"
+    assert str(SquareSpec(14, 3, "bilinear", 336, False)) == "square, 336×336 px, bilinear, 576 patches of 14 px"
     assert str(NAFLEX) == "naflex, patches of 16 px, buckets 128, 256, up to 1,024"
+    assert str(replace(NAFLEX, exif_transpose=True)).endswith("up to 1,024, files turned upright")
+    assert str(replace(SMALL, exif_transpose=True)).endswith("9 patches of 8 px, files turned upright")
 
 
 def test_each_specification_has_its_preparation() -> None:
@@ -350,6 +353,7 @@ def test_a_manifest_of_a_square_survives_a_round_trip(spec: SquareSpec) -> None:
 
 def test_the_kind_stands_in_the_manifest() -> None:
     square = {"kind": "square", "patch_size": 8, "channels": 3, "resample": "bicubic", "image_size": 24}
+    square |= {"exif_transpose": False}
     assert manifest(SMALL).to_builtins()["image"] == square
     assert manifest(NAFLEX).to_builtins()["image"]["kind"] == "naflex"
     for spec in (SMALL, NAFLEX):
@@ -383,6 +387,8 @@ def without(key: str) -> Callable[[Json], object]:
         (updated(image_size=24.5), ["image_size", "`int`"]),
         (updated(image_size=[24, 24]), ["image_size", "`int`"]),
         (without("image_size"), ["image_size", "$.image"]),
+        (without("exif_transpose"), ["exif_transpose", "$.image"]),
+        (updated(exif_transpose=1), ["exif_transpose", "`bool`"]),
         (without("patch_size"), ["patch_size", "$.image"]),
         (updated(resample="lanczos"), ["'lanczos'", "resample"]),
         (updated(resample=3), ["resample"]),
@@ -402,6 +408,7 @@ def test_a_square_that_is_not_as_specified_is_refused(edit: Callable[[Json], obj
         (updated(kind="square"), ["$.image"]),
         (updated(resample="bicubic"), ["'bicubic'", "resample"]),
         (without("buckets"), ["buckets", "$.image"]),
+        (without("exif_transpose"), ["exif_transpose", "$.image"]),
     ],
 )
 def test_a_grid_takes_nothing_of_a_square(edit: Callable[[Json], object], parts: list[str]) -> None:

@@ -27,6 +27,7 @@ MODEL = (
     "embed_texts",
     "graphs",
     "has_random_weights",
+    "load_image",
     "logit_bias",
     "logit_scale",
     "logits",

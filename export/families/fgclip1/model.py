@@ -45,13 +45,14 @@ class Fgclip1Model(SquareModel):
 
     @property
     def image_spec(self) -> SquareSpec:
-        # The README of the released code resizes by Pillow's default filter.
+        # The README of the released code opens images by Pillow alone and resizes by its default filter.
         vision = self.module.config.vision_config
         return SquareSpec(
             patch_size=vision.patch_size,
             channels=vision.num_channels,
             resample="bicubic",
             image_size=vision.image_size,
+            exif_transpose=False,
         )
 
     @property

@@ -52,7 +52,8 @@ class Fgclip2Model(siglip2.Siglip2Model):
 
 def image_spec(config: Config) -> manifest.NaflexSpec:
     """Preparation of images for a model of these sizes."""
-    return siglip2.image_spec(config, _BUCKETS)
+    # The README of the released code opens images by Pillow alone, which turns none but TIFF files.
+    return siglip2.image_spec(config, _BUCKETS, exif_transpose=False)
 
 
 def text_spec(config: Config, pad_token_id: int, masked: bool) -> manifest.TextSpec:

@@ -46,7 +46,14 @@ class FineClipModel(SquareModel):
     @property
     def image_spec(self) -> SquareSpec:
         vision = self.module.config.vision_cfg
-        return SquareSpec(patch_size=vision.patch_size, channels=3, resample="bilinear", image_size=vision.image_size)
+        # The released code opens images by Pillow alone, which turns none but TIFF files.
+        return SquareSpec(
+            patch_size=vision.patch_size,
+            channels=3,
+            resample="bilinear",
+            image_size=vision.image_size,
+            exif_transpose=False,
+        )
 
     @property
     def text_spec(self) -> TextSpec:

@@ -56,7 +56,8 @@ class Siglip2Model(ReferenceModel):
 
     @property
     def image_spec(self) -> NaflexSpec:
-        return image_spec(self.module.config, (self._max_num_patches,))
+        # transformers turns the files that its processor opens, by ``load_image``, and no Pillow image.
+        return image_spec(self.module.config, (self._max_num_patches,), exif_transpose=True)
 
     @property
     def text_spec(self) -> TextSpec:
@@ -110,7 +111,7 @@ class Siglip2Model(ReferenceModel):
         return text_source(graph, length, self.embedding_size, masked=self._masked)
 
 
-def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:
+def image_spec(config: Config, buckets: tuple[int, ...], *, exif_transpose: bool) -> NaflexSpec:
     """Preparation of images for a model of these sizes."""
     vision = config.vision_config
     return NaflexSpec(
@@ -119,6 +120,7 @@ def image_spec(config: Config, buckets: tuple[int, ...]) -> NaflexSpec:
         resample="bilinear",
         buckets=buckets,
         max_num_patches=MAX_NUM_PATCHES,
+        exif_transpose=exif_transpose,
     )
 
 

@@ -221,15 +221,17 @@ def _expect(
         readable = [file for file in files if str(file) not in advice.unreadable]
         # As many as can be embedded in the time, twice to warm up and twice in each turn.
         count = max(1, int(seconds * advice.images_per_second / (2 + 2 * _TURNS)))
-        sample = readable[:: max(1, len(readable) // count)]
-        pipeline = measure_pipeline(model, sample, _TURNS, max_num_patches, begin("embed", _TURNS))
+        step = max(1, len(readable) // count)
+        # The others stand in for those of the sample that turn out to be damaged.
+        spread = [file for first in range(step) for file in readable[first::step]]
+        pipeline = measure_pipeline(model, spread, _TURNS, max_num_patches, begin("embed", _TURNS), most=count)
     return Expected(advice, pipeline)
 
 
 def _say_expected(expected: Expected) -> None:
     advice, pipeline = expected.advice, expected.pipeline
-    for file in advice.unreadable:
-        warn(f"fgclip-rt: {file} is not an image that Pillow can read; it was left out.")
+    for file in (*advice.unreadable, *pipeline.unreadable):
+        warn(f"fgclip-rt: {file} is not an image that can be read; it was left out.")
     say_table(
         f"{advice.images} images",
         tuple(map(numbers, ("bucket", "images", "patches", "batch", "padding", "images/s", "alone/s"))),

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from ...answers import Embedding, Problem, Skipped
 from ...arrays import FloatArray
 from ...errors import ArgumentError, FgclipError, ImageError
-from ...model import Embedded, Model
+from ...model import Embedded, Model, OnError
 from ...outputs import check_space
 from ...vectors import Rows, check_format, size_of, write_rows
 from .. import options
@@ -75,6 +75,7 @@ def run(
         counted = _counted(lines, begin("texts", len(lines))) if lines else []
         text_vectors = model.embed_texts(counted, walk_type, normalize)
     kept = [files[index] for index in embedded.rows]
+    pixels.warn_unrotated(len(embedded.unrotated), len(kept))
     skipped = [(files[failure.index], failure.error) for failure in embedded.failures]
     for _, reason in skipped:
         warn(f"fgclip-rt: skipped: {reason}")
@@ -94,6 +95,7 @@ def run(
         rows=rows.index(),
         skipped=[Skipped(str(path), reason.code, str(reason)) for path, reason in skipped],
         truncated_texts=truncated,
+        unrotated=len(embedded.unrotated),
         error=UNSET if error is None else Problem(error.code, str(error)),
     )
     if json:
@@ -113,10 +115,10 @@ def _embed(
 ) -> Embedded[FloatArray]:
     """The vectors of image files; of those that can be read, unless ``strict``."""
     number, exif_transpose = pixels.max_num_patches, pixels.exif_transpose
-    if strict:
-        vectors = model.embed_images(files, number, batch_size, normalize, exif_transpose=exif_transpose)
-        return Embedded(vectors, tuple(range(len(vectors))), ())
-    return model.embed_images(files, number, batch_size, normalize, on_error="skip", exif_transpose=exif_transpose)
+    on_error: OnError = "raise" if strict else "skip"
+    return model.embed_images(
+        files, number, batch_size, normalize, on_error=on_error, exif_transpose=exif_transpose, details=True
+    )
 
 
 def _counted(inputs: Sequence[_T], done: Callable[[], None]) -> Iterator[_T]:

@@ -11,7 +11,6 @@ import click
 from ... import answers
 from ...errors import ArgumentError
 from ...heatmap import Picture, Scale, check_font, choose_scales, draw, font_advice, plan
-from ...images import load_image
 from ...map_files import check_maps_output, write_maps
 from ...outputs import check_picture_output, save_picture
 from .. import options
@@ -71,8 +70,10 @@ def run(
     texts.check()
     model = loading.open()
     warn_truncated(model, texts.text, texts.walk_type)
-    photo = load_image(image, exif_transpose=pixels.exif_transpose)
+    photo = model.load_image(image, pixels.exif_transpose)
     dense = model.dense(photo, pixels.max_num_patches)
+    unrotated = int(dense.patches.orientation != 1)
+    pixels.warn_unrotated(unrotated, 1)
     plan(photo.size, dense.grid, len(texts.text), overlay=overlay)
     cosines = dense.map(texts.text, texts.walk_type)
     scales = choose_scales(cosines, choice)
@@ -92,6 +93,7 @@ def run(
             answers.found(text, values, photo.size, ends)
             for text, values, ends in zip(texts.text, cosines, scales, strict=True)
         ],
+        unrotated=unrotated,
     )
     if json:
         say_json(answer)

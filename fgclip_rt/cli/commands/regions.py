@@ -10,7 +10,6 @@ import click
 from ... import answers
 from ...boxes import BOX_FORMATS, BoxFormat, BoxUnitsWarning, check_format
 from ...errors import BoxError
-from ...images import load_image
 from .. import options
 from ..inputs import warn_truncated
 from ..options import Loading, Pixels, Texts
@@ -50,16 +49,18 @@ def run(
     with warnings.catch_warnings(record=True, category=BoxUnitsWarning, action="always") as doubts:
         answer = answers.regions(
             model,
-            load_image(image, exif_transpose=pixels.exif_transpose),
+            image,
             boxes,
             texts.text,
             texts.walk_type,
             pixels.max_num_patches,
             box_format=box_format,
             name=str(image),
+            exif_transpose=pixels.exif_transpose,
         )
     for doubt in doubts:
         warn(f"fgclip-rt: {doubt.message}")
+    pixels.warn_unrotated(answer.unrotated, 1)
     if json:
         say_json(answer)
     else:

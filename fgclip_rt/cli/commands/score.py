@@ -48,6 +48,7 @@ def run(loading: Loading, images: tuple[Path, ...], texts: Texts, pixels: Pixels
         names=[str(image) for image in images],
         exif_transpose=pixels.exif_transpose,
     )
+    pixels.warn_unrotated(answer.unrotated, len(answer.images))
     for skipped in answer.skipped:
         warn(f"fgclip-rt: skipped: {skipped.error}")
     if answer.activation == "softmax" and len(answer.texts) == 1:
