@@ -26,7 +26,7 @@ from .dense import DenseImage
 from .errors import ArgumentError, ImageError, check_positive
 from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, as_sources, load_image
-from .manifest import Manifest
+from .manifest import Manifest, WalkTypeSpec
 from .preparation import Patches, preparation
 from .recent import Recent
 from .text import Tokenizer, as_texts
@@ -118,6 +118,19 @@ class Embedded:
     vectors: FloatArray
     rows: tuple[int, ...]
     failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Vectors of inputs that ran together.
+
+    Attributes:
+        indices: for each row of ``vectors``, the input's index in the call.
+        vectors: float32 [b, D].
+    """
+
+    indices: tuple[int, ...]
+    vectors: FloatArray
 
 
 class Model:
@@ -228,24 +241,44 @@ class Model:
             ImageError: an image cannot be read; the message names it.
             ArgumentError: an argument is out of range.
         """
-        if on_error not in ("raise", "skip"):
-            raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
-        check_positive("batch_size", batch_size)
-        items = self._prepared(images, max_num_patches, exif_transpose, on_error)
-        closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         vectors: dict[int, FloatArray] = {}
         failures: list[Failure] = []
-        for entry in _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize))):
+        for entry in self.iter_images(
+            images, max_num_patches, batch_size, normalize, on_error=on_error, exif_transpose=exif_transpose
+        ):
             if isinstance(entry, Failure):
                 failures.append(entry)
-                continue
-            batch, output = entry
-            vectors.update((item.index, row) for item, row in zip(batch.items, output.result(), strict=True))
+            else:
+                vectors.update(zip(entry.indices, entry.vectors, strict=True))
         rows = sorted(vectors)
         stacked = self._stack([vectors[index] for index in rows])
         if on_error == "raise":
             return stacked
         return Embedded(stacked, tuple(rows), tuple(sorted(failures, key=lambda failure: failure.index)))
+
+    def iter_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+        exif_transpose: bool = False,
+    ) -> Iterator[EmbeddedBatch | Failure]:
+        """As :meth:`embed_images`, batch by batch as they are done, so that neither images nor vectors pile up.
+
+        Images of one bucket come in their order, but other buckets' images may come between them. With ``skip``, an
+        image that cannot be read comes as a :class:`Failure`, which has its index and its error.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
+        check_positive("batch_size", batch_size)
+        items = self._prepared(images, max_num_patches, exif_transpose, on_error)
+        closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
+        return map(
+            _finished, _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize)))
+        )
 
     def embed_texts(self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True) -> FloatArray:
         """One vector per text.
@@ -265,36 +298,16 @@ class Model:
             TextError: an entry is not valid text.
             ArgumentError: the walk type is unknown.
         """
-        kind = self.tokenizer.walk_type(walk_type)
-        size = self.backend.batch_size("text", kind.length)
-        rows: dict[int, FloatArray] = {}
-        # By text, the rows that wait for its vector.
-        waiting: dict[str, list[int]] = {}
+        vectors: dict[int, FloatArray] = {}
+        for batch in self.iter_texts(texts, walk_type, normalize):
+            vectors.update(zip(batch.indices, batch.vectors, strict=True))
+        return self._stack([vectors[index] for index in range(len(vectors))])
 
-        def uncached() -> Iterator[Item[str]]:
-            for index, text in enumerate(as_texts(texts)):
-                prepared = self.tokenizer.prepare(text, index)
-                vector = self._recent_texts.get((prepared, walk_type, normalize))
-                if vector is not None:
-                    rows[index] = vector
-                elif prepared in waiting:
-                    waiting[prepared].append(index)
-                else:
-                    waiting[prepared] = [index]
-                    yield Item(index, walk_type, kind.length, prepared)
-
-        def submitted() -> Iterator[tuple[Batch[str], Output]]:
-            for batch in batches(uncached(), full(lambda _: size)):
-                assert isinstance(batch, Batch)
-                inputs = TextInputs.of(self.tokenizer.encode(batch.values, walk_type), kind.index)
-                yield batch, self.graphs.text(inputs, normalize=normalize)
-
-        for batch, output in _ahead(submitted()):
-            for item, vector in zip(batch.items, output.result(), strict=True):
-                # A copy, so that one text does not keep its whole batch alive.
-                self._recent_texts.put((item.value, walk_type, normalize), vector.copy())
-                rows.update((index, vector) for index in waiting.pop(item.value))
-        return self._stack([rows[index] for index in range(len(rows))])
+    def iter_texts(
+        self, texts: str | Iterable[str], walk_type: str = "short", normalize: bool = True
+    ) -> Iterator[EmbeddedBatch]:
+        """As :meth:`embed_texts`, batch by batch as they are done. Equal texts come together, whatever their order."""
+        return self._text_batches(texts, walk_type, self.tokenizer.walk_type(walk_type), normalize)
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that exceed the walk type's length and would lose their end."""
@@ -427,6 +440,43 @@ class Model:
         queued = (_QueuedImage.of(index, source, exif_transpose) for index, source in enumerate(as_sources(images)))
         return map_ahead(prepare, queued)
 
+    def _text_batches(
+        self, texts: str | Iterable[str], walk_type: str, kind: WalkTypeSpec, normalize: bool
+    ) -> Iterator[EmbeddedBatch]:
+        size = self.backend.batch_size("text", kind.length)
+        # Since the last batch, the vectors that were kept from earlier calls, by row.
+        rows: dict[int, FloatArray] = {}
+        # By text, the rows that wait for its vector.
+        waiting: dict[str, list[int]] = {}
+
+        def uncached() -> Iterator[Item[str]]:
+            for index, text in enumerate(as_texts(texts)):
+                prepared = self.tokenizer.prepare(text, index)
+                vector = self._recent_texts.get((prepared, walk_type, normalize))
+                if vector is not None:
+                    rows[index] = vector
+                elif prepared in waiting:
+                    waiting[prepared].append(index)
+                else:
+                    waiting[prepared] = [index]
+                    yield Item(index, walk_type, kind.length, prepared)
+
+        def submitted() -> Iterator[tuple[Batch[str], Output]]:
+            for batch in batches(uncached(), full(lambda _: size)):
+                assert isinstance(batch, Batch)
+                inputs = TextInputs.of(self.tokenizer.encode(batch.values, walk_type), kind.index)
+                yield batch, self.graphs.text(inputs, normalize=normalize)
+
+        for batch, output in _ahead(submitted()):
+            for item, vector in zip(batch.items, output.result(), strict=True):
+                # A copy, so that one text does not keep its whole batch alive.
+                self._recent_texts.put((item.value, walk_type, normalize), vector.copy())
+                rows.update((index, vector) for index in waiting.pop(item.value))
+            yield EmbeddedBatch(tuple(rows), self._stack(list(rows.values())))
+            rows.clear()
+        if rows:
+            yield EmbeddedBatch(tuple(rows), self._stack(list(rows.values())))
+
     def _vectors(self, values: ArrayLike) -> FloatArray:
         try:
             array = np.atleast_2d(np.asarray(values, dtype=np.float32))
@@ -480,6 +530,14 @@ def _submit(
     """Submit batches of images, and yield each with its pending output."""
     for batch in batches(items, closed):
         yield batch if isinstance(batch, Failure) else (batch, run(ImageInputs.of(batch.values)))
+
+
+def _finished(entry: tuple[Batch[Patches], Output] | Failure) -> EmbeddedBatch | Failure:
+    """Wait for the output of a batch."""
+    if isinstance(entry, Failure):
+        return entry
+    batch, output = entry
+    return EmbeddedBatch(tuple(item.index for item in batch.items), output.result())
 
 
 def _ahead(submitted: Iterator[_T]) -> Iterator[_T]:
