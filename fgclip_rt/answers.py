@@ -46,6 +46,8 @@ class Embedding(Answer, frozen=True):
         shape: of the vectors, [n, D].
         rows: the input of each.
         skipped: inputs that could not be read.
+        passed_over: what lies in the folders besides, by reason how many.
+        unreadable: folders that could not be searched, and files in them that could not be looked into.
         truncated_texts: indices of texts that lost their end.
         error: there if inputs that were named could not be read.
     """
@@ -54,6 +56,8 @@ class Embedding(Answer, frozen=True):
     shape: list[int]
     rows: list[Row]
     skipped: list[Skipped]
+    passed_over: dict[str, int]
+    unreadable: list[str]
     truncated_texts: list[int]
     error: Problem | msgspec.UnsetType = msgspec.UNSET
 

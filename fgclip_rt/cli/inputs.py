@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..errors import ImageError, TextError
+from ..folders import Found, search_folder
 from ..model import Model
+from ..names import spell_path
 from .output import warn
 
 #: Name that stands for standard input instead of a file of texts.
 STANDARD_INPUT = Path("-")
 
+#: Number of names in a message.
+_SHOWN = 5
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Image files: those given, and instead of a folder all that lie below it, sorted.
+#: What a user can do about images that were passed over, by their kind.
+_REMEDIES = {"HEIC": "install pillow-heif", "AVIF": "convert them", "JPEG XL": "convert them", "RAW": "convert them"}
 
-    A file that is given by name is kept, whatever it is and whether it is there: reading it will tell. In a folder the
-    suffix decides.
+
+def find_images(paths: Iterable[Path]) -> Found:
+    """Image files: those given, and instead of a folder all that lie below it, in order; the rest is reported.
+
+    A file that is given by name is kept, whatever it is and whether it is there: reading it will tell.
 
     Raises:
-        ImageError: a folder holds no image.
+        ImageError: a folder cannot be read or holds no image, or something is given that is no file at all.
     """
-    found: list[Path] = []
+    found = Found()
     for path in paths:
-        if path.is_dir():
-            Image.init()  # every format that Pillow knows, which takes a while
-            suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not below:
-                raise ImageError(f"{path} holds no image files; give a folder with some, or the files themselves.")
-            found += below
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            below = search_folder(path)
+            rest = _passed_over(below.passed_over)
+            if not below.files:
+                holds = f" ({rest})" if rest else ""
+                raise ImageError(
+                    f"{path} holds no image files that can be read{holds}; give a folder with some, or the files "
+                    "themselves."
+                )
+            if rest:
+                warn(f"fgclip-rt: {path}: {len(below.files):,} images; {rest}.")
+            found.add(below)
+        elif mode and not stat.S_ISREG(mode):
+            raise ImageError(f"{path} is no file but a pipe, socket or device; save the image to a file and give that.")
         else:
-            found.append(path)
+            found.files.append(str(path))
+    if found.unreadable:
+        shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
+        warn(
+            f"fgclip-rt: could not be read, so that images may be missing: {shown} ({len(found.unreadable):,} in all)."
+        )
     return found
 
 
@@ -79,3 +98,20 @@ def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[i
             f"(number {shown}); {longer} to keep it."
         )
     return indices
+
+
+def _mode(path: Path) -> int:
+    """Type of what stands at ``path``; 0 if that cannot be told."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
+def _passed_over(counts: Mapping[str, int]) -> str:
+    """What was passed over in a folder, and what can be done about it; empty if there was nothing."""
+    parts = []
+    for kind, count in sorted(counts.items()):
+        remedy = f" ({_REMEDIES[kind]})" if kind in _REMEDIES else ""
+        parts.append(f"{count:,} {kind}{remedy}")
+    return f"passed over: {', '.join(parts)}" if parts else ""

@@ -316,7 +316,10 @@ def test_answers_keep_their_keys_and_their_order(bundle_path: Path, tmp_path: Pa
         (["score", bundle_path, PHOTO, "--text", "a"], "images texts logits probabilities"),
         (["regions", bundle_path, PHOTO, "--text", "a", "--box", "0,0,9,9"], "image boxes texts cosines"),
         (["heatmap", bundle_path, PHOTO, "--text", "a", "--output", png], "output image grid texts"),
-        (["embed", bundle_path, PHOTO, "--output", npz], "output shape rows skipped truncated_texts"),
+        (
+            ["embed", bundle_path, PHOTO, "--output", npz],
+            "output shape rows skipped passed_over unreadable truncated_texts",
+        ),
         (["verify", bundle_path], "bundle precision backend passed rows"),
         (["inspect", bundle_path], "path size manifest engines"),
         (["scene", "--output", tmp_path / "scene.png"], "output seed size boxes changed captions"),

@@ -214,7 +214,7 @@ def _say_result(result: Result) -> None:
 def _expect(
     loading: Loading, images: tuple[Path, ...], max_num_patches: int | None, rounds: int, seconds: float
 ) -> Expected:
-    files = find_images(images)
+    files = [Path(file) for file in find_images(images).files]
     model = loading.open()
     with progress_bars() as begin:
         advice = advise(model, files, max_num_patches, rounds, seconds, begin)
