@@ -32,6 +32,7 @@ if typing.TYPE_CHECKING:
     from .bundle import Bundle
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
+    from .names import spell_path, unspell_path
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,8 @@ __all__ = [
     "__version__",
     "load",
     "load_image",
+    "spell_path",
+    "unspell_path",
 ]
 
 #: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
@@ -65,6 +68,8 @@ _HOMES = {
     "RandomWeightsWarning": ".model",
     "load": ".model",
     "load_image": ".images",
+    "spell_path": ".names",
+    "unspell_path": ".names",
 }
 
 

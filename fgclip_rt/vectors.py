@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import FloatArray, IntArray
 from .errors import ArgumentError
-from .outputs import check_output, check_space, written_whole
+from .outputs import check_output, written_whole
 from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -97,7 +97,6 @@ def check_inputs(output: Path, inputs: Sequence[str], width: int) -> None:
 
     Raises:
         ArgumentError: NumPy would pad an ``.npz`` to many times its content, or change an input.
-        OutputError: the disk has no room.
     """
     if output.suffix == ".npz":
         for number, text in enumerate(inputs, 1):
@@ -112,7 +111,6 @@ def check_inputs(output: Path, inputs: Sequence[str], width: int) -> None:
                 f"{output} would take {padded:,} bytes for its inputs alone, because NumPy pads each of the "
                 f"{len(inputs):,} to the longest, of {max(map(len, inputs)):,} characters; write .parquet or .npy."
             )
-    check_space(output, size_of(output, inputs, width))
 
 
 def size_of(output: Path, inputs: Sequence[str], width: int) -> int:

@@ -18,7 +18,8 @@ from ...errors import ArgumentError, ImageError
 from ...journal import Journal, Setting, Stamp, Work, check_no_journal, digest, stamp
 from ...model import EmbeddedBatch
 from ...names import spell_path
-from ...vectors import Rows, check_format, check_inputs, write_rows
+from ...outputs import check_space
+from ...vectors import Rows, check_format, check_inputs, size_of, write_rows
 from .. import options
 from ..inputs import find_images, read_texts, warn_truncated
 from ..options import Loading, Pixels
@@ -100,6 +101,9 @@ def run(
     }
     work = Work(settings, digest([*names, "", *lines]), len(files) + len(distinct), model.dim)
     with Journal(output, work, stamp_of, resume=resume) as journal, _kept(journal, work.count):
+        # The vectors that are missing are written twice, to the journal and to the output.
+        rest = 4 * (work.count - journal.kept) * model.dim
+        check_space(output, size_of(output, [*names, *lines], model.dim) + rest)
         if journal.kept:
             warn(f"fgclip-rt: {journal.kept:,} of {work.count:,} vectors are there from the interrupted run.")
         stream_images = partial(
