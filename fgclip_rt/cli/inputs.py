@@ -46,15 +46,13 @@ def find_images(paths: Iterable[Path]) -> Found:
             if rest:
                 warn(f"fgclip-rt: {path}: {len(below.files):,} images; {rest}.")
             found.add(below)
-        elif mode and not stat.S_ISREG(mode):
+        elif _waits(path, mode):
             raise ImageError(f"{path} is no file but a pipe, socket or device; save the image to a file and give that.")
         else:
             found.files.append(str(path))
     if found.unreadable:
         shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
-        warn(
-            f"fgclip-rt: could not be read, so that images may be missing: {shown} ({len(found.unreadable):,} in all)."
-        )
+        warn(f"fgclip-rt: folders and files that could not be read, {len(found.unreadable):,} in all: {shown}")
     return found
 
 
@@ -106,6 +104,12 @@ def _mode(path: Path) -> int:
         return path.stat().st_mode
     except OSError:
         return 0
+
+
+def _waits(path: Path, mode: int) -> bool:
+    """Whether reading ``path`` may wait for ever: a pipe, socket or device, but for a pipe that the shell has opened."""
+    opened = stat.S_ISFIFO(mode) and path.parts[:2] == ("/", "dev")
+    return mode != 0 and not stat.S_ISREG(mode) and not opened
 
 
 def _passed_over(counts: Mapping[str, int]) -> str:

@@ -102,7 +102,7 @@ def test_folders_that_cannot_be_read_are_named(
     assert not (tmp_path / "out.npz").exists()
     result = run_command(*arguments)
     shown = ", ".join(f"{folder}/closed{index}" for index in range(5))
-    assert f"7 folders or files could not be read and were passed over: {shown}, …\n" in result.stderr
+    assert f"fgclip-rt: folders and files that could not be read, 7 in all: {shown}, …\n" in result.stderr
     report = json.loads(result.stdout)
     assert report["unreadable"] == [f"{folder}/closed{index}" for index in range(7)]
     assert report["shape"] == [1, 96]
@@ -124,6 +124,13 @@ def test_a_pipe_that_is_named_is_refused(bundle_path: Path, tmp_path: Path) -> N
     for path in (tmp_path / "pipe.png", os.devnull):
         message = run_command("embed", bundle_path, path, "--output", tmp_path / "out.npz", status=1).stderr
         assert f"{path} is no file but a pipe, socket or device" in message
+
+
+def test_a_pipe_that_the_shell_has_opened_is_read(bundle_path: Path, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    command = f"{PROGRAM} embed {bundle_path} <(cat a.png) --output out.npz"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stdout == "out.npz: float32 [1, 96], 1 of images and 0 of texts\n", result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
