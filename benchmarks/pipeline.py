@@ -11,10 +11,11 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.errors import BenchmarkError, ImageError
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import load_image
 from fgclip_rt.model import Model
+from fgclip_rt.names import spell_path
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.turns import take_turns, timed
 
@@ -40,22 +41,31 @@ def measure_pipeline(
         max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
         progress: called after each turn.
 
+    Returns:
+        The times, and the files that cannot be read, which were left out.
+
     Raises:
-        ImageError: a file cannot be read.
-        BenchmarkError: there are no files.
+        BenchmarkError: there is no file that can be read.
     """
-    if not files:
-        raise BenchmarkError("there are no image files to embed; give some.")
     stages: dict[str, float] = defaultdict(float)
     buckets: dict[int, list[Patches]] = defaultdict(list)
+    readable: list[Path] = []
+    unreadable: list[str] = []
     for file in files:
         start = perf_counter()
-        image = load_image(file)
+        try:
+            image = load_image(file)
+        except ImageError:
+            unreadable.append(spell_path(file))
+            continue
+        readable.append(file)
         decoded = perf_counter()
         patches = model.preparation(image, max_num_patches)
         stages["decode"] += decoded - start
         stages["resize"] += perf_counter() - decoded
         buckets[patches.bucket].append(patches)
+    if not readable:
+        raise BenchmarkError("there are no image files that can be read; give some.")
     batches = [
         bucket[first : first + size]
         for length, bucket in buckets.items()
@@ -72,13 +82,13 @@ def measure_pipeline(
             side_by_side(batch)
 
     def whole() -> None:
-        model.embed_images(files, max_num_patches)
+        model.embed_images(readable, max_num_patches)
 
     turns = {"alone": partial(timed, alone), "whole": partial(timed, whole)}
     measured = take_turns(turns, rounds, warm_up=1, progress=progress)
     stages["copy"] = timed(copy)
     stages["model"] = min(measured["alone"])
-    return Pipeline(len(files), dict(stages), tuple(measured["alone"]), tuple(measured["whole"]))
+    return Pipeline(len(readable), dict(stages), tuple(measured["alone"]), tuple(measured["whole"]), tuple(unreadable))
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:

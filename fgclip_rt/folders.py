@@ -100,7 +100,7 @@ class Found(msgspec.Struct):
     def add(self, other: Found) -> None:
         """Join what was found elsewhere to this."""
         self.files += other.files
-        self.passed_over = dict(Counter(self.passed_over) + Counter(other.passed_over))
+        self.passed_over = _by_name(Counter(self.passed_over) + Counter(other.passed_over))
         self.unreadable += other.unreadable
 
 
@@ -155,7 +155,7 @@ class _Search:
                 self._passed_over[LINKED_AGAIN] += 1
             elif self._take(link):
                 known.add(identity)
-        return Found(_in_order(self._files, folder), dict(self._passed_over), _in_order(self._unreadable, folder))
+        return Found(_in_order(self._files, folder), _by_name(self._passed_over), _in_order(self._unreadable, folder))
 
     def _enter(self, folder: str) -> None:
         """List the files of a folder and of those below it, and note their links."""
@@ -251,6 +251,10 @@ def _kind_of_content(start: bytes) -> str | None:
     if start[:1] == b"P" and start[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and start[2:3].isspace():
         return "PPM"
     return None
+
+
+def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def _in_order(paths: list[str], folder: str) -> list[str]:

@@ -121,6 +121,21 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class EmbeddedMaps:
+    """Dense features of the images that could be read.
+
+    Attributes:
+        maps: float32 [h, w, D] of each.
+        rows: for each of ``maps``, the image's index in the call; ascending.
+        failures: the images that could not be read, with their errors.
+    """
+
+    maps: list[FloatArray]
+    rows: tuple[int, ...]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
 class EmbeddedBatch:
     """Vectors of inputs that ran together.
 
@@ -271,8 +286,7 @@ class Model:
         Images of one bucket come in their order, but other buckets' images may come between them. With ``skip``, an
         image that cannot be read comes as a :class:`Failure`, which has its index and its error.
         """
-        if on_error not in ("raise", "skip"):
-            raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
+        _check_on_error(on_error)
         check_positive("batch_size", batch_size)
         items = self._prepared(images, max_num_patches, exif_transpose, on_error)
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
@@ -336,38 +350,70 @@ class Model:
         patches = self.preparation(load_image(image), max_num_patches)
         return DenseImage(self.graphs, patches, self.embed_texts)
 
+    @overload
     def dense_features(
         self,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int | None = None,
         normalize: bool = True,
-    ) -> list[FloatArray]:
+        *,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[FloatArray]: ...
+
+    @overload
+    def dense_features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: Literal["skip"],
+    ) -> EmbeddedMaps: ...
+
+    def dense_features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int | None = None,
+        normalize: bool = True,
+        *,
+        on_error: OnError = "raise",
+    ) -> list[FloatArray] | EmbeddedMaps:
         """One vector per patch of each image, comparable with texts of walk type ``box``.
 
         Args:
             images: as for :meth:`embed_images`.
             max_num_patches: as for :meth:`dense`.
             normalize: to length one; False gives the reference's own features.
+            on_error: as for :meth:`embed_images`.
 
         Returns:
-            A list of float32 [h, w, D], one per image, (h, w) being its grid of patches.
+            A list of float32 [h, w, D], one per image, (h, w) being its grid of patches; with ``skip`` an
+            :class:`EmbeddedMaps`.
 
         Raises:
             ArgumentError: the model has no dense features.
         """
+        _check_on_error(on_error)
         self.graphs.check_has("dense")
-        items = self._prepared(images, max_num_patches)
+        items = self._prepared(images, max_num_patches, on_error=on_error)
         closed = full(lambda bucket: self.backend.batch_size("dense", bucket))
         maps: dict[int, FloatArray] = {}
+        failures: list[Failure] = []
         for entry in _ahead(_submit(items, closed, self.graphs.dense)):
-            assert not isinstance(entry, Failure)
+            if isinstance(entry, Failure):
+                failures.append(entry)
+                continue
             batch, output = entry
             for item, features in zip(batch.items, output.result(), strict=True):
                 height, width = item.value.grid
                 # A copy, so that one image's map does not keep its whole batch alive.
                 kept = features[: height * width].reshape(height, width, -1).copy()
                 maps[item.index] = scores.l2_normalize(kept) if normalize else kept
-        return [maps[index] for index in range(len(maps))]
+        rows = sorted(maps)
+        ordered = [maps[index] for index in rows]
+        if on_error == "raise":
+            return ordered
+        return EmbeddedMaps(ordered, tuple(rows), tuple(failures))
 
     def embed_regions(
         self,
@@ -530,6 +576,11 @@ def _submit(
     """Submit batches of images, and yield each with its pending output."""
     for batch in batches(items, closed):
         yield batch if isinstance(batch, Failure) else (batch, run(ImageInputs.of(batch.values)))
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
 
 
 def _finished(entry: tuple[Batch[Patches], Output] | Failure) -> EmbeddedBatch | Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ImageError, TextError
@@ -36,7 +36,7 @@ def find_images(paths: Iterable[Path]) -> Found:
         mode = _mode(path)
         if stat.S_ISDIR(mode):
             below = search_folder(path)
-            rest = _passed_over(below.passed_over)
+            rest = _passed_over(below)
             if not below.files:
                 holds = f" ({rest})" if rest else ""
                 raise ImageError(
@@ -52,7 +52,7 @@ def find_images(paths: Iterable[Path]) -> Found:
             found.files.append(str(path))
     if found.unreadable:
         shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
-        warn(f"fgclip-rt: folders and files that could not be read, {len(found.unreadable):,} in all: {shown}")
+        warn(f"fgclip-rt: unreadable: {shown}")
     return found
 
 
@@ -107,15 +107,17 @@ def _mode(path: Path) -> int:
 
 
 def _waits(path: Path, mode: int) -> bool:
-    """Whether reading ``path`` may wait for ever: a pipe, socket or device, but for a pipe that the shell has opened."""
+    """Whether reading may wait for ever: from a pipe, socket or device, but for a pipe that the shell has opened."""
     opened = stat.S_ISFIFO(mode) and path.parts[:2] == ("/", "dev")
     return mode != 0 and not stat.S_ISREG(mode) and not opened
 
 
-def _passed_over(counts: Mapping[str, int]) -> str:
+def _passed_over(found: Found) -> str:
     """What was passed over in a folder, and what can be done about it; empty if there was nothing."""
     parts = []
-    for kind, count in sorted(counts.items()):
+    for kind, count in found.passed_over.items():
         remedy = f" ({_REMEDIES[kind]})" if kind in _REMEDIES else ""
         parts.append(f"{count:,} {kind}{remedy}")
+    if found.unreadable:
+        parts.append(f"{len(found.unreadable):,} unreadable")
     return f"passed over: {', '.join(parts)}" if parts else ""

@@ -6,6 +6,7 @@ No test depends on a measured time.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -266,8 +267,11 @@ def test_the_smallest_batch_that_is_as_good_as_any() -> None:
 
 def test_advice_leaves_out_what_is_no_image(pocket_path: Path, photos: Path) -> None:
     (photos / "damaged.jpg").write_bytes(b"not an image")
-    result = run_command("bench", pocket_path, "--images", photos, "--rounds", 1, "--seconds", 0.1, "--threads", 1)
+    (photos / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"nor this")
+    arguments = ["bench", pocket_path, "--images", photos, "--rounds", 1, "--seconds", 0.1, "--threads", 1]
+    result = run_command(*arguments, "--output", photos.parent / "advice.json")
     assert "damaged.jpg" in result.stderr
+    assert r"caf\xe9.jpg is not an image" in result.stderr
     assert "5 images" in result.stdout
     assert "expect" in result.stdout
     with pytest.raises(ImageError, match="none of the 1 files"):
@@ -283,8 +287,13 @@ def test_stages_and_the_whole(model: Model, tmp_path: Path) -> None:
     assert found.images == 3
     assert len(found.alone) == len(found.whole) == 2
     assert found.share.value == pytest.approx(np.median(found.alone) / np.median(found.whole))
-    with pytest.raises(BenchmarkError, match="no image files"):
-        measure_pipeline(model, [])
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(files[0].read_bytes()[:5000])
+    found = measure_pipeline(model, [*files, truncated], 1, 64)
+    assert (found.images, found.unreadable) == (3, (str(truncated),))
+    for unreadable in ([], [truncated]):
+        with pytest.raises(BenchmarkError, match="no image files"):
+            measure_pipeline(model, unreadable)
 
 
 def test_starts_tell_of_failure(bundle_path: Path, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_folders_that_cannot_be_read_are_named(
     assert not (tmp_path / "out.npz").exists()
     result = run_command(*arguments)
     shown = ", ".join(f"{folder}/closed{index}" for index in range(5))
-    assert f"fgclip-rt: folders and files that could not be read, 7 in all: {shown}, …\n" in result.stderr
+    counted, named = result.stderr.splitlines()
+    assert counted == f"fgclip-rt: {folder}: 1 images; passed over: 7 unreadable."
+    assert named == f"fgclip-rt: unreadable: {shown}, …"
     report = json.loads(result.stdout)
     assert report["unreadable"] == [f"{folder}/closed{index}" for index in range(7)]
     assert report["shape"] == [1, 96]

@@ -225,3 +225,4 @@ def test_what_two_folders_hold_is_joined() -> None:
     found = Found(["a"], {OTHER: 1}, ["x"])
     found.add(Found(["b"], {OTHER: 2, HIDDEN: 1}, ["y"]))
     assert found == Found(["a", "b"], {OTHER: 3, HIDDEN: 1}, ["x", "y"])
+    assert list(found.passed_over) == [HIDDEN, OTHER]

@@ -552,6 +552,19 @@ def test_images_that_cannot_be_read_are_left_out_and_named(model: Model, mixture
         assert_one_sentence(failure.error, part)
 
 
+def test_dense_features_leave_out_images_that_cannot_be_read(model: Model, mixture: list[Any]) -> None:
+    embedded = model.dense_features(mixture, 64, on_error="skip")
+    expected = model.dense_features([mixture[0], mixture[2], mixture[6]], 64)
+    assert embedded.rows == (0, 2, 6)
+    for features, alone in zip(embedded.maps, expected, strict=True):
+        assert_same(features, alone)
+    assert [failure.index for failure in embedded.failures] == [1, 3, 4, 5]
+    with pytest.raises(ImageError, match=r"damaged\.png"):
+        model.dense_features(mixture)
+    with pytest.raises(ArgumentError, match="on_error"):
+        model.dense_features(mixture, on_error="ignore")  # type: ignore[call-overload]
+
+
 def test_the_first_image_that_cannot_be_read_ends_a_call_that_skips_none(model: Model, mixture: list[Any]) -> None:
     with pytest.raises(ImageError, match=r"damaged\.png"):
         model.embed_images(mixture)

@@ -19,6 +19,7 @@ from fgclip_rt.benchmarks.task import Case, CheckpointName, Device
 from ...answers import Answer
 from ...bundle import Bundle
 from ...errors import ArgumentError
+from ...names import spell_path
 from ...outputs import check_output, written_whole
 from .. import options
 from ..inputs import find_images
@@ -218,7 +219,7 @@ def _expect(
     model = loading.open()
     with progress_bars() as begin:
         advice = advise(model, files, max_num_patches, rounds, seconds, begin)
-        readable = [file for file in files if str(file) not in advice.unreadable]
+        readable = [file for file in files if spell_path(file) not in advice.unreadable]
         # As many as can be embedded in the time, twice to warm up and twice in each turn.
         count = max(1, int(seconds * advice.images_per_second / (2 + 2 * _TURNS)))
         sample = readable[:: max(1, len(readable) // count)]
@@ -228,7 +229,7 @@ def _expect(
 
 def _say_expected(expected: Expected) -> None:
     advice, pipeline = expected.advice, expected.pipeline
-    for file in advice.unreadable:
+    for file in (*advice.unreadable, *pipeline.unreadable):
         warn(f"fgclip-rt: {file} is not an image that Pillow can read; it was left out.")
     say_table(
         f"{advice.images} images",
