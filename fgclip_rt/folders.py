@@ -11,6 +11,7 @@ import msgspec
 from PIL import Image
 
 from .errors import ImageError
+from .packages import missing_packages
 
 #: Reasons for passing over, besides the formats that are not read: links that lead nowhere, or to what is found without
 #: them; pipes, sockets and devices; and files that are no images.
@@ -47,7 +48,10 @@ _SYSTEM = frozenset(
 )
 
 #: Pillow's formats that it cannot decode itself: it calls a program or a library for them, or only names them.
-_NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+_NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"))
+
+#: Names of formats in plugins of Pillow, by our own.
+_PLUGINS = {_HEIC: "HEIF", _JPEG_XL: "JXL"}
 
 #: First bytes of a file that tell its format.
 _PREFIX = 32
@@ -130,7 +134,9 @@ class _Search:
         Image.init()  # every format that Pillow knows, which takes a while
         self._formats = Image.OPEN.keys() - _NOT_DECODED
         self._suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in self._formats}
-        if "HEIF" in self._formats:
+        self._formats |= {kind for kind, plugin in _PLUGINS.items() if plugin in self._formats}
+        # It need not be registered with Pillow.
+        if not missing_packages(["pillow_heif"]):
             self._formats.add(_HEIC)
         self._files: list[str] = []
         self._passed_over: Counter[str] = Counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +164,8 @@ def _write_vectors(rows: Rows, file: IO[bytes]) -> None:
 
 
 def _write_npz(rows: Rows, path: Path) -> None:
+    import zipfile
+
     with zipfile.ZipFile(path, "w") as archive:
         # Sizes over 4 GB need another header, and are not known beforehand.
         with archive.open("vectors.npy", "w", force_zip64=True) as file:

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import fgclip_rt
+from fgclip_rt import folders
 from fgclip_rt.journal import Journal
 from helpers import contents, picture, run_command
 
@@ -50,6 +51,12 @@ def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(f"{'A text' if index % 3 else 'a TEXT'} {index % 60}" for index in range(80)))
     return path
+
+
+@pytest.fixture(autouse=True)
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the same whether pillow-heif is installed or not."""
+    monkeypatch.setattr(folders, "missing_packages", list)
 
 
 def test_a_folder_of_all_that_people_have_is_reported(bundle_path: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ CONTENT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the same whether pillow-heif is installed or not."""
+    monkeypatch.setattr(folders, "missing_packages", list)
+
+
 def make(folder: Path, *names: str, content: bytes = b"") -> None:
     """Files of the same content."""
     for name in names:
@@ -93,11 +99,21 @@ def test_a_raw_file_is_not_taken_for_the_tiff_file_that_it_looks_like(tmp_path: 
 
 
 def test_a_plugin_of_pillow_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jxl", "blob", content=CONTENT["JPEG XL"])
+    assert search_folder(tmp_path).passed_over == {"JPEG XL": 2}
+    monkeypatch.setitem(Image.OPEN, "JXL", (None, None))
+    assert names(search_folder(tmp_path), tmp_path) == ["a.jxl", "blob"]
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_heic_photos_are_found_where_they_can_be_read(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "missing_packages", lambda packages: [] if installed else packages)
     make(tmp_path, "a.heic", "blob", content=CONTENT["HEIC"])
-    assert search_folder(tmp_path).passed_over == {"HEIC": 2}
-    monkeypatch.setitem(Image.OPEN, "HEIF", (None, None))
-    monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
-    assert names(search_folder(tmp_path), tmp_path) == ["a.heic", "blob"]
+    make(tmp_path, "empty.heic")
+    expected = Found([str(tmp_path / name) for name in ("a.heic", "blob", "empty.heic")], {}, [])
+    assert search_folder(tmp_path) == (expected if installed else Found([], {"HEIC": 3}, []))
 
 
 def test_hidden_files_and_folders_of_systems_are_passed_over(tmp_path: Path) -> None:
