@@ -44,7 +44,8 @@ def find_images(paths: Iterable[Path]) -> Found:
                     "themselves."
                 )
             if rest:
-                warn(f"fgclip-rt: {path}: {len(below.files):,} images; {rest}.")
+                images = "1 image" if len(below.files) == 1 else f"{len(below.files):,} images"
+                warn(f"fgclip-rt: {path}: {images}; {rest}.")
             found.add(below)
         elif _waits(path, mode):
             raise ImageError(f"{path} is no file but a pipe, socket or device; save the image to a file and give that.")

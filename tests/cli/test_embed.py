@@ -110,7 +110,7 @@ def test_folders_that_cannot_be_read_are_named(
     result = run_command(*arguments)
     shown = ", ".join(f"{folder}/closed{index}" for index in range(5))
     counted, named = result.stderr.splitlines()
-    assert counted == f"fgclip-rt: {folder}: 1 images; passed over: 7 unreadable."
+    assert counted == f"fgclip-rt: {folder}: 1 image; passed over: 7 unreadable."
     assert named == f"fgclip-rt: unreadable: {shown}, …"
     report = json.loads(result.stdout)
     assert report["unreadable"] == [f"{folder}/closed{index}" for index in range(7)]

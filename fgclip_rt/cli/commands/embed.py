@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
-from msgspec import UNSET
 
 from ... import __version__
 from ...answers import Embedding, Problem, Skipped
@@ -19,6 +19,7 @@ from ...journal import Journal, Setting, Stamp, Work, check_no_journal, digest, 
 from ...model import EmbeddedBatch
 from ...names import spell_path
 from ...outputs import check_space
+from ...text import Tokenizer
 from ...vectors import Rows, check_format, check_inputs, size_of, write_rows
 from .. import options
 from ..inputs import find_images, read_texts, warn_truncated
@@ -73,20 +74,12 @@ def run(
     found = find_images(images)
     if strict and found.unreadable:
         raise ImageError(f"{found.unreadable[0]} could not be read; check its permissions, or leave out --strict.")
-    files, names = found.files, list(map(spell_path, found.files))
     lines = read_texts(texts) if texts is not None else []
     model = loading.open()
     model.tokenizer.walk_type(walk_type)
-    check_inputs(output, [*names, *lines], model.dim)
+    inputs = _Inputs.of(found.files, lines, model.tokenizer)
+    check_inputs(output, inputs.names + lines, model.dim)
     truncated = warn_truncated(model, lines, walk_type)
-
-    # Lines that the model takes for the same text have one vector.
-    numbers: dict[str, int] = {}
-    of_line = [numbers.setdefault(model.tokenizer.prepare(line), len(numbers)) for line in lines]
-    distinct = [lines[line] for line in np.unique(of_line, return_index=True)[1]]
-
-    def stamp_of(item: int) -> Stamp:
-        return stamp(files[item]) if item < len(files) else None
 
     settings: dict[str, Setting] = {
         "fgclip-rt": __version__,
@@ -99,56 +92,49 @@ def run(
         "--normalize": normalize,
         "--walk-type": walk_type,
     }
-    work = Work(settings, digest([*names, "", *lines]), len(files) + len(distinct), model.dim)
-    with Journal(output, work, stamp_of, resume=resume) as journal, _kept(journal, work.count):
+    work = Work(settings, inputs.digest, inputs.count, model.dim)
+    stream_images = partial(
+        model.iter_images,
+        max_num_patches=pixels.max_num_patches,
+        batch_size=batch_size,
+        normalize=normalize,
+        on_error="raise" if strict else "skip",
+        exif_transpose=pixels.exif_transpose,
+    )
+    stream_texts = partial(model.iter_texts, walk_type=walk_type, normalize=normalize)
+    with Journal(output, work, inputs.stamp, resume=resume) as journal, _kept(journal, work.count):
         # The vectors that are missing are written twice, to the journal and to the output.
-        rest = 4 * (work.count - journal.kept) * model.dim
-        check_space(output, size_of(output, [*names, *lines], model.dim) + rest)
+        missing = 4 * (work.count - journal.kept) * model.dim
+        check_space(output, size_of(output, inputs.names + lines, model.dim) + missing)
         if journal.kept:
             warn(f"fgclip-rt: {journal.kept:,} of {work.count:,} vectors are there from the interrupted run.")
-        stream_images = partial(
-            model.iter_images,
-            max_num_patches=pixels.max_num_patches,
-            batch_size=batch_size,
-            normalize=normalize,
-            on_error="raise" if strict else "skip",
-            exif_transpose=pixels.exif_transpose,
-        )
-        stream_texts = partial(model.iter_texts, walk_type=walk_type, normalize=normalize)
         with progress_bars() as begin:
-            failures = _embed(stream_images, files, 0, journal, stamp_of, partial(begin, "images"))
-            if len(failures) == len(files) > 0:
-                for failure in failures:
-                    warn(f"fgclip-rt: skipped: {failure.error}")
-                raise ImageError(f"none of the {len(files)} images could be read, so {output} was not written.")
-            _embed(stream_texts, distinct, len(files), journal, stamp_of, partial(begin, "texts"))
-        kept = np.flatnonzero(journal.positions[: len(files)] >= 0).tolist()
-        rows = Rows(
-            kinds=["image"] * len(kept) + ["text"] * len(lines),
-            inputs=[names[item] for item in kept] + lines,
-            vectors=journal.vectors(),
-            order=journal.positions[kept + [len(files) + number for number in of_line]],
-        )
+            failures = _embed(stream_images, inputs.files, 0, journal, inputs, partial(begin, "images"))
+        for failure in failures:
+            warn(f"fgclip-rt: skipped: {failure.error}")
+        if inputs.files and len(failures) == len(inputs.files):
+            raise ImageError(f"none of the {len(failures)} images could be read, so {output} was not written.")
+        with progress_bars() as begin:
+            _embed(stream_texts, inputs.texts, len(inputs.files), journal, inputs, partial(begin, "texts"))
+        rows = inputs.rows(journal)
         write_rows(rows, output, journal.folder)
 
-    for failure in failures:
-        warn(f"fgclip-rt: skipped: {failure.error}")
-    error = _named(images, [files[failure.index] for failure in failures], output)
+    error = _named(images, [inputs.files[failure.index] for failure in failures], output)
     answer = Embedding(
         output=str(output),
         shape=list(rows.shape),
         rows=rows.index(),
-        skipped=[Skipped(names[failure.index], failure.error.code, str(failure.error)) for failure in failures],
+        skipped=[Skipped(inputs.names[failure.index], failure.error.code, str(failure.error)) for failure in failures],
         passed_over=found.passed_over,
         unreadable=list(map(spell_path, found.unreadable)),
         truncated_texts=truncated,
-        error=UNSET if error is None else Problem(error.code, str(error)),
+        error=msgspec.UNSET if error is None else Problem(error.code, str(error)),
     )
     if json:
         say_json(answer)
     else:
         say(
-            f"{output}: float32 {answer.shape}, {len(kept)} of images and {len(lines)} of texts"
+            f"{output}: float32 {answer.shape}, {rows.kinds.count('image')} of images and {len(lines)} of texts"
             + (f"; images skipped: {len(failures)}" if failures else "")
             + (f"; texts truncated: {len(truncated)}" if truncated else "")
         )
@@ -156,28 +142,82 @@ def run(
         raise Failed(error)
 
 
+class _Inputs(msgspec.Struct, frozen=True):
+    """Everything that is to be embedded: images, and then texts, each of which has a number in the journal.
+
+    Attributes:
+        files: paths of images.
+        names: their spellings.
+        lines: texts.
+        texts: of the lines that the model takes for the same text, the first.
+        numbers: for each line, the index of its text among ``texts``.
+    """
+
+    files: list[str]
+    names: list[str]
+    lines: list[str]
+    texts: list[str]
+    numbers: list[int]
+
+    @classmethod
+    def of(cls, files: list[str], lines: list[str], tokenizer: Tokenizer) -> _Inputs:
+        texts: dict[str, str] = {}
+        indices: dict[str, int] = {}
+        numbers = []
+        for line in lines:
+            prepared = tokenizer.prepare(line)
+            texts.setdefault(prepared, line)
+            numbers.append(indices.setdefault(prepared, len(indices)))
+        return cls(files, list(map(spell_path, files)), lines, list(texts.values()), numbers)
+
+    @property
+    def count(self) -> int:
+        """Number of vectors that they need."""
+        return len(self.files) + len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all of them in their order."""
+        # No name is empty.
+        return digest([*self.names, "", *self.lines])
+
+    def stamp(self, item: int) -> Stamp:
+        """The stamp of an input's file, by its number in the journal; None for texts."""
+        return stamp(self.files[item]) if item < len(self.files) else None
+
+    def rows(self, journal: Journal) -> Rows:
+        """The vectors of all images that could be read and of all lines."""
+        images = np.flatnonzero(journal.positions[: len(self.files)] >= 0).tolist()
+        return Rows(
+            kinds=["image"] * len(images) + ["text"] * len(self.lines),
+            inputs=[self.names[image] for image in images] + self.lines,
+            vectors=journal.vectors(),
+            order=journal.positions[images + [len(self.files) + number for number in self.numbers]],
+        )
+
+
 def _embed(
     stream: Callable[[Iterator[str]], Iterator[EmbeddedBatch | Failure]],
-    inputs: Sequence[str],
+    sources: Sequence[str],
     first: int,
     journal: Journal,
-    stamp_of: Callable[[int], Stamp],
+    inputs: _Inputs,
     begin: Callable[[int], Callable[[], None]],
 ) -> list[Failure]:
     """Embed inputs that have no vector yet, and keep each batch as it is done.
 
     Args:
         stream: embeds images or texts batch by batch.
-        inputs: all paths of images, or all texts.
+        sources: all paths of images, or all texts.
         first: number in the journal of the first of them.
         journal: keeps the vectors.
-        stamp_of: gives the stamp of an input's file, by its number in the journal.
+        inputs: all inputs, to which ``sources`` belong.
         begin: begins a progress bar of some steps.
 
     Returns:
-        The inputs that cannot be read, by their index among ``inputs``; ascending.
+        The sources that cannot be read, by their index; ascending.
     """
-    missing = journal.missing(first, len(inputs))
+    missing = journal.missing(first, len(sources))
     if not missing:
         return []
     done = begin(len(missing))
@@ -185,8 +225,8 @@ def _embed(
 
     def given() -> Iterator[str]:
         for item in missing:
-            stamps[item] = stamp_of(item)
-            yield inputs[item - first]
+            stamps[item] = inputs.stamp(item)
+            yield sources[item - first]
             done()
 
     failures = []
