@@ -15,6 +15,7 @@ from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.images import image_size
 from fgclip_rt.manifest import Strict
 from fgclip_rt.model import Model
+from fgclip_rt.names import spell_path
 from fgclip_rt.progress import BeginStage, silent
 from fgclip_rt.turns import take_turns, timed
 
@@ -52,7 +53,7 @@ class Advice(Strict, frozen=True):
 
     Attributes:
         images: number of files that can be read.
-        unreadable: files that cannot be read.
+        unreadable: files that cannot be read, as :func:`fgclip_rt.spell_path` spells them.
         buckets: advice for each bucket that occurs, the smallest first.
         images_per_second: rate of the model alone over all images, each bucket in its best batch size.
         batch_size: the one batch size that is fastest over all buckets.
@@ -97,7 +98,7 @@ def advise(
         try:
             width, height = image_size(file)
         except ImageError:
-            unreadable.append(str(file))
+            unreadable.append(spell_path(file))
         else:
             bucket, shape = model.preparation.grid(width, height, max_num_patches)
             grids[bucket].append(shape)

@@ -14,6 +14,7 @@ from PIL import Image
 from fgclip_rt.errors import BenchmarkError, ImageError
 from fgclip_rt.graphs import ImageInputs
 from fgclip_rt.model import Model
+from fgclip_rt.names import spell_path
 from fgclip_rt.preparation import Patches, side_by_side
 from fgclip_rt.turns import take_turns, timed
 
@@ -42,6 +43,9 @@ def measure_pipeline(
         progress: called after each turn.
         most: number of files to embed, the first ones that can be read; None takes all.
 
+    Returns:
+        The times, and the files that cannot be read, which were left out.
+
     Raises:
         BenchmarkError: there are no files, or none can be read.
     """
@@ -58,7 +62,7 @@ def measure_pipeline(
             decoded = perf_counter()
             patches = model.preparation(image, max_num_patches)
         except ImageError:
-            unreadable.append(str(file))
+            unreadable.append(spell_path(file))
             continue
         readable.append(file)
         stages["decode"] += decoded - start

@@ -110,11 +110,11 @@ class Pipeline(Strict, frozen=True):
     """Times from image files to vectors.
 
     Attributes:
-        images: number of files.
+        images: number of files that were embedded.
         stages: seconds that decoding, resizing, copying and the model take one after the other, for all files.
         alone: seconds of the model alone for all files, by turn.
         whole: seconds from files to vectors, by turn.
-        unreadable: files that were to be embedded and could not be read.
+        unreadable: files that were left out because they cannot be decoded, as ``fgclip_rt.spell_path`` spells them.
     """
 
     images: int

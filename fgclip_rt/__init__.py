@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:
     from .image_files import allow_image_format
     from .images import load_image
     from .model import Model, RandomWeightsWarning, load
+    from .names import spell_path, unspell_path
 
 __version__ = "0.1.0"
 
@@ -67,6 +68,8 @@ __all__ = [
     "allow_image_format",
     "load",
     "load_image",
+    "spell_path",
+    "unspell_path",
 ]
 
 #: Imported when they are first used: the command line is there, and can be interrupted, before numpy is.
@@ -78,6 +81,8 @@ _HOMES = {
     "allow_image_format": ".image_files",
     "load": ".model",
     "load_image": ".images",
+    "spell_path": ".names",
+    "unspell_path": ".names",
 }
 
 

@@ -16,6 +16,7 @@ from .engine_files import Engine, EngineKey, EngineRecord, find_engines
 from .images import ImageSource
 from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
+from .names import spell_path
 from .scores import largest_at
 from .vectors import Row
 
@@ -52,6 +53,8 @@ class Embedding(Answer, frozen=True):
         shape: of the vectors, [n, D].
         rows: the input of each.
         skipped: inputs that could not be read.
+        passed_over: what lies in the folders besides, by reason how many.
+        unreadable: folders that could not be searched, and files in them that could not be looked into.
         truncated_texts: indices of texts that lost their end.
         unrotated: number of images that carry an EXIF rotation that was not applied.
         error: there if inputs that were named could not be read.
@@ -61,6 +64,8 @@ class Embedding(Answer, frozen=True):
     shape: list[int]
     rows: list[Row]
     skipped: list[Skipped]
+    passed_over: dict[str, int]
+    unreadable: list[str]
     truncated_texts: list[int]
     unrotated: int
     error: Problem | msgspec.UnsetType = msgspec.UNSET
@@ -385,7 +390,7 @@ def found(text: str, values: FloatArray, size: tuple[int, int], colours: tuple[f
 def inspect(bundle: Bundle) -> Inspected:
     """The contents of a bundle."""
     engines = {engine.path.name: engine.record for engine in find_engines(bundle)}
-    others = list(bundle.other_files())
+    others = list(map(spell_path, bundle.other_files()))
     return Inspected(
         path=str(bundle.path),
         size=bundle.size,

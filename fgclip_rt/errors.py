@@ -81,6 +81,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "precision_refused": "A lower precision would change vectors more than its limits allow.",
         "benchmark_failed": "A benchmark could not be run, or its results cannot be read.",
         "output_exists": "The output exists and was not to be replaced.",
+        "output_unfinished": "An interrupted run has begun the output, and this run is not to go on with it.",
         "output_unwritable": "The output cannot be written.",
         "disk_full": "The disk is full.",
         "dependency_missing": "A package that an extra installs is not installed.",

@@ -7,7 +7,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -437,14 +436,8 @@ class Model:
 
     def truncated(self, texts: str | Iterable[str], walk_type: str = "short") -> list[int]:
         """Indices of the texts that exceed the walk type's length and would lose their end."""
-        indices: list[int] = []
-        start = 0
-        remaining = as_texts(texts)
-        while batch := list(islice(remaining, 1024)):
-            flags = self.tokenizer(batch, walk_type, first=start).truncated
-            indices.extend(start + int(i) for i in np.flatnonzero(flags))
-            start += len(batch)
-        return indices
+        encoded = self.tokenizer.encode_each(as_texts(texts), walk_type)
+        return [index for index, text in enumerate(encoded) if text.truncated]
 
     def load_image(self, image: ImageSource, exif_transpose: bool | None = None) -> Image.Image:
         """Read an image as 8-bit RGB, as :meth:`embed_images` and :meth:`dense` read it.

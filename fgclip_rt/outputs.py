@@ -96,13 +96,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the name of ``path`` when the block ends well.
+def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """A path to write to; it takes the name of ``path`` when the block ends well.
+
+    Args:
+        path: the output.
+        folder: a folder on the same disk to write in; None takes that of ``path``.
 
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
-    partial = _hidden(path, "partial")
+    partial = _hidden(path if folder is None else folder / path.name, "partial")
     try:
         yield partial
         partial.replace(path)

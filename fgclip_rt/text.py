@@ -99,11 +99,12 @@ class Tokenizer:
             ArgumentError: the walk type is unknown.
             TextError: an entry is not text, or cannot be tokenised.
         """
-        encoded = [
-            self.encode(self.prepare(text, walk_type, index), walk_type, index)
-            for index, text in enumerate(texts, first)
-        ]
-        return self.pad(encoded, walk_type)
+        return self.pad(list(self.encode_each(texts, walk_type, first=first)), walk_type)
+
+    def encode_each(self, texts: Iterable[str], walk_type: str = "short", *, first: int = 0) -> Iterator[Encoded]:
+        """:meth:`prepare` and :meth:`encode` texts one by one; arguments and errors are those of a call."""
+        for index, text in enumerate(texts, first):
+            yield self.encode(self.prepare(text, walk_type, index), walk_type, index)
 
     def prepare(self, text: str, walk_type: str = "short", index: int = 0) -> str:
         """The characters of a text that are encoded. Equal results mean equal vectors.

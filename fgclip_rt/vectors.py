@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import numpy as np
 
-from .arrays import FloatArray
+from .arrays import FloatArray, IntArray
 from .errors import ArgumentError
 from .outputs import check_output, written_whole
 from .packages import require
 
 SUFFIXES = (".npy", ".npz", ".parquet")
+
+#: Rows that are written at once; 50 MB at 768 dimensions.
+_BLOCK = 16384
+
+#: Bytes that the inputs of an ``.npz`` may take whatever its vectors take, and how many times as many as these.
+_INPUTS_LEAST, _INPUTS_SHARE = 256 << 20, 4
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -31,18 +39,29 @@ class Rows:
 
     Attributes:
         kinds: ``image`` or ``text``, by row.
-        inputs: path of the image or the text itself, by row.
-        vectors: float32 [n, D].
+        inputs: path of the image, as :func:`fgclip_rt.spell_path` spells it, or the text itself, by row.
+        vectors: float32 [m, D], in memory or mapped from a file.
+        order: for each row, the index of its vector in ``vectors``.
     """
 
     kinds: list[str]
     inputs: list[str]
     vectors: FloatArray
+    order: IntArray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and width D."""
+        return len(self.order), self.vectors.shape[1]
 
     def index(self) -> list[Row]:
         """The origin of each row."""
         pairs = zip(self.kinds, self.inputs, strict=True)
         return [Row(row, kind, name) for row, (kind, name) in enumerate(pairs)]
+
+    def blocks(self) -> Iterator[slice]:
+        """Ranges of rows whose vectors fit into memory."""
+        return (slice(start, start + _BLOCK) for start in range(0, len(self.order), _BLOCK))
 
 
 def index_path(output: Path) -> Path:
@@ -67,42 +86,107 @@ def check_format(output: Path, overwrite: bool = False) -> None:
         check_output(index_path(output), overwrite)
 
 
-def size_of(output: Path, rows: int, width: int) -> int:
-    """Least number of bytes of a file with ``rows`` float32 vectors of ``width``."""
+def check_inputs(output: Path, inputs: Sequence[str], width: int) -> None:
+    """Make sure, before any work is done, that ``output`` can hold the inputs of its rows beside the vectors.
+
+    Args:
+        output: the file, of a format that :func:`check_format` has accepted.
+        inputs: path or text of each row.
+        width: D of the vectors.
+
+    Raises:
+        ArgumentError: NumPy would pad an ``.npz`` to many times its content, or change an input.
+    """
+    if output.suffix == ".npz":
+        for number, text in enumerate(inputs, 1):
+            if text.endswith("\0"):
+                raise ArgumentError(
+                    f"input number {number} ends in a NUL character, which NumPy's texts in {output} would lose; "
+                    "write .parquet or .npy."
+                )
+        padded, limit = _padded(inputs), max(_INPUTS_LEAST, _INPUTS_SHARE * 4 * width * len(inputs))
+        if padded > limit:
+            raise ArgumentError(
+                f"{output} would take {padded:,} bytes for its inputs alone, because NumPy pads each of the "
+                f"{len(inputs):,} to the longest, of {max(map(len, inputs)):,} characters; write .parquet or .npy."
+            )
+
+
+def size_of(output: Path, inputs: Sequence[str], width: int) -> int:
+    """Least number of bytes of a file with a float32 vector of ``width`` for each of ``inputs``."""
     # Parquet compresses repeated values, so no least size is certain; the other formats do not compress.
-    return 0 if output.suffix == ".parquet" else 4 * rows * width
+    if output.suffix == ".parquet":
+        return 0
+    return 4 * len(inputs) * width + (_padded(inputs) if output.suffix == ".npz" else 0)
 
 
-def write_rows(rows: Rows, output: Path) -> None:
-    """Write ``rows`` in the format that the suffix of ``output`` names.
+def write_rows(rows: Rows, output: Path, folder: Path | None = None) -> None:
+    """Write ``rows`` in the format that the suffix of ``output`` names; only some of the vectors are in memory.
 
     ``.npy`` holds the vectors, and ``OUTPUT.json`` their inputs. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds``
     and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
 
+    Args:
+        rows: the vectors and their origin.
+        output: the file.
+        folder: a folder to write in until the file is whole; None takes that of ``output``.
+
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
-    with written_whole(output) as path:
+    with written_whole(output, folder) as path:
         if output.suffix == ".npy":
             # The index is put in place first, because vectors without an index are worse than an index without vectors.
-            with written_whole(index_path(output)) as index:
+            with written_whole(index_path(output), folder) as index:
                 index.write_text(
                     json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
                     encoding="utf-8",
                 )
-                np.save(path, rows.vectors)
+                with path.open("wb") as file:
+                    _write_vectors(rows, file)
         elif output.suffix == ".npz":
-            kinds, inputs = np.array(rows.kinds, dtype=np.str_), np.array(rows.inputs, dtype=np.str_)
-            np.savez(path, vectors=rows.vectors, kinds=kinds, inputs=inputs)
+            _write_npz(rows, path)
         else:
             _write_parquet(rows, path)
+
+
+def _padded(inputs: Sequence[str]) -> int:
+    """Bytes of an array of texts, each of which NumPy pads to the longest."""
+    return 4 * len(inputs) * max(map(len, inputs), default=0)
+
+
+def _write_vectors(rows: Rows, file: IO[bytes]) -> None:
+    """The vectors as an ``.npy``."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": rows.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in rows.blocks():
+        file.write(rows.vectors[rows.order[block]].tobytes())
+
+
+def _write_npz(rows: Rows, path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        # Sizes over 4 GB need another header, and are not known beforehand.
+        with archive.open("vectors.npy", "w", force_zip64=True) as file:
+            _write_vectors(rows, file)
+        for name, texts in (("kinds", rows.kinds), ("inputs", rows.inputs)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.array(texts, dtype=np.str_), allow_pickle=False)
 
 
 def _write_parquet(rows: Rows, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    width = rows.vectors.shape[1]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors.reshape(-1)), width)
-    table = pa.table({"kind": pa.array(rows.kinds), "input": pa.array(rows.inputs), "vector": vectors})
-    pyarrow.parquet.write_table(table, path)
+    vector = pa.list_(pa.float32(), rows.shape[1])
+    schema = pa.schema([("kind", pa.string()), ("input", pa.string()), ("vector", vector)])
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for block in rows.blocks():
+            values = pa.array(rows.vectors[rows.order[block]].reshape(-1))
+            columns = {
+                "kind": rows.kinds[block],
+                "input": rows.inputs[block],
+                "vector": pa.FixedSizeListArray.from_arrays(values, rows.shape[1]),
+            }
+            writer.write_table(pa.table(columns, schema=schema))

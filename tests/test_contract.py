@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[1]
 #: From the lowest to the highest. A module imports its own room and rooms on lower floors, but no other room of its own
 #: floor. Imports inside functions count too, because they only delay the dependency.
 FLOORS = (
-    ("arrays", "manifest", "machine", "progress", "forks", "starts", "children", "turns", "pixel_budget"),
+    ("arrays", "manifest", "machine", "names", "progress", "forks", "starts", "children", "turns", "pixel_budget"),
     ("errors", "ahead", "scores", "recent"),
     ("interface", "image_files"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe", "reading"),
-    ("engine_files", "vectors", "map_files", "pocket"),
+    ("engine_files", "folders", "journal", "vectors", "map_files", "pocket"),
     ("backends",),
     ("engines", "graphs"),
     ("choice", "dense"),

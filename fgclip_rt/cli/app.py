@@ -69,7 +69,7 @@ def run() -> None:
     try:
         status = program.main(prog_name="fgclip-rt", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        output.say_usage_error(error)
         if "--json" in sys.argv and isinstance(error, click.UsageError):
             output.say_error("usage_invalid", error.format_message())
         status = error.exit_code

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..errors import ImageError, TextError
+from ..folders import Found, search_folder
 from ..model import Model
+from ..names import spell_path
+from ..text import special_tokens_found
 from .output import warn
 
 #: Name that stands for standard input instead of a file of texts.
 STANDARD_INPUT = Path("-")
 
+#: Number of names in a message.
+_SHOWN = 5
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Image files: those given, and instead of a folder all that lie below it, sorted.
+#: What a user can do about images that were passed over, by their kind.
+_REMEDIES = {"HEIC": "install pillow-heif", "AVIF": "convert them", "JPEG XL": "convert them", "RAW": "convert them"}
 
-    A file that is given by name is kept, whatever it is and whether it is there: reading it will tell. In a folder the
-    suffix decides.
+
+def find_images(paths: Iterable[Path]) -> Found:
+    """Image files: those given, and instead of a folder all that lie below it, in order; the rest is reported.
+
+    A file that is given by name is kept, whatever it is and whether it is there: reading it will tell.
 
     Raises:
-        ImageError: a folder holds no image.
+        ImageError: a folder cannot be read or holds no image, or something is given that is no file at all.
     """
-    found: list[Path] = []
+    found = Found()
     for path in paths:
-        if path.is_dir():
-            Image.init()  # every format that Pillow knows, which takes a while
-            suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not below:
-                raise ImageError(f"{path} holds no image files; give a folder with some, or the files themselves.")
-            found += below
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            below = search_folder(path)
+            rest = _passed_over(below)
+            if not below.files:
+                holds = f" ({rest})" if rest else ""
+                raise ImageError(
+                    f"{path} holds no image files that can be read{holds}; give a folder with some, or the files "
+                    "themselves."
+                )
+            if rest:
+                images = "1 image" if len(below.files) == 1 else f"{len(below.files):,} images"
+                warn(f"fgclip-rt: {path}: {images}; {rest}.")
+            found.add(below)
+        elif _waits(path, mode):
+            raise ImageError(f"{path} is no file but a pipe, socket or device; save the image to a file and give that.")
         else:
-            found.append(path)
+            found.files.append(str(path))
+    if found.unreadable:
+        shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
+        warn(f"fgclip-rt: unreadable: {shown}")
     return found
 
 
@@ -66,9 +85,16 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:
-    """Report texts that lose their end, and return their indices."""
-    indices = model.truncated(texts, walk_type)
+def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:
+    """Report texts that lose their end or spell special tokens, and return the indices of the former."""
+    indices, special = [], {}
+    for index, text in enumerate(model.tokenizer.encode_each(texts, walk_type)):
+        if text.truncated:
+            indices.append(index)
+        if text.special is not None:
+            special[index] = text.special
+    if special:
+        warn(f"fgclip-rt: {special_tokens_found(special)}")
     if indices:
         limit = model.tokenizer.walk_type(walk_type).length
         others = [name for name, spec in model.manifest.text.walk_types.items() if spec.length > limit]
@@ -79,3 +105,28 @@ def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[i
             f"(number {shown}); {longer} to keep it."
         )
     return indices
+
+
+def _mode(path: Path) -> int:
+    """Type of what stands at ``path``; 0 if that cannot be told."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
+def _waits(path: Path, mode: int) -> bool:
+    """Whether reading may wait for ever: from a pipe, socket or device, but for a pipe that the shell has opened."""
+    opened = stat.S_ISFIFO(mode) and path.parts[:2] == ("/", "dev")
+    return mode != 0 and not stat.S_ISREG(mode) and not opened
+
+
+def _passed_over(found: Found) -> str:
+    """What was passed over in a folder, and what can be done about it; empty if there was nothing."""
+    parts = []
+    for kind, count in found.passed_over.items():
+        remedy = f" ({_REMEDIES[kind]})" if kind in _REMEDIES else ""
+        parts.append(f"{count:,} {kind}{remedy}")
+    if found.unreadable:
+        parts.append(f"{len(found.unreadable):,} unreadable")
+    return f"passed over: {', '.join(parts)}" if parts else ""

@@ -1,8 +1,14 @@
-"""Results to standard output, as text, tables or JSON; everything else to standard error."""
+"""Results to standard output, as text, tables or JSON; everything else to standard error.
+
+Everything that is printed passes through here, where no character of a file name, a text or another library's message
+can act on the terminal.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,11 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import click
 import msgspec
 
+from ..names import UNSAFE, make_visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 #: Wide enough that nothing is cut when the output is a file or a pipe.
 _PIPE_WIDTH = 1000
+
+_UNSAFE_IN_JSON = re.compile(f"(?!\n)[{UNSAFE}]")
 
 #: Fewest characters in a line of a cell whose text may wrap, and blanks between two columns.
 _LEAST, _GAP = 6, 2
@@ -52,23 +62,31 @@ def numbers(name: str) -> Column:
 
 def say(text: str) -> None:
     """Print a line of the result."""
-    click.echo(printable(text))
+    click.echo(make_visible(text))
 
 
 def warn(text: str) -> None:
     """Print a line about the work to standard error."""
-    click.echo(printable(text), err=True)
+    click.echo(make_visible(text), err=True)
 
 
 def say_json(answer: Any) -> None:
     """Print the result for a program: a struct of :mod:`fgclip_rt.answers`, or several."""
     value = msgspec.to_builtins(answer)
-    click.echo(printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+    document = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    click.echo(_UNSAFE_IN_JSON.sub(_escaped_in_json, document))
 
 
 def say_error(code: str, message: str) -> None:
     """Print for a program why there is no result."""
     say_json({"error": {"code": code, "message": message}})
+
+
+def say_usage_error(error: click.ClickException) -> None:
+    """Print to standard error how a command is used, and what is wrong with its arguments."""
+    shown = io.StringIO()
+    error.show(shown)
+    click.echo(_visible_lines(shown.getvalue()), err=True, nl=False)
 
 
 def say_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -79,7 +97,7 @@ def say_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str
 
     if title:
         say(title)
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[_visible_lines(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False)
     least = -_GAP
     for index, column in enumerate(columns):
@@ -116,6 +134,13 @@ def _width(stream: TextIO) -> int:
     return shutil.get_terminal_size().columns if stream.isatty() else _PIPE_WIDTH
 
 
-def printable(text: str) -> str:
-    """Text with bytes of file names that are not UTF-8 replaced."""
-    return text.encode("utf-8", "replace").decode()
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(make_visible, text.split("\n")))
+
+
+def _escaped_in_json(unsafe: re.Match[str]) -> str:
+    """The character as JSON escapes it; a byte that is not UTF-8 as it is spelled in names."""
+    character = unsafe[0]
+    if "\ud800" <= character <= "\udfff":
+        return make_visible(character).replace("\\", "\\\\")
+    return f"\\u{ord(character):04x}"

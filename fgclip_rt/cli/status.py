@@ -23,7 +23,8 @@ class Command(click.Command):
         """Run it."""
         gc.enable()
         raising_interrupts()
-        _print_warnings()
+        # Commands report such texts themselves, by their place in the command or the file.
+        warnings.simplefilter("ignore", SpecialTokenWarning)
         # A service manager stops a process by SIGTERM; as an exception it cleans up like Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
@@ -52,20 +53,6 @@ class Failed(Exception):  # noqa: N818 (it is the outcome of a command, not an e
     def __init__(self, error: FgclipError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def _print_warnings() -> None:
-    """Have warnings about texts printed as a line like all others."""
-    show = warnings.showwarning
-
-    def show_as_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
-        if issubclass(category, SpecialTokenWarning):
-            warn(f"fgclip-rt: {message}")
-        else:
-            show(message, category, *place, **options)
-
-    warnings.showwarning = show_as_line
-    warnings.simplefilter("always", SpecialTokenWarning)
 
 
 def _end(ctx: click.Context, code: str, message: str, status: int = 1) -> NoReturn:

@@ -6,6 +6,7 @@ No test depends on a measured time.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -266,8 +267,11 @@ def test_the_smallest_batch_that_is_as_good_as_any() -> None:
 
 def test_advice_leaves_out_what_is_no_image(pocket_path: Path, photos: Path) -> None:
     (photos / "damaged.jpg").write_bytes(b"not an image")
-    result = run_command("bench", pocket_path, "--images", photos, "--rounds", 1, "--seconds", 0.1, "--threads", 1)
+    (photos / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"nor this")
+    arguments = ["bench", pocket_path, "--images", photos, "--rounds", 1, "--seconds", 0.1, "--threads", 1]
+    result = run_command(*arguments, "--output", photos.parent / "advice.json")
     assert "damaged.jpg" in result.stderr
+    assert r"caf\xe9.jpg is not an image" in result.stderr
     assert "5 images" in result.stdout
     assert "expect" in result.stdout
     with pytest.raises(ImageError, match="none of the 1 files"):

@@ -21,6 +21,7 @@ from PIL import Image
 import fgclip_rt
 from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Finished
+from fgclip_rt.batching import Failure
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BoxError, BundleError, DeviceError, ImageError, TextError
 from fgclip_rt.machine import usable_cores
@@ -116,6 +117,60 @@ def test_images_are_taken_only_as_they_are_needed(
     assert len(embed(model, images())) == sum(batch_sizes) == count
     assert max(batch_sizes) == size
     assert max(alive) <= 2 + ahead, "images outlive their preparation"
+
+
+def test_vectors_come_as_their_batches_are_done(model: Model, alone: np.ndarray[Any, Any]) -> None:
+    taken: list[int] = []
+
+    def images() -> Iterator[np.ndarray[Any, Any] | bytes]:
+        for index, image in enumerate([*IMAGES, b"no image", *IMAGES * 20]):
+            taken.append(index)
+            yield image
+
+    entries = model.iter_images(images(), batch_size=2, on_error="skip")
+    first = next(entries)
+    assert len(taken) < 60, "all images were taken before the first vector came"
+    rows: dict[int, np.ndarray[Any, Any]] = {}
+    failures = []
+    for entry in (first, *entries):
+        if isinstance(entry, Failure):
+            failures.append(entry)
+        else:
+            assert len(entry.indices) == len(entry.vectors) <= 2
+            rows.update(zip(entry.indices, entry.vectors, strict=True))
+    assert [(failure.index, failure.error.code) for failure in failures] == [(len(IMAGES), "image_unsupported")]
+    assert sorted([*rows, len(IMAGES)]) == list(range(21 * len(IMAGES) + 1))
+    for index, vector in rows.items():
+        assert_same(vector, alone[(index - (index > len(IMAGES))) % len(IMAGES)])
+
+
+def test_vectors_of_texts_come_as_their_batches_are_done(bundle_path: Path) -> None:
+    model = fgclip_rt.load(bundle_path, device="cpu", threads=1)
+    size = model.backend.batch_size("text", 64)
+    texts = [f"text {index % (6 * size)}" for index in range(7 * size)]
+    model.embed_texts(texts[:2])
+    taken: list[int] = []
+    batches = model.iter_texts(text for text in texts if not taken.append(1))  # type: ignore[func-returns-value]
+    first = next(batches)
+    assert len(taken) < len(texts)
+    assert {0, 1} <= set(first.indices), "texts that are kept from an earlier call come first"
+    rows = {}
+    for batch in (first, *batches):
+        rows.update(zip(batch.indices, batch.vectors, strict=True))
+    assert sorted(rows) == list(range(len(texts)))
+    assert_same(np.stack([rows[index] for index in range(len(texts))]), embed_anew(model, texts))
+    # No batch runs if all are kept.
+    (kept,) = model.iter_texts(texts[:2])
+    assert kept.indices == (0, 1)
+
+
+def test_what_cannot_be_iterated_is_refused_at_once(model: Model) -> None:
+    with pytest.raises(ArgumentError, match="on_error"):
+        model.iter_images([], on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="batch_size"):
+        model.iter_images([], batch_size=0)
+    with pytest.raises(ArgumentError, match="tall"):
+        model.iter_texts([], "tall")
 
 
 def test_texts_that_come_again_are_not_computed_again(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,6 +536,19 @@ def test_images_that_cannot_be_read_are_left_out_and_named(model: Model, mixture
     assert [failure.index for failure in embedded.failures] == [1, 3, 4, 5]
     for failure, part in zip(embedded.failures, ("damaged.png", "image 3", "missing.jpg", "image 5"), strict=True):
         assert_one_sentence(failure.error, part)
+
+
+def test_dense_features_leave_out_images_that_cannot_be_read(model: Model, mixture: list[Any]) -> None:
+    embedded = model.dense_features(mixture, 64, on_error="skip")
+    expected = model.dense_features([mixture[0], mixture[2], mixture[6]], 64)
+    assert embedded.rows == (0, 2, 6)
+    for features, alone in zip(embedded.maps, expected, strict=True):
+        assert_same(features, alone)
+    assert [failure.index for failure in embedded.failures] == [1, 3, 4, 5]
+    with pytest.raises(ImageError, match=r"damaged\.png"):
+        model.dense_features(mixture)
+    with pytest.raises(ArgumentError, match="on_error"):
+        model.dense_features(mixture, on_error="ignore")  # type: ignore[call-overload]
 
 
 def test_the_first_image_that_cannot_be_read_ends_a_call_that_skips_none(model: Model, mixture: list[Any]) -> None:

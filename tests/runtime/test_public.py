@@ -27,6 +27,8 @@ MODEL = (
     "embed_texts",
     "graphs",
     "has_random_weights",
+    "iter_images",
+    "iter_texts",
     "load_image",
     "logit_bias",
     "logit_scale",

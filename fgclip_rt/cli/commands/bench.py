@@ -19,6 +19,7 @@ from fgclip_rt.benchmarks.task import Case, CheckpointName, Device
 from ...answers import Answer
 from ...bundle import Bundle
 from ...errors import ArgumentError
+from ...names import spell_path
 from ...outputs import check_output, written_whole
 from .. import options
 from ..inputs import find_images
@@ -214,11 +215,11 @@ def _say_result(result: Result) -> None:
 def _expect(
     loading: Loading, images: tuple[Path, ...], max_num_patches: int | None, rounds: int, seconds: float
 ) -> Expected:
-    files = find_images(images)
+    files = [Path(file) for file in find_images(images).files]
     model = loading.open()
     with progress_bars() as begin:
         advice = advise(model, files, max_num_patches, rounds, seconds, begin)
-        readable = [file for file in files if str(file) not in advice.unreadable]
+        readable = [file for file in files if spell_path(file) not in advice.unreadable]
         # As many as can be embedded in the time, twice to warm up and twice in each turn.
         count = max(1, int(seconds * advice.images_per_second / (2 + 2 * _TURNS)))
         step = max(1, len(readable) // count)

@@ -147,7 +147,7 @@ def _calibration(images: tuple[Path, ...], texts: Path | None) -> tuple[list[Pat
         if not path.exists():
             raise ImageError(f"{path} does not exist; name images, or a folder of them, with --calibration.")
     if images and texts is not None:
-        return find_images(images), read_texts(texts)
+        return [Path(file) for file in find_images(images).files], read_texts(texts)
     if images or texts is not None:
         given, missing = ("images", "--calibration-texts") if images else ("texts", "--calibration")
         raise ArgumentError(f"both towers are calibrated, and only {given} were given; add {missing}.")

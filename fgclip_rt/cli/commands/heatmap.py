@@ -14,7 +14,7 @@ from ...heatmap import Picture, Scale, check_font, choose_scales, draw, font_adv
 from ...map_files import check_maps_output, write_maps
 from ...outputs import check_picture_output, save_picture
 from .. import options
-from ..inputs import warn_truncated
+from ..inputs import warn_of_texts
 from ..options import Loading, Pixels, Texts
 from ..output import say, say_json, warn
 from ..status import Command
@@ -69,7 +69,7 @@ def run(
     pixels.set_limit()
     texts.check()
     model = loading.open()
-    warn_truncated(model, texts.text, texts.walk_type)
+    warn_of_texts(model, texts.text, texts.walk_type)
     photo = model.load_image(image, pixels.exif_transpose)
     dense = model.dense(photo, pixels.max_num_patches)
     unrotated = int(dense.patches.orientation != 1)

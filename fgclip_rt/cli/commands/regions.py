@@ -11,7 +11,7 @@ from ... import answers
 from ...boxes import BOX_FORMATS, BoxFormat, BoxUnitsWarning, check_format
 from ...errors import BoxError
 from .. import options
-from ..inputs import warn_truncated
+from ..inputs import warn_of_texts
 from ..options import Loading, Pixels, Texts
 from ..output import numbers, say_json, say_table, warn, words
 from ..status import Command
@@ -45,7 +45,7 @@ def run(
     boxes = [parse_box(value, box_format) for value in box]
     texts.check()
     model = loading.open()
-    warn_truncated(model, texts.text, texts.walk_type)
+    warn_of_texts(model, texts.text, texts.walk_type)
     with warnings.catch_warnings(record=True, category=BoxUnitsWarning, action="always") as doubts:
         answer = answers.regions(
             model,

@@ -9,7 +9,7 @@ import click
 from ... import answers
 from ...errors import ImageError
 from .. import options
-from ..inputs import warn_truncated
+from ..inputs import warn_of_texts
 from ..options import Loading, Pixels, Texts
 from ..output import numbers, say_json, say_table, warn, words
 from ..status import Command, Failed
@@ -38,7 +38,7 @@ def run(loading: Loading, images: tuple[Path, ...], texts: Texts, pixels: Pixels
     pixels.set_limit()
     texts.check()
     model = loading.open()
-    warn_truncated(model, texts.text, texts.walk_type)
+    warn_of_texts(model, texts.text, texts.walk_type)
     answer = answers.score(
         model,
         images,
