@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tokenizers
 
 from .arrays import BoolArray, IntArray
 from .errors import ArgumentError, BundleError, TextError
 from .manifest import TextSpec, WalkTypeSpec
+from .tokenizer_definition import check_tokenizer, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class Tokenizer:
         """Take the text of a ``tokenizer.json``.
 
         Raises:
-            BundleError: it is not a tokenizer.
+            BundleError: it is not a tokenizer, or one that fails on a text, loses it, or is not repeatable.
         """
         self.spec = spec
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{spec.tokenizer} is not a tokenizer ({error}); export the bundle again.") from None
-        # Length is handled per call, so that one tokenizer serves every walk type and thread.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer = read_tokenizer(definition)
+            shortest = min((kind.length for kind in spec.walk_types.values()), default=0)
+            check_tokenizer(self._tokenizer, definition, shortest)
+        except ValueError as error:
+            raise BundleError(f"{spec.tokenizer} {error}; export the bundle again.") from None
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._special_names = [token.content for token in added if token.special]
 
     def walk_type(self, name: str) -> WalkTypeSpec:
         """The walk type called ``name``.
@@ -94,6 +95,15 @@ class Tokenizer:
                 f"text {index} holds half of a surrogate pair and is not valid Unicode; repair it."
             ) from None
         return text.lower() if self.spec.lowercase else text
+
+    def special_tokens(self, text: str) -> list[str]:
+        """The special tokens, such as the end of a text, that ``text`` spells out; it is encoded as these tokens.
+
+        Raises:
+            TextError: it is not text.
+        """
+        prepared = self.prepare(text)
+        return [token for token in self._special_names if token in prepared]
 
     def encode(self, prepared: Sequence[str], walk_type: str = "short") -> Tokens:
         """Tokens of prepared texts: cut from the right so that the end token stays, and padded on the right.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 #: From the lowest to the highest. A module imports its own room and rooms on lower floors, but no other room of its own
 #: floor. Imports inside functions count too, because they only delay the dependency.
 FLOORS = (
-    ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
+    ("arrays", "manifest", "machine", "progress", "recent", "children", "turns", "tokenizer_definition"),
     ("errors", "ahead", "scores"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
