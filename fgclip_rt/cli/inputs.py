@@ -67,7 +67,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:
-    """Report texts that lose their end, and return their indices."""
+    """Report texts that lose their end or spell out special tokens, and return the indices of the former."""
     indices = model.truncated(texts, walk_type)
     if indices:
         limit = model.tokenizer.walk_type(walk_type).length
@@ -77,5 +77,12 @@ def warn_truncated(model: Model, texts: Sequence[str], walk_type: str) -> list[i
         warn(
             f"fgclip-rt: {len(indices)} of {len(texts)} texts exceed {limit} tokens and lose their end "
             f"(number {shown}); {longer} to keep it."
+        )
+    special = {number: found for number, text in enumerate(texts, 1) if (found := model.tokenizer.special_tokens(text))}
+    if special:
+        number, found = next(iter(special.items()))
+        warn(
+            f"fgclip-rt: {len(special)} of {len(texts)} texts spell out special tokens and are encoded as these "
+            f"(number {number}: {', '.join(found)}); remove them if they are meant as text."
         )
     return indices
