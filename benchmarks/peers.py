@@ -36,7 +36,7 @@ def load_reference(bundle: Bundle, checkpoint: CheckpointName | None) -> Referen
         CheckpointError: the weights cannot be loaded.
     """
     if checkpoint is not None:
-        paths = (checkpoint.weights, checkpoint.config, checkpoint.tokenizer)
+        paths = (checkpoint.weights, checkpoint.config, checkpoint.tokenizer, checkpoint.processor)
         files = LocalFiles(*(None if path is None else Path(path) for path in paths))
         return checkpoint_source(checkpoint.model, files=files).load()[0]
     info = bundle.manifest.model

@@ -61,12 +61,14 @@ class CheckpointName(Strict, frozen=True):
         weights: path of a file, as :class:`fgclip_rt.export.LocalFiles` describes it; None if there is none.
         config: likewise.
         tokenizer: likewise.
+        processor: likewise.
     """
 
     model: str
     weights: str | None = None
     config: str | None = None
     tokenizer: str | None = None
+    processor: str | None = None
 
 
 class Contender(Strict, frozen=True):

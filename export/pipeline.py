@@ -46,11 +46,13 @@ class Source:
         name: its name in messages and for the default output.
         load: reads it, and describes it for the manifest.
         calibration: makes images, and texts by walk type, to calibrate on; None if the user has to give them.
+        notes: sentences for the user, complete once it is loaded: what was passed over, and what was chosen.
     """
 
     name: str
     load: Callable[[], tuple[ReferenceModel, ModelInfo]]
     calibration: Callable[[], tuple[list[Image.Image], dict[str, list[str]]]] | None = None
+    notes: Sequence[str] = ()
 
 
 def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Source:
@@ -59,7 +61,7 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
     Args:
         model: the name, id or path.
         revision: branch, tag or commit on the Hub; None takes the default branch.
-        files: the files that go with a file of weights.
+        files: files that go with the model.
 
     Raises:
         CheckpointError: the checkpoint cannot be found.
@@ -79,7 +81,7 @@ def checkpoint_source(model: str, revision: str | None = None, files: LocalFiles
         return reference, info
 
     spec = find_model(model)
-    return Source(checkpoint.name, load, None if spec is None else spec.calibration)
+    return Source(checkpoint.name, load, None if spec is None else spec.calibration, checkpoint.notes)
 
 
 def random_source(model: str, seed: int = 0) -> Source:
@@ -181,7 +183,7 @@ def verify_against(
     Args:
         bundle: an opened bundle.
         checkpoint: as for :func:`checkpoint_source`.
-        files: the files that go with a file of weights.
+        files: files that go with the model.
         begin: is told how far the reference is.
 
     Raises:

@@ -104,8 +104,8 @@ def least_bytes(model: str, weights: Path | None, precisions: Sequence[str]) -> 
     elif Path(model).is_dir():
         count = sum(map(_count, Path(model).glob("*.safetensors")))
     else:
-        # A weight has four bytes at most.
-        count = _size(weights or Path(model)) // 4
+        # A weight has four bytes at most, and an optimizer keeps up to three more numbers of each.
+        count = _size(weights or Path(model)) // 16
     written = {"fp32", *precisions}
     # The file of fp16 already holds the tables of the 8-bit precisions.
     shared = {"int8": 0.25, "fp8": 0.25} if "fp16" in written else {}

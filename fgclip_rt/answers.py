@@ -273,7 +273,10 @@ class Worst(Answer, frozen=True):
 
 
 class Exported(Answer, frozen=True):
-    """A bundle that was exported; ``parity`` and ``lowering`` are by precision."""
+    """A bundle that was exported; ``parity`` and ``lowering`` are by precision.
+
+    ``notes`` says what of the checkpoint's files was passed over, and what was chosen.
+    """
 
     bundle: str
     model: str
@@ -282,6 +285,7 @@ class Exported(Answer, frozen=True):
     size: int
     parity: dict[str, Worst]
     lowering: dict[str, Lowering]
+    notes: list[str]
 
 
 class Refused(Answer, frozen=True):
@@ -407,8 +411,8 @@ def engine_built(engine: Engine, cached: bool) -> EngineBuilt:
     return EngineBuilt(path=str(engine.path), cached=cached, size=engine.size, **record)
 
 
-def exported(bundle: Bundle) -> Exported:
-    """A bundle that was exported, by its manifest."""
+def exported(bundle: Bundle, notes: Sequence[str]) -> Exported:
+    """A bundle that was exported, by its manifest, and notes on its checkpoint."""
     manifest = bundle.manifest
     return Exported(
         bundle=str(bundle.path),
@@ -418,6 +422,7 @@ def exported(bundle: Bundle) -> Exported:
         size=bundle.size,
         parity=worst(manifest.parity.measured),
         lowering=manifest.lowering,
+        notes=list(notes),
     )
 
 

@@ -15,6 +15,7 @@ from .arrays import BoolArray, IntArray
 from .errors import ArgumentError, BundleError, TextError, reason
 from .manifest import TextSpec, WalkTypeSpec
 from .starts import MOST, Starts
+from .tokenizer_definition import check_tokenizer, is_of_library, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,19 @@ class Tokenizer:
         """Take the text of a ``tokenizer.json``.
 
         Raises:
-            BundleError: it is not a tokenizer, or not one that gives every text the same ids, with room for them.
+            BundleError: it is not a tokenizer, or one that fails on a text, loses it, or is not repeatable.
         """
         self.spec = spec
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{spec.tokenizer} is not a tokenizer ({error}); export the bundle again.") from None
-        # Length is handled per call, so that one tokenizer serves every walk type and thread.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer = read_tokenizer(definition)
+            shortest = min((kind.length for kind in spec.walk_types.values()), default=0)
+            check_tokenizer(self._tokenizer, definition, shortest)
+        except ValueError as error:
+            raise BundleError(f"{spec.tokenizer} {error}; export the bundle again.") from None
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_contents = {number: token.content for number, token in added.items() if token.special}
         self._starts = Starts(self._tokenizer)
-        self._check()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the definition and the specification."""
@@ -176,28 +175,6 @@ class Tokenizer:
             mask[row, : len(text.ids)] = 1
         return Tokens(ids, mask, np.array([text.truncated for text in encoded], dtype=np.bool_))
 
-    def _check(self) -> None:
-        """Refuse a tokenizer that no model was trained with."""
-        name = self.spec.tokenizer
-        if getattr(self._tokenizer.model, "dropout", None):
-            raise BundleError(f"{name} drops merges at random (dropout), so ids would vary; export the bundle again.")
-        for kind, spec in self.spec.walk_types.items():
-            if spec.length <= self._special_tokens:
-                raise BundleError(
-                    f"{name} adds {self._special_tokens} special tokens, and walk type {kind!r} has {spec.length} in "
-                    "all; export the bundle again."
-                )
-        try:
-            plain = self._tokenizer.encode("a", add_special_tokens=False)
-            expected = len(plain.ids) + self._special_tokens
-            found = len(self._tokenizer.post_process(plain, None, True).ids)
-        except BaseException as error:
-            if not _is_of_library(error):
-                raise
-            raise BundleError(f"{name} cannot tokenise 'a' ({reason(error)}); export the bundle again.") from None
-        if found != expected:
-            raise BundleError(f"{name} gives 'a' {found} tokens instead of {expected}; export the bundle again.")
-
     def _room(self, walk_type: str) -> int:
         """Number of tokens of a text itself that its walk type has room for."""
         return self.walk_type(walk_type).length - self._special_tokens
@@ -234,16 +211,11 @@ def _refusing(index: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _is_of_library(error):
+        if not is_of_library(error):
             raise
         raise TextError(
             f"text {index} cannot be tokenised ({reason(error)}); shorten it or word it in another way."
         ) from None
-
-
-def _is_of_library(error: BaseException) -> bool:
-    """Whether an error is one of tokenizers: a bare Exception; or a panic, which is none and has no public class."""
-    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def as_texts(texts: str | Iterable[str]) -> Iterator[str]:

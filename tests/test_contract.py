@@ -16,7 +16,19 @@ ROOT = Path(__file__).parents[1]
 #: From the lowest to the highest. A module imports its own room and rooms on lower floors, but no other room of its own
 #: floor. Imports inside functions count too, because they only delay the dependency.
 FLOORS = (
-    ("arrays", "manifest", "machine", "names", "progress", "forks", "starts", "children", "turns", "pixel_budget"),
+    (
+        "arrays",
+        "manifest",
+        "machine",
+        "names",
+        "tokenizer_definition",
+        "progress",
+        "forks",
+        "starts",
+        "children",
+        "turns",
+        "pixel_budget",
+    ),
     ("errors", "ahead", "scores", "recent"),
     ("interface", "image_files"),
     ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),

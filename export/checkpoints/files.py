@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fgclip_rt.bundle import sha256
 from fgclip_rt.errors import CheckpointError
 
+from . import pickles
+
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
-#: The key under which training scripts wrap a state dict, the most wrappers, and the prefix of parallel training.
-_WRAPPER, _MOST_WRAPPERS, _PARALLEL = "state_dict", 4, "module."
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+#: The settings of images: in a file of their own, or, by transformers 5, nested in the file of the whole processor.
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+#: Keys under which training scripts wrap a state dict, and the most wrappers. OpenCLIP knows the first, and EVA-CLIP
+#: and DeepSpeed the others.
+_WRAPPERS, _MOST_WRAPPERS = ("state_dict", "model", "module"), 4
+#: Remedies for a missing file. The trainers of some families save neither a tokenizer nor the settings of images.
+_REMEDIES = {
+    **dict.fromkeys((TOKENIZER, TOKENIZER_CONFIG), "name the folder of the model's tokenizer with --tokenizer"),
+    PREPROCESSOR: "name the folder that has it, or its processor_config.json, with --processor",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Checkpoint(ABC):
         source: Hub id, or name of the folder or file.
         revision: commit on the Hub; None if it did not come from there.
         origin: ``released`` from the Hub, ``shipped`` with this package, or ``local``.
+        notes: sentences for the user: what was passed over in its files, and what was chosen.
         config_file: the file that states the model's sizes.
     """
 
@@ -41,6 +50,7 @@ class Checkpoint(ABC):
     source: str
     revision: str | None
     origin: Literal["released", "shipped", "local"]
+    notes: list[str] = field(default_factory=list, kw_only=True, compare=False)
     config_file: ClassVar[str]
 
     @property
@@ -67,6 +77,15 @@ class Checkpoint(ABC):
         Raises:
             CheckpointError: a file is missing or damaged.
         """
+
+    def note(self, text: str) -> None:
+        """Add a sentence to the notes, unless it is there already, because a checkpoint may be loaded twice."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def has(self, file: str) -> bool:
+        """Whether the file called ``file`` is there."""
+        return self.where(file).is_file()
 
     def json(self, file: str) -> dict[str, Any]:
         """One of its JSON files.
@@ -115,20 +134,35 @@ class Checkpoint(ABC):
     def _existing(self, file: str) -> Path:
         path = self.where(file)
         if not path.is_file():
-            raise CheckpointError(
-                f"{path.parent} has no {path.name}; point at a whole checkpoint.", code="checkpoint_incomplete"
-            )
+            remedy = _REMEDIES.get(file, "point at a whole checkpoint")
+            raise CheckpointError(f"{path.parent} has no {path.name}; {remedy}.", code="checkpoint_incomplete")
         return path
 
 
 @dataclass(frozen=True)
 class CheckpointFolder(Checkpoint):
-    """A folder as ``save_pretrained`` writes it."""
+    """A folder as ``save_pretrained`` writes it.
 
+    Attributes:
+        tokenizer: a folder, or a ``tokenizer.json``, that comes before the checkpoint's own files of the tokenizer;
+            None if there is none.
+        processor: likewise for the settings of images.
+    """
+
+    tokenizer: Path | None = None
+    processor: Path | None = None
     config_file = "config.json"
 
     def where(self, file: str) -> Path:
-        return self.path / file
+        named = self.tokenizer if file in (TOKENIZER, TOKENIZER_CONFIG) else None
+        named = self.processor if file in (PREPROCESSOR, PROCESSOR) else named
+        own = self.path / file
+        if named is None:
+            return own
+        # A file has its name from its owner; the configuration of a tokenizer lies beside it.
+        file_given = named.with_name(file) if file == TOKENIZER_CONFIG else named
+        given = named / file if named.is_dir() else file_given
+        return own if own.is_file() and not given.is_file() else given
 
     def weight_files(self) -> list[Path]:
         """Its safetensors files: one, or the shards that its index names."""
@@ -197,11 +231,13 @@ class CheckpointFile(Checkpoint):
         return [self.path]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Its tensors; wrapping dictionaries and the prefix of parallel training are removed."""
-        document = _load(self.path)
+        """Its tensors, without the dictionaries around them."""
+        document = pickles.load(self.path)
         for _ in range(_MOST_WRAPPERS):  # not for ever: a dictionary may hold itself
-            if isinstance(document, dict) and _WRAPPER in document:
-                document = document[_WRAPPER]
+            key = self._wrapper(document)
+            if key is None:
+                break
+            document = document[key]
         if not isinstance(document, dict) or not document:
             raise CheckpointError(
                 f"{self.path} holds no state dict; save it by torch.save(model.state_dict(), path).",
@@ -214,27 +250,46 @@ class CheckpointFile(Checkpoint):
                     "torch.save(model.state_dict(), path).",
                     code="checkpoint_unsafe",
                 )
-            yield name.removeprefix(_PARALLEL), tensor
+            yield name, tensor
+
+    def _wrapper(self, document: Any) -> str | None:
+        """The key of a dictionary that leads to the weights; None if they are in the dictionary itself.
+
+        Raises:
+            CheckpointError: several keys do, and none comes before the others.
+        """
+        if not isinstance(document, dict):
+            return None
+        first = _WRAPPERS[0]
+        keys = [key for key, value in document.items() if isinstance(key, str) and _weights_in(value)]
+        known = [key for key in _WRAPPERS if key in keys] or [first] * (first in document)
+        if first not in known and _count_tensors(document) >= max(
+            (_weights_in(document[key]) for key in keys), default=0
+        ):
+            return None
+        if not known and len(keys) > 1:
+            raise CheckpointError(
+                f"{self.path} holds {len(keys)} state dicts ({', '.join(map(repr, keys))}); save the one to export, by "
+                "torch.save(model.state_dict(), path)."
+            )
+        key = (known or keys)[0]
+        others = [other for other in keys if other != key]
+        if others:
+            names = " and ".join(map(repr, others))
+            reason = ", as OpenCLIP does" if key == first else ""
+            self.note(f"{self.path} holds {names} beside {key!r}; the weights were taken from {key!r}{reason}.")
+        elif not known:
+            self.note(f"{self.path} holds one state dict, {key!r}; the weights were taken from it.")
+        return key
 
 
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is not a file of tensors, or holds other Python objects, whose loading could run code; save the "
-            "weights alone, by torch.save(model.state_dict(), path).",
-            code="checkpoint_unsafe",
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); restore the file.", code="checkpoint_damaged"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception:  # damage raises any error of the unpickler or the archive, with no useful message
-        raise CheckpointError(
-            f"{path} is damaged, or not a file that torch.save wrote; restore it, or save the weights by "
-            "torch.save(model.state_dict(), path).",
-            code="checkpoint_damaged",
-        ) from None
+def _weights_in(value: Any, depth: int = 1) -> int:
+    """Number of tensors in a dictionary, or in the one that it wraps; 0 if a value is neither."""
+    if not isinstance(value, dict):
+        return 0
+    wrapped = (_weights_in(value.get(key), depth + 1) for key in _WRAPPERS if depth < _MOST_WRAPPERS)
+    return max(_count_tensors(value), *wrapped, 0)
+
+
+def _count_tensors(document: dict[Any, Any]) -> int:
+    return sum(isinstance(value, Tensor) for value in document.values())

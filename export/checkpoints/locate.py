@@ -10,7 +10,15 @@ from typing import Any
 from fgclip_rt.bundle import MANIFEST
 from fgclip_rt.errors import CheckpointError, reason
 
-from .files import TOKENIZER, Checkpoint, CheckpointFile, CheckpointFolder
+from .files import (
+    PREPROCESSOR,
+    PROCESSOR,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Checkpoint,
+    CheckpointFile,
+    CheckpointFolder,
+)
 from .registry import ModelSpec, find_model, unknown_model
 
 #: The repository of CLIP's tokenizer, for models with its vocabulary and no file of their own.
@@ -23,17 +31,20 @@ _SUFFIXES = (".pt", ".pth")
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of a model that comes as a file of weights.
+    """Files that go with a model, for a file of weights or for a folder that lacks them.
 
     Attributes:
         weights: the file, for a model that is named by its registry name; None if the file itself is named.
-        config: its ``model_config.json``, for a file that is no registered model's; None takes the known sizes.
-        tokenizer: its ``tokenizer.json``; None takes one that lies beside the weights, or downloads CLIP's.
+        config: the ``model_config.json`` of a file that is no registered model's; None takes the known sizes.
+        tokenizer: a folder with the files of the tokenizer, or a ``tokenizer.json``. None takes the checkpoint's own.
+            For a file of weights these lie beside it, or CLIP's are downloaded.
+        processor: a folder with the settings of images, or their file; None takes the checkpoint's own.
     """
 
     weights: Path | None = None
     config: Path | None = None
     tokenizer: Path | None = None
+    processor: Path | None = None
 
 
 def locate(model: str, revision: str | None = None, files: LocalFiles | None = None) -> Checkpoint:
@@ -51,15 +62,22 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
         return _weight_file(path, revision, files)
     if spec is None and not (model and path.is_dir()):
         raise unknown_model(model)
-    for option, value in (("--weights", files.weights), ("--config", files.config), ("--tokenizer", files.tokenizer)):
-        if value is not None:
-            raise CheckpointError(
-                f"{model} needs no {option}, everything lies in its folder; leave it out.", code="argument_invalid"
-            )
+    needless = ("weights", "config") if spec is None else ("weights", "config", "tokenizer", "processor")
+    _refuse_needless(model, files, needless, "everything lies in its folder")
     if spec is not None and spec.hub_id is not None:
         return _download(spec.name, spec.hub_id, revision)
     if spec is not None and spec.folder is not None:
         return _shipped(spec.name, spec.folder, revision)
+    return _folder(path, revision, files)
+
+
+def _refuse_needless(model: str, files: LocalFiles, options: tuple[str, ...], reason: str) -> None:
+    for option in options:
+        if getattr(files, option) is not None:
+            raise CheckpointError(f"{model} needs no --{option}, {reason}; leave it out.", code="argument_invalid")
+
+
+def _folder(path: Path, revision: str | None, files: LocalFiles) -> Checkpoint:
     if (path / MANIFEST).is_file() and not (path / "config.json").exists():
         raise CheckpointError(
             f"{path} is an exported bundle, not a checkpoint; give the folder it was exported from.",
@@ -69,8 +87,16 @@ def locate(model: str, revision: str | None = None, files: LocalFiles | None = N
         raise CheckpointError(
             f"{path} is a local folder and has no revision {revision!r}; leave out --revision.", code="argument_invalid"
         )
+    for given in (files.tokenizer, files.processor):
+        if given is not None and not given.exists():
+            raise CheckpointError(f"{given} is no file or folder; check the path.", code="checkpoint_missing")
     name = path.resolve().name
-    return CheckpointFolder(path, name=name, source=name, revision=None, origin="local")
+    checkpoint = CheckpointFolder(path, name, name, None, "local", files.tokenizer, files.processor)
+    for file in (TOKENIZER, TOKENIZER_CONFIG, PREPROCESSOR, PROCESSOR):
+        taken = checkpoint.where(file)
+        if taken != path / file and taken.is_file() and (path / file).is_file():
+            checkpoint.note(f"{path} has a {file} of its own; {taken} was taken.")
+    return checkpoint
 
 
 def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
@@ -119,11 +145,15 @@ def _with_tokenizer(
         raise CheckpointError(
             f"{path} is a local file and has no revision {revision!r}; leave out --revision.", code="argument_invalid"
         )
-    for file in (path, files.config, files.tokenizer):
+    _refuse_needless(name, files, ("processor",), "because its images are prepared by fixed rules")
+    given = files.tokenizer
+    if given is not None and given.is_dir():
+        given = given / TOKENIZER
+    for file in (path, files.config, given):
         if file is not None and not file.is_file():
             raise CheckpointError(f"{file} is no file; check the path.", code="checkpoint_missing")
     beside = path.with_name(TOKENIZER)
-    tokenizer = files.tokenizer or (beside if beside.is_file() else _clip_tokenizer())
+    tokenizer = given or (beside if beside.is_file() else _clip_tokenizer())
     return CheckpointFile(path, name, path.name, None, "local", config, tokenizer)
 
 

@@ -20,9 +20,15 @@ from fgclip_rt.errors import CheckpointError
 #: Kinds of text; not every model has all of them.
 WalkType: TypeAlias = Literal["short", "box", "long"]
 
-Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
+#: Sizes beyond these are damage: with them, a tensor could have more bytes than 64 bits count.
+LARGEST, _LARGEST_SIDE = 2**20, 2**14
+
+Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=LARGEST)]
 #: Tokens of a text: one token would be its end alone.
-Length: TypeAlias = Annotated[int, msgspec.Meta(gt=1)]
+Length: TypeAlias = Annotated[int, msgspec.Meta(gt=1, le=LARGEST)]
+#: Side of an image or a patch in pixels.
+Side: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=_LARGEST_SIDE)]
+Epsilon: TypeAlias = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ class TowerConfig:
     intermediate_size: Positive = 3072
     num_hidden_layers: Positive = 12
     num_attention_heads: Positive = 12
-    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0)] = 1e-6
+    layer_norm_eps: Epsilon = 1e-6
     hidden_act: str = "gelu_pytorch_tanh"
 
     def check(self, name: str) -> None:

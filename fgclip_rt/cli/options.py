@@ -145,16 +145,19 @@ class Texts(Struct, frozen=True):
 
 
 class WeightFiles(Struct, frozen=True):
-    """The files that go with a model whose weights are one file."""
+    """The files that go with a model, as :class:`fgclip_rt.export.LocalFiles` describes them."""
 
     weights: Path | None = None
     config: Path | None = None
     tokenizer: Path | None = None
+    processor: Path | None = None
 
     def check_goes_with(self, checkpoint: str | None) -> None:
         """Refuse files that go with no ``--checkpoint``."""
-        if checkpoint is None and any((self.weights, self.config, self.tokenizer)):
-            raise ArgumentError("--weights, --config and --tokenizer go with a checkpoint; name it with --checkpoint.")
+        if checkpoint is None and self != WeightFiles():
+            raise ArgumentError(
+                "--weights, --config, --tokenizer and --processor go with a checkpoint; name it with --checkpoint."
+            )
 
 
 def limit_pixels(limit: int | None) -> None:
@@ -218,7 +221,13 @@ weight_files = _group(
     click.option(
         "--tokenizer",
         type=PATH,
-        help="CLIP's tokenizer.json for a file of weights.  [default: the one beside it, or the Hub's]",
+        help="Folder of the tokenizer, or its tokenizer.json, for a checkpoint that has none.  [default: its own, or "
+        "for a file of weights CLIP's from the Hub]",
+    ),
+    click.option(
+        "--processor",
+        type=PATH,
+        help="Folder of the settings of images, or their file, for a checkpoint that has none.  [default: its own]",
     ),
 )
 

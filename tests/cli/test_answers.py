@@ -455,3 +455,9 @@ def test_a_bundle_takes_what_was_estimated(pocket_export: tuple[Path, object]) -
     # A model's folder gives the same estimate as its name.
     named = MODELS["fg-clip2-pocket"].folder
     assert request.least_bytes(str(named), None, ["fp32"]) == 4 * MODELS["fg-clip2-pocket"].parameters
+
+
+def test_the_estimate_of_space_allows_for_an_optimizer_beside_the_weights(tmp_path: Path) -> None:
+    """A training checkpoint has up to four numbers of each weight, of which a bundle holds one."""
+    (tmp_path / "run.pt").write_bytes(bytes(16_000))
+    assert request.least_bytes(str(tmp_path / "run.pt"), None, ["fp32"]) == 4_000

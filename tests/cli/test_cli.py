@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
 from exporting import Trace, hasten
@@ -88,6 +89,24 @@ def test_export_writes_a_bundle_and_reports_its_parity(goldens: Path, tmp_path: 
     assert fgclip_rt.load(output).dim == report["embedding_size"] == 64
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert {oct(path.stat().st_mode & 0o777) for path in output.iterdir()} == {oct(0o666 & ~_umask())}
+
+
+@pytest.mark.usefixtures("quick")
+def test_export_says_what_it_passed_over_and_chose(goldens: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(goldens / "fgclip2-masked/checkpoint", tmp_path / "trained")
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(tensors | {"logit_scale_hardneg": np.array(4.6, np.float32)}, checkpoint / "model.safetensors")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del config["model_input_names"]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    (checkpoint / "preprocessor_config.json").unlink()
+    arguments = ("export", "--model", checkpoint, "--processor", goldens / "fgclip2-masked/checkpoint", "--output")
+    result = run_command(*arguments, tmp_path / "bundle", "--json")
+    notes = json.loads(result.stdout)["notes"]
+    assert result.stderr.splitlines() == [f"fgclip-rt: {note}" for note in notes]
+    assert ["model_input_names" in notes[0], "logit_scale_hardneg" in notes[1], len(notes)] == [True, True, 2]
+    assert run_command(*arguments, tmp_path / "other").stderr == result.stderr
+    assert "attention mask: yes, which no released model has" in run_command("inspect", tmp_path / "bundle").stdout
 
 
 def _umask() -> int:
@@ -297,7 +316,7 @@ def test_verify_sees_another_tokenizer(masked_bundle_path: Path, goldens: Path, 
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(goldens / "fgclip2-masked/checkpoint", checkpoint)
     document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
-    document["post_processor"] = None
+    document["model"]["merges"] = document["model"]["merges"][:-100]
     (checkpoint / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     result = run_command("verify", masked_bundle_path, "--checkpoint", checkpoint, "--all", status=1)
     assert sum((row[0], row[-1]) == ("tokens", "FAILED") for row in table(result.stdout)) == 3
@@ -476,16 +495,17 @@ def test_embed_reports_skipped_images_and_truncated_texts_as_json(
     bundle_path: Path, photos: Path, tmp_path: Path
 ) -> None:
     captions = tmp_path / "captions.txt"
-    captions.write_text("short\n" + "very long " * 100)
+    captions.write_text("short\n" + "very long " * 100 + "\na <EOS> and <pad>\n<eos>")
     arguments = ("embed", bundle_path, photos, "--texts", captions, "--output", tmp_path / "out.npz", "--json")
     result = run_command(*arguments)
     report = json.loads(result.stdout)
-    assert report["shape"] == [4, 96]
+    assert report["shape"] == [6, 96]
     assert [(Path(entry["input"]).name, entry["code"]) for entry in report["skipped"]] == [
         ("damaged.png", "image_damaged")
     ]
     assert report["truncated_texts"] == [1]
-    assert "1 of 2 texts exceed 64 tokens" in result.stderr
+    assert "1 of 4 texts exceed 64 tokens" in result.stderr
+    assert "2 of 4 texts spell out special tokens and are encoded as these (number 3: <pad>, <eos>)" in result.stderr
 
 
 def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, photo: Path, tmp_path: Path) -> None:

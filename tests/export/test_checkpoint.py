@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fgclip_rt import export
 from fgclip_rt.errors import CheckpointError
-from fgclip_rt.export.checkpoints.locate import locate
+from fgclip_rt.export.checkpoints.locate import LocalFiles, locate
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
+from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
 from helpers import GOLDENS, Golden, assert_one_sentence, picture
@@ -124,6 +125,237 @@ def test_a_truncated_weight_file_is_refused(checkpoint: Path, size: int) -> None
     refused(checkpoint, WEIGHTS, code="checkpoint_damaged")
 
 
+SCALARS = ("logit_scale_finegraind", "logit_scale_hardneg")
+
+
+def notes_of(path: Path, **files: Path) -> list[str]:
+    """The notes of a checkpoint that loads."""
+    found = locate(str(path), files=LocalFiles(**files))
+    families.load(found)
+    return found.notes
+
+
+def with_leftovers(tensors: Tensors) -> Tensors:
+    """The scalars that FG-CLIP 2's trainer adds, and the numbers of positions that old versions saved."""
+    positions = {f"{tower}.embeddings.position_ids": torch.arange(64)[None] for tower in ("text_model", "vision_model")}
+    return tensors | {name: torch.tensor(4.6, dtype=torch.bfloat16) for name in SCALARS} | positions
+
+
+def test_leftovers_of_training_are_passed_over_and_named(checkpoint: Path) -> None:
+    edit_weights(checkpoint, with_leftovers)
+    assert_equal_models(checkpoint, MASKED)
+    (note,) = notes_of(checkpoint)
+    assert "4 of the tensors that training leaves" in note
+    assert all(name in note for name in (*SCALARS, "text_model.embeddings.position_ids"))
+
+
+def test_leftovers_do_not_hide_what_is_unknown(checkpoint: Path) -> None:
+    edit_weights(checkpoint, lambda tensors: with_leftovers(tensors) | {"logit_scale_new": torch.tensor(4.6)})
+    refused(checkpoint, "tensors 1 unexpected (logit_scale_new)")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "base_model.model.", "_orig_mod.", "module._orig_mod.", "a.b."]
+)
+def test_names_under_one_prefix_load(checkpoint: Path, prefix: str) -> None:
+    edit_weights(checkpoint, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    assert_equal_models(checkpoint, MASKED)
+
+
+def test_a_prefix_that_not_all_names_have_is_not_removed(checkpoint: Path) -> None:
+    edit_weights(checkpoint, lambda tensors: tensors | {"model.longtext_head.bias": tensors["longtext_head.bias"] + 1})
+    refused(checkpoint, "1 unexpected (model.longtext_head.bias)")
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_scalar_may_be_a_list_of_one_number(checkpoint: Path, shape: tuple[int, ...]) -> None:
+    edit_weights(checkpoint, lambda tensors: tensors | {"logit_scale": tensors["logit_scale"].reshape(shape)})
+    assert_equal_models(checkpoint, MASKED)
+    edit_weights(checkpoint, lambda tensors: tensors | {"logit_bias": torch.zeros(1, 1)})
+    refused(checkpoint, "logit_bias is [1, 1] instead of [1]")
+
+
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
+@pytest.mark.parametrize("layers", [2**20, 10**8, 2**64])
+def test_a_depth_that_the_tensors_do_not_have_is_refused_at_once(checkpoint: Path, section: str, layers: int) -> None:
+    edit_json(checkpoint / "config.json", lambda document: document[section].update(num_hidden_layers=layers))
+    refused(checkpoint, "transformer blocks" if layers == 2**20 else f"{section}.num_hidden_layers")
+
+
+# Files that a trainer does not save
+
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+
+
+@pytest.fixture
+def trained(checkpoint: Path) -> Path:
+    """A folder as FG-CLIP 2's trainer leaves it."""
+    for name in FILES:
+        (checkpoint / name).unlink()
+    return checkpoint
+
+
+def test_folders_fill_in_what_a_trainer_does_not_save(trained: Path) -> None:
+    refused(trained, "preprocessor_config.json", "--processor", code="checkpoint_incomplete")
+    found = locate(str(trained), files=LocalFiles(tokenizer=MASKED, processor=MASKED))
+    _, model = families.load(found)
+    for a, b in zip(features(model), features(load(MASKED)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+    assert found.notes == []
+    shutil.copy(MASKED / "preprocessor_config.json", trained)
+    refused(trained, "tokenizer.json", "--tokenizer", code="checkpoint_incomplete")
+
+
+def test_files_fill_in_what_a_trainer_does_not_save(trained: Path, tmp_path: Path) -> None:
+    """The configuration of a tokenizer lies beside it, or is the checkpoint's own."""
+    settings = shutil.copy(MASKED / "preprocessor_config.json", tmp_path / "settings.json")
+    assert notes_of(trained, tokenizer=MASKED / "tokenizer.json", processor=Path(settings)) == []
+    alone = shutil.copy(MASKED / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer_config\.json"):
+        notes_of(trained, tokenizer=Path(alone), processor=MASKED)
+    shutil.copy(MASKED / "tokenizer_config.json", trained)
+    assert notes_of(trained, tokenizer=Path(alone), processor=MASKED) == []
+
+
+def test_a_named_tokenizer_comes_before_the_checkpoints_own(checkpoint: Path) -> None:
+    other = GOLDENS / "fgclip2" / "checkpoint"
+    notes = notes_of(checkpoint, tokenizer=other)
+    assert [f"{other / name} was taken" in note for name, note in zip(FILES[:2], notes, strict=True)] == [True, True]
+    _, model = families.load(locate(str(checkpoint), files=LocalFiles(tokenizer=other)))
+    assert not model.text_spec.attention_mask
+    assert load(checkpoint).text_spec.attention_mask
+
+
+@pytest.mark.parametrize("option", ["tokenizer", "processor"])
+def test_a_missing_folder_is_named(checkpoint: Path, option: str) -> None:
+    with pytest.raises(CheckpointError) as info:
+        locate(str(checkpoint), files=LocalFiles(**{option: checkpoint / "absent"}))
+    assert_one_sentence(info.value, str(checkpoint / "absent"), "no file or folder", code="checkpoint_missing")
+
+
+# Settings of images
+
+
+def nest(checkpoint: Path, edit: Callable[[dict[str, Any]], None] = lambda _: None, *, both: bool = False) -> None:
+    """Save the settings of images as transformers 5 does, beside the old file or in its place."""
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text(encoding="utf-8"))
+    edit(settings)
+    document = {"image_processor": settings, "processor_class": "Siglip2Processor"}
+    (checkpoint / "processor_config.json").write_text(json.dumps(document))
+    if not both:
+        (checkpoint / "preprocessor_config.json").unlink()
+
+
+MEAN = {"image_mean": [0.48, 0.46, 0.41]}
+
+
+def test_nested_settings_of_images_are_read(checkpoint: Path, tmp_path: Path) -> None:
+    flat = Path(shutil.copytree(checkpoint, tmp_path / "flat"))
+    edit_json(flat / "preprocessor_config.json", lambda document: document.update(MEAN))
+    nest(checkpoint, lambda settings: settings.update(MEAN))
+    assert_equal_models(checkpoint, flat)
+    assert notes_of(checkpoint) == []
+
+
+def test_nested_settings_win_as_in_transformers_and_it_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    nested = Path(shutil.copytree(checkpoint, tmp_path / "nested"))
+    nest(nested, lambda settings: settings.update(MEAN))
+    nest(checkpoint, lambda settings: settings.update(MEAN), both=True)
+    assert_equal_models(checkpoint, nested)
+    (note,) = notes_of(checkpoint)
+    assert "processor_config.json and preprocessor_config.json" in note
+    assert "differ in image_mean; the former was taken" in note
+
+
+def test_other_settings_of_a_processor_are_named(checkpoint: Path) -> None:
+    nest(checkpoint)
+    edit_json(checkpoint / "processor_config.json", lambda document: document.update(images_kwargs={}, auto_map={}))
+    (note,) = notes_of(checkpoint)
+    assert "has images_kwargs beside image_processor" in note
+
+
+def test_equal_settings_in_both_files_need_no_note(checkpoint: Path) -> None:
+    nest(checkpoint, both=True)
+    assert notes_of(checkpoint) == []
+
+
+def test_a_processor_without_settings_of_images_leaves_them_to_their_own_file(checkpoint: Path) -> None:
+    (checkpoint / "processor_config.json").write_text('{"processor_class": "Siglip2Processor"}')
+    assert_equal_models(checkpoint, MASKED)
+    (checkpoint / "preprocessor_config.json").unlink()
+    refused(checkpoint, "preprocessor_config.json", code="checkpoint_incomplete")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"image_processor": 7}'])
+def test_a_damaged_processor_is_named(checkpoint: Path, text: str) -> None:
+    (checkpoint / "processor_config.json").write_text(text)
+    refused(checkpoint, str(checkpoint / "processor_config.json"), code="checkpoint_damaged")
+
+
+def test_a_fault_of_nested_settings_names_their_place(checkpoint: Path) -> None:
+    nest(checkpoint, lambda settings: settings.update(resample=3))
+    refused(checkpoint, "processor_config.json: image_processor: resample is 3")
+
+
+def edit_settings(checkpoint: Path, **values: Any) -> None:
+    edit_json(checkpoint / "preprocessor_config.json", lambda document: document.update(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "buckets"),
+    [
+        ({}, (128, 256, 576, 784, 1024)),
+        ({"dynamic_max_patches": True, "max_num_patches": 576}, (128, 256, 576, 784, 1024)),
+        ({"dynamic_max_patches": False}, (256,)),
+        ({"dynamic_max_patches": False, "max_num_patches": 576}, (576,)),
+        ({"dynamic_max_patches": False, "max_num_patches": 16_384}, (16_384,)),
+    ],
+)
+def test_without_dynamic_patches_every_image_takes_the_same_number(
+    checkpoint: Path, values: dict[str, Any], buckets: tuple[int, ...]
+) -> None:
+    edit_settings(checkpoint, **values)
+    spec = load(checkpoint).image_spec
+    assert isinstance(spec, NaflexSpec)
+    assert (spec.buckets, spec.max_num_patches) == (buckets, 16_384)
+
+
+def test_a_missing_choice_of_patches_is_the_processors_own(checkpoint: Path) -> None:
+    edit_json(checkpoint / "preprocessor_config.json", lambda document: document.pop("dynamic_max_patches"))
+    assert load(checkpoint).image_spec.buckets == (128, 256, 576, 784, 1024)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"max_num_patches": 576}, "(max_num_patches 576)"),
+        ({"do_convert_rgb": False}, "(do_convert_rgb False)"),
+        ({"do_center_crop": True, "crop_size": {"height": 9, "width": 9}}, "do_center_crop True"),
+        ({"image_processor_type": "ViTImageProcessor"}, "(image_processor_type 'ViTImageProcessor')"),
+        ({"gamma": 2.2, "do_pad": None}, "(gamma 2.2)"),
+    ],
+)
+def test_settings_that_change_nothing_are_named(checkpoint: Path, values: dict[str, Any], part: str) -> None:
+    edit_settings(checkpoint, **values)
+    (note,) = notes_of(checkpoint)
+    assert part in note
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_processor_type": "Siglip2ImageProcessorFast"},
+        {"image_processor_type": "Fgclip2ImageProcessorFast", "do_convert_rgb": True},
+        {"data_format": "channels_first", "default_to_square": True, "size": None, "device": None},
+        {"auto_map": {"AutoImageProcessor": "x.Y"}, "processor_class": "Fgclip2Processor"},
+    ],
+)
+def test_settings_of_the_released_classes_need_no_note(checkpoint: Path, values: dict[str, Any]) -> None:
+    edit_settings(checkpoint, **values)
+    assert notes_of(checkpoint) == []
+
+
 @pytest.mark.parametrize(
     "name", [WEIGHTS, "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
 )
@@ -193,6 +425,12 @@ def test_half_precision_weights_are_computed_in_float32(checkpoint: Path, tmp_pa
         ("text_config", {"vocab_size": True}, ["text_config.vocab_size", "`int`"]),
         ("text_config", {"layer_norm_eps": -1e-6}, ["text_config.layer_norm_eps"]),
         ("text_config", {"projection_size": 32}, ["32", "64"]),
+        ("vision_config", {"hidden_size": 2**64}, ["vision_config.hidden_size"]),
+        ("vision_config", {"patch_size": 2**32}, ["vision_config.patch_size", "<= 16384"]),
+        ("vision_config", {"num_patches": 2**40}, ["vision_config.num_patches", "<= 1048576"]),
+        ("text_config", {"intermediate_size": 2**63}, ["text_config.intermediate_size"]),
+        ("text_config", {"longtext_len": 2**31}, ["text_config.longtext_len", "<= 1048576"]),
+        ("text_config", {"layer_norm_eps": float("inf")}, ["text_config.layer_norm_eps"]),
         ("text_config", {"keep_len": 197}, ["keep_len 197", "196"]),
     ],
 )
@@ -241,6 +479,11 @@ def test_an_unsupported_model_type_lists_the_supported(checkpoint: Path, model_t
         ("image_mean", 0.5, "got `float`"),
         ("image_std", [0.5, 0.5, 0.0], "> 0.0"),
         ("image_std", ["a", "b", "c"], "got `str`"),
+        ("image_std", [float("inf")] * 3, "<= 255"),
+        ("image_mean", [float("nan")] * 3, "-255"),
+        ("max_num_patches", 16_385, "<= 16384"),
+        ("max_num_patches", 2**64, "max_num_patches"),
+        ("dynamic_max_patches", "yes", "got `str`"),
     ],
 )
 def test_preprocessing_that_a_bundle_cannot_express_is_refused(
@@ -338,6 +581,136 @@ def test_a_damaged_index_of_shards_is_named(checkpoint: Path, shards: Any) -> No
 def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_bytes(b"\xff\xfe")
     refused(checkpoint, "tokenizer.json", code="checkpoint_damaged")
+
+
+def test_a_tokenizer_that_does_not_say_whether_it_masks_does_and_it_is_noted(checkpoint: Path) -> None:
+    """So does transformers, although the released models were trained without a mask."""
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.pop("model_input_names"))
+    assert load(checkpoint).text_spec.attention_mask
+    (note,) = notes_of(checkpoint)
+    assert "has no model_input_names, so an attention mask hides the padding" in note
+
+
+@pytest.mark.parametrize(("names", "masked"), [(["input_ids"], False), (["input_ids", "attention_mask"], True)])
+def test_a_tokenizer_that_says_whether_it_masks_is_followed(checkpoint: Path, names: list[str], masked: bool) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.update(model_input_names=names))
+    assert load(checkpoint).text_spec.attention_mask == masked
+    assert notes_of(checkpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("padding_side", "left"), ("truncation_side", "left"), ("split_special_tokens", True)]
+)
+def test_tokenisation_that_a_bundle_cannot_express_is_refused(checkpoint: Path, name: str, value: Any) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.update({name: value}))
+    refused(checkpoint, "tokenizer_config.json", f"{name} is {value!r}")
+
+
+def test_a_missing_padding_side_is_noted(checkpoint: Path) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.pop("padding_side"))
+    (note,) = notes_of(checkpoint)
+    assert "padded on the right" in note
+
+
+EOS, BOS = 1, 2
+PIECES: dict[str, Any] = {
+    "text": {"Sequence": {"id": "A", "type_id": 0}},
+    "eos": {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+    "bos": {"SpecialToken": {"id": "<bos>", "type_id": 0}},
+}
+
+
+def set_ends(checkpoint: Path, pieces: str | None, **flags: bool) -> None:
+    """Have the tokenizer put pieces around a text, and its configuration say ``flags`` only."""
+
+    def edit_post_processor(document: dict[str, Any]) -> None:
+        if pieces is None:
+            document["post_processor"] = None
+        else:
+            document["post_processor"]["single"] = [PIECES[piece] for piece in pieces.split()]
+            document["post_processor"]["special_tokens"]["<bos>"] = {"id": "<bos>", "ids": [BOS], "tokens": ["<bos>"]}
+
+    def edit_flags(document: dict[str, Any]) -> None:
+        del document["add_bos_token"], document["add_eos_token"]
+        document.update({f"add_{name}_token": flag for name, flag in flags.items()})
+
+    edit_json(checkpoint / "tokenizer.json", edit_post_processor)
+    edit_json(checkpoint / "tokenizer_config.json", edit_flags)
+
+
+@pytest.mark.parametrize("pieces", [None, "text", "bos text eos", "bos text", "text text eos", "eos"])
+@pytest.mark.parametrize("flags", [{"eos": True}, {"eos": True, "bos": False}])
+def test_flags_for_start_and_end_are_followed_as_in_transformers(
+    checkpoint: Path, pieces: str | None, flags: dict[str, bool]
+) -> None:
+    set_ends(checkpoint, pieces, **flags)
+    model = load(checkpoint)
+    tokens = Tokenizer(model.tokenizer_json, model.text_spec)(["a cat"]).input_ids
+    np.testing.assert_array_equal(tokens, Tokenizer(load(MASKED).tokenizer_json, model.text_spec)(["a cat"]).input_ids)
+    (note,) = notes_of(checkpoint)
+    assert "add_bos_token False and add_eos_token True" in note
+
+
+def test_a_sound_tokenizer_needs_no_flags(checkpoint: Path) -> None:
+    set_ends(checkpoint, "text eos")
+    assert load(checkpoint).tokenizer_json == (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    assert notes_of(checkpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "flags", "found"),
+    [
+        (None, {}, "[] before a text and [] after it"),
+        ("text", {}, "[] before a text and [] after it"),
+        ("bos text eos", {}, "[2] before a text and [1] after it"),
+        ("text eos eos", {}, "[] before a text and [1, 1] after it"),
+        ("text eos", {"eos": False}, "[] before a text and [] after it"),
+        ("text eos", {"bos": True, "eos": True}, "[2] before a text and [1] after it"),
+    ],
+)
+def test_texts_without_their_end_or_with_a_start_are_refused(
+    checkpoint: Path, pieces: str | None, flags: dict[str, bool], found: str
+) -> None:
+    set_ends(checkpoint, pieces, **flags)
+    refused(checkpoint, str(checkpoint / "tokenizer.json"), found, "trained with [] and [1]", "--tokenizer")
+
+
+def test_a_flag_that_is_no_truth_value_is_refused(checkpoint: Path) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", lambda document: document.update(add_eos_token="yes"))
+    refused(checkpoint, "tokenizer_config.json", "add_eos_token is 'yes'")
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda document: document["model"].update(dropout=0.1), "has dropout 0.1"),
+        (lambda document: document["model"].update(unk_token="<none>", byte_fallback=False), "cannot encode the text"),
+        (lambda document: document["model"]["vocab"].update({"☃": 2**31}), "'☃' with id 2147483648"),
+        (lambda document: document["model"]["vocab"].update({"☃": 775}), "'☃' with id 775, past the model's 775"),
+        (
+            lambda document: document.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "z"}
+            ),
+            "cannot encode the text",
+        ),
+    ],
+)
+def test_a_hostile_tokenizer_is_refused(checkpoint: Path, edit: Callable[[dict[str, Any]], None], fault: str) -> None:
+    edit_json(checkpoint / "tokenizer.json", edit)
+    refused(checkpoint, str(checkpoint / "tokenizer.json"), fault)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_past_the_table_is_left_out_and_noted(checkpoint: Path, special: bool) -> None:
+    """transformers 5 adds ``<mask>`` to a tokenizer that has none."""
+    token = {"id": 775, "content": "<region>", "special": special, "normalized": False}
+    token |= {"single_word": False, "lstrip": False, "rstrip": False}
+    edit_json(checkpoint / "tokenizer.json", lambda document: document["added_tokens"].append(token))
+    model = load(checkpoint)
+    assert Tokenizer(model.tokenizer_json, model.text_spec)(["a <region> of"]).input_ids.max() < 775
+    assert json.loads(model.tokenizer_json) == json.loads((MASKED / "tokenizer.json").read_text(encoding="utf-8"))
+    (note,) = notes_of(checkpoint)
+    assert "past the model's 775 ('<region>' 775); they were left out" in note
 
 
 def test_input_names_that_are_no_list_are_named(checkpoint: Path) -> None:

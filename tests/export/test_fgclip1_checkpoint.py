@@ -21,6 +21,7 @@ from fgclip_rt.export.checkpoints.stand_ins import clip_byte_tokenizer
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.families.fgclip1.config import Config, PreprocessorConfig, VisionConfig
+from fgclip_rt.export.families.square import SquareModel
 from fgclip_rt.export.families.table import FAMILIES
 from fgclip_rt.preparation import Patches
 from fgclip_rt.text import Tokenizer
@@ -140,6 +141,12 @@ def test_a_mean_and_deviation_of_their_own_are_used(checkpoint: Path) -> None:
     assert np.abs(features(load(checkpoint))[0] - before).max() > 1e-3
 
 
+def test_a_scalar_may_be_a_list_of_one_number(checkpoint: Path, tmp_path: Path) -> None:
+    scalars = Path(shutil.copytree(checkpoint, tmp_path / "scalars"))
+    edit_weights(scalars, lambda tensors: tensors.update(logit_scale=tensors["logit_scale"].reshape(1)))
+    assert_equal_models(scalars, checkpoint)
+
+
 # config.json
 
 
@@ -169,6 +176,10 @@ def golden_config() -> Json:
         ("text_config", {"layer_norm_eps": 0}, ["text_config.layer_norm_eps", "> 0.0"]),
         ("text_config", {"layer_norm_eps": float("nan")}, ["text_config.layer_norm_eps", "> 0.0"]),
         ("text_config", {"max_position_embeddings": 20}, ["text_config.max_position_embeddings", ">= 21"]),
+        ("vision_config", {"hidden_size": 2**64}, ["vision_config.hidden_size"]),
+        ("vision_config", {"image_size": 2**40}, ["vision_config.image_size", "<= 16384"]),
+        ("text_config", {"vocab_size": 2**31}, ["text_config.vocab_size", "<= 1048576"]),
+        ("text_config", {"layer_norm_eps": float("inf")}, ["text_config.layer_norm_eps"]),
         (None, {"projection_dim": 0}, ["projection_dim", ">= 1"]),
         (None, {"projection_dim": None}, ["projection_dim", "`int`", "`null`"]),
         (None, {"vision_config": 7}, ["vision_config", "`object`"]),
@@ -243,6 +254,12 @@ def test_other_architectures_list_the_supported_families(checkpoint: Path, archi
     refused(checkpoint, str(checkpoint / "config.json"), *parts)
 
 
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
+def test_a_depth_that_the_tensors_do_not_have_is_refused_at_once(checkpoint: Path, section: str) -> None:
+    edit_json(checkpoint / "config.json", lambda document: document[section].update(num_hidden_layers=2**20))
+    refused(checkpoint, str(checkpoint), "transformer blocks", "1,048,5")
+
+
 # preprocessor_config.json
 
 VISION = VisionConfig(image_size=64)
@@ -307,6 +324,38 @@ def test_preprocessing_that_a_bundle_cannot_express_is_refused(values: Json, par
     assert_one_sentence(info.value, "preprocessor_config.json", *parts)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"do_resize": False, "size": 224}, {"do_center_crop": False, "crop_size": 224}, {"resample": 2}],
+)
+def test_steps_that_do_nothing_to_a_square_are_noted(checkpoint: Path, values: Json) -> None:
+    """Images are made square before, so resizing and cropping change nothing, whether they are on or off."""
+    edit_json(checkpoint / "preprocessor_config.json", lambda document: document.update(values))
+    found = locate(str(checkpoint))
+    families.load(found)
+    name = next(iter(values))
+    assert [f"{name} {values[name]!r}" in note for note in found.notes] == [True]
+
+
+def test_nested_settings_of_images_are_read(checkpoint: Path) -> None:
+    """So transformers 5 saves a CLIPProcessor."""
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (checkpoint / "preprocessor_config.json").unlink()
+    document = {"image_processor": settings | {"image_mean": [0.1, 0.2, 0.3]}, "processor_class": "CLIPProcessor"}
+    (checkpoint / "processor_config.json").write_text(json.dumps(document))
+    found = locate(str(checkpoint))
+    model = families.load(found)[1]
+    assert isinstance(model, SquareModel)
+    assert tuple(model.mean) == (0.1, 0.2, 0.3)
+    assert found.notes == []
+
+
+def test_the_golden_checkpoint_needs_no_note() -> None:
+    found = locate(str(GOLDEN))
+    families.load(found)
+    assert found.notes == []
+
+
 def test_a_checkpoint_with_other_preprocessing_is_refused(checkpoint: Path) -> None:
     edit_json(checkpoint / "preprocessor_config.json", lambda document: document.update(crop_size=224))
     refused(checkpoint, "preprocessor_config.json", "crop_size is 224")
@@ -345,6 +394,30 @@ def with_another_end(document: Json) -> None:
         token["ids"] = [300 if number == 49407 else number for number in token["ids"]]
 
 
+@pytest.mark.parametrize("token", ["<|startoftext|>", "<|endoftext|>"])
+def test_a_tokenizer_without_start_or_end_is_refused(checkpoint: Path, token: str) -> None:
+    def edit(document: Json) -> None:
+        pieces = document["post_processor"]["single"]
+        document["post_processor"]["single"] = [
+            piece for piece in pieces if piece.get("SpecialToken", {}).get("id") != token
+        ]
+
+    edit_json(checkpoint / "tokenizer.json", edit)
+    refused(checkpoint, "tokenizer.json", "[49406] and [49407]", "--tokenizer")
+
+
+def test_an_added_token_past_the_table_is_left_out_and_noted(checkpoint: Path) -> None:
+    token = {"id": 49408, "content": "<region>", "special": True, "normalized": False}
+    token |= {"single_word": False, "lstrip": False, "rstrip": False}
+    shutil.copy(GOLDEN / "tokenizer.json", checkpoint)
+    plain = load(checkpoint).tokenizer_json
+    edit_json(checkpoint / "tokenizer.json", lambda document: document["added_tokens"].append(token))
+    found = locate(str(checkpoint))
+    model = families.load(found)[1]
+    assert json.loads(model.tokenizer_json) == json.loads(plain)
+    assert ["'<region>' 49408" in note for note in found.notes] == [True]
+
+
 def test_a_tokenizer_that_does_not_end_texts_as_the_model_needs_is_refused(checkpoint: Path) -> None:
     edit_json(checkpoint / "tokenizer.json", with_another_end)
     refused(checkpoint, "tokenizer.json")
@@ -377,7 +450,8 @@ def test_a_truncated_weight_file_is_refused(checkpoint: Path, size: int) -> None
     [
         (lambda tensors: tensors.pop(PROJECTION), f"1 missing ({PROJECTION})"),
         (lambda tensors: tensors.update({"logit_bias": torch.zeros(1)}), "1 unexpected (logit_bias)"),
-        (lambda tensors: tensors.update({"logit_scale": torch.zeros(1)}), "logit_scale is [1] instead of []"),
+        (lambda tensors: tensors.update({"logit_scale": torch.zeros(2)}), "logit_scale is [2] instead of []"),
+        (lambda tensors: tensors.update({"logit_scale": torch.zeros(1, 1)}), "logit_scale is [1, 1] instead of []"),
         (lambda tensors: tensors.update({POSITIONS: torch.zeros(77, 32)}), f"{POSITIONS} is [77, 32] instead of [248"),
         (lambda tensors: tensors.update({PROJECTION: torch.zeros(48, 32).int()}), f"{PROJECTION} is torch.int32"),
         (lambda tensors: tensors.update({PROJECTION: torch.full((48, 32), torch.inf)}), f"1 not finite ({PROJECTION})"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from fgclip_rt.errors import ArgumentError
 from fgclip_rt.evaluation.measures import MEASURES
 from fgclip_rt.evaluation.scenes import lacking
 from fgclip_rt.export import CalibrationInputs
+from fgclip_rt.export.checkpoints.locate import locate
 from fgclip_rt.export.checkpoints.stand_ins import initialise
+from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.siglip2 import reference
 from fgclip_rt.export.families.siglip2.config import Config
 from fgclip_rt.manifest import NaflexSpec
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import NaflexPreparation, target_grid
+from fgclip_rt.text import Tokenizer
 from helpers import GOLDENS, assert_one_sentence, assert_parity, picture, released_pillow
 
 transformers = pytest.importorskip("transformers")
@@ -116,6 +120,74 @@ def test_short_text_features(ours: Model, peer: Any) -> None:
     expected = peer.get_text_features(input_ids=ids).pooler_output.numpy()
     assert np.ptp(expected, axis=0).max() > 0.5, "the texts must differ for this to mean anything"
     assert_parity(ours.embed_texts(TEXTS, "short", normalize=False), expected)
+
+
+@pytest.fixture(scope="module")
+def peer_tokenizer(ours: Model) -> Any:
+    """The tokenizer that transformers loads from the same checkpoint."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(ours.bundle.path.with_name("siglip2"))
+    assert type(tokenizer).__name__ == "Siglip2Tokenizer"
+    return tokenizer
+
+
+def assert_same_tokens(ours: Model, peer_tokenizer: Any, texts: list[str]) -> None:
+    expected = peer_tokenizer(texts, max_length=64, padding="max_length", truncation=True).input_ids
+    np.testing.assert_array_equal(ours.tokenizer(texts).input_ids, expected)
+
+
+#: Special tokens as they are spelt and otherwise, and characters whose lower case depends on their neighbours or is
+#: longer than they are.
+PIECES = ["<eos>", "<EOS>", "<pad>", "<Pad>", "<bos>", "<unk>", "<mask>", "<0x41>", "<0X41>", "<", "eos>", "ΟΔΟΣ", "Σ"]
+PIECES += ["İ", "ẞ", "ŉ", "ﬁ", "Ⅷ", "Dž", "ÉE\u0301", "Cat", "一只", "🦊", " ", "  ", "▁", "\n", "\x00"]
+
+
+@pytest.mark.parametrize(
+    "text", ["A <EOS> star", "a <Pad> b", "a <eos> b", "ΟΔΟΣ", "İstanbul", "A<pad>B <BOS>", *TEXTS]
+)
+def test_texts_are_lower_cased_after_special_tokens_are_split_off(ours: Model, peer_tokenizer: Any, text: str) -> None:
+    assert_same_tokens(ours, peer_tokenizer, [text])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(PIECES) | st.text(st.characters(codec="utf-8"), max_size=4), max_size=12))
+def test_token_ids_are_the_peers(ours: Model, peer_tokenizer: Any, pieces: list[str]) -> None:
+    assert_same_tokens(ours, peer_tokenizer, ["".join(pieces)])
+
+
+def test_the_tokenizer_lower_cases_and_not_the_runtime(ours: Model) -> None:
+    assert not ours.manifest.text.lowercase
+    assert ours.tokenizer.prepare("A <EOS> star") == "A <EOS> star"
+    assert ours.tokenizer.special_tokens("a <eos> <Pad> <unk>") == ["<eos>", "<unk>"]
+
+
+def test_what_transformers_saves_loads_with_the_same_tokens(ours: Model, peer_tokenizer: Any, tmp_path: Path) -> None:
+    """Its own file of the whole processor, and a tokenizer that lower-cases already."""
+    checkpoint = tmp_path / "saved"
+    shutil.copytree(ours.bundle.path.with_name("siglip2"), checkpoint)
+    (checkpoint / "preprocessor_config.json").unlink()
+    images = processing.Siglip2ImageProcessorPil(max_num_patches=576)
+    transformers.Siglip2Processor(images, peer_tokenizer).save_pretrained(checkpoint)
+    assert not (checkpoint / "preprocessor_config.json").exists()
+    found = locate(str(checkpoint))
+    model = families.load(found)[1]
+    assert found.notes == []
+    assert isinstance(model.image_spec, NaflexSpec)
+    assert model.image_spec.buckets == (576,)
+    tokenizer = Tokenizer(model.tokenizer_json, model.text_spec)
+    texts = ["A <EOS> star", "ΟΔΟΣ", *TEXTS]
+    np.testing.assert_array_equal(tokenizer(texts).input_ids, ours.tokenizer(texts).input_ids)
+
+
+@pytest.mark.parametrize("flat", [{"max_num_patches": 784}, {}])
+def test_nested_settings_of_images_win_as_here(ours: Model, tmp_path: Path, flat: dict[str, Any]) -> None:
+    checkpoint = tmp_path / "both"
+    shutil.copytree(ours.bundle.path.with_name("siglip2"), checkpoint)
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(settings | flat))
+    nested = {"image_processor": settings | {"max_num_patches": 576}}
+    (checkpoint / "processor_config.json").write_text(json.dumps(nested))
+    expected = processing.Siglip2ImageProcessorPil.from_pretrained(checkpoint).max_num_patches
+    assert families.load(locate(str(checkpoint)))[1].image_spec.buckets == (expected,) == (576,)
 
 
 @settings(max_examples=60)

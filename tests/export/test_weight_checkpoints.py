@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -222,6 +224,88 @@ def with_other_sines(tensors: Tensors) -> Json:
     return {name: torch.full((9,), torch.nan) if "freqs_" in name else tensor for name, tensor in tensors.items()}
 
 
+def beside_numpy(tensors: Tensors) -> Json:
+    """The optimizer's state as a schedule of NumPy's cosine leaves it, and more of NumPy's data."""
+    moments = {"param_groups": [{"lr": np.cos(0.3) * 1e-5, "betas": (np.float32(0.9), np.float16(0.99))}]}
+    data = {"history": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "bc"]), "kind": np.dtype("f8")}
+    more = {"type": np.float32, "best": np.bool_(True), "step": np.int64(3), "random": np.random.get_state()}
+    mixed = np.array([1, "a", None], dtype=object)
+    return wrapped(tensors) | {"optimizer": moments, "mixed": mixed, "when": np.datetime64("2025-01-01")} | data | more
+
+
+def beside_objects(tensors: Tensors) -> Json:
+    """Options, paths and containers of Python."""
+    options = argparse.Namespace(lr=1e-5, output=PurePosixPath("/x/y"), rates=frozenset([1]), steps=range(3))
+    counts: Json = defaultdict(list, {"a": [1]})
+    times = {"at": datetime(2025, 1, 1, tzinfo=UTC), "took": timedelta(1)}
+    return (
+        wrapped(tensors)
+        | {"args": options, "counts": counts, "last": deque([1, 2], maxlen=3), "at": Path("/x")}
+        | times
+    )
+
+
+def in_numpy_dictionary(tensors: Tensors) -> Json:
+    return {"state_dict": defaultdict(int, tensors), "lr": np.cos(0.3)}
+
+
+def under_model(tensors: Tensors) -> Json:
+    return {"model": tensors, "epoch": 3, "scaler": {"scale": 65536.0}}
+
+
+def under_module(tensors: Tensors) -> Json:
+    return {"module": parallel(tensors), "global_steps": 7, "optimizer": None}
+
+
+def under_another_key(tensors: Tensors) -> Json:
+    return {"model_state_dict": tensors, "optimizer_state_dict": {"state": {0: {"step": torch.tensor(3.0)}}}}
+
+
+def with_average(tensors: Tensors) -> Json:
+    """OpenCLIP takes the plain weights, so the others may hold anything."""
+    average = {name: tensor * 0 for name, tensor in tensors.items()}
+    return {"state_dict_ema": average, "state_dict": tensors, "model": average}
+
+
+def beside_one_tensor(tensors: Tensors) -> Json:
+    return {"model": tensors, "rng_state": torch.get_rng_state()}
+
+
+def renamed(tensors: Tensors, rename: Callable[[str], str]) -> Json:
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def compiled(tensors: Tensors) -> Json:
+    return renamed(tensors, lambda name: f"_orig_mod.{name}")
+
+
+def compiled_parallel(tensors: Tensors) -> Json:
+    return {"state_dict": renamed(tensors, lambda name: f"module._orig_mod.{name}")}
+
+
+def compiled_tower(tensors: Tensors) -> Json:
+    return renamed(tensors, lambda name: name.replace("visual.", "visual._orig_mod."))
+
+
+def recomputed(tensors: Tensors) -> Json:
+    wrapper = "_fsdp_wrapped_module._checkpoint_wrapped_module."
+    return renamed(tensors, lambda name: wrapper + name.replace("blocks.0.", f"blocks.0.{wrapper}"))
+
+
+def under_peft(tensors: Tensors) -> Json:
+    return renamed(tensors, lambda name: f"base_model.model.{name}")
+
+
+def under_any_prefix(tensors: Tensors) -> Json:
+    return renamed(tensors, lambda name: f"student.clip.{name}")
+
+
+def with_leftovers(tensors: Tensors) -> Json:
+    """The state of ``torch.optim.swa_utils.AveragedModel``, and buffers of old versions."""
+    mask = {"module.text.attn_mask": torch.full((77, 77), -torch.inf), "n_averaged": torch.tensor(3)}
+    return parallel(tensors) | mask | {"module.text.position_ids": torch.arange(77)[None]}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -233,6 +317,21 @@ def with_other_sines(tensors: Tensors) -> Json:
         as_parameters,
         without_sines,
         with_other_sines,
+        beside_numpy,
+        beside_objects,
+        in_numpy_dictionary,
+        under_model,
+        under_module,
+        under_another_key,
+        with_average,
+        beside_one_tensor,
+        compiled,
+        compiled_parallel,
+        compiled_tower,
+        recomputed,
+        under_peft,
+        under_any_prefix,
+        with_leftovers,
     ],
 )
 def test_what_is_put_around_the_weights_changes_nothing(
@@ -240,6 +339,68 @@ def test_what_is_put_around_the_weights_changes_nothing(
 ) -> None:
     torch.save(wrap(tensors), folder / "weights.pt")
     assert_same_features(load(folder / "weights.pt"), expected)
+
+
+@pytest.mark.parametrize("wrap", [beside_numpy, beside_objects])
+def test_data_beside_the_weights_are_read_in_the_old_format(
+    folder: Path, tensors: Tensors, expected: list[Feature], wrap: Callable[[Tensors], Json]
+) -> None:
+    torch.save(wrap(tensors), folder / "weights.pt", _use_new_zipfile_serialization=False)
+    assert_same_features(load(folder / "weights.pt"), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "parts"),
+    [
+        (
+            with_average,
+            ["'state_dict_ema' and 'model' beside 'state_dict'", "taken from 'state_dict', as OpenCLIP does"],
+        ),
+        (under_another_key, ["one state dict, 'model_state_dict'"]),
+        (
+            lambda tensors: {"model": tensors, "model_ema": tensors},
+            ["'model_ema' beside 'model'; the weights", "'model'."],
+        ),
+        (with_leftovers, ["holds 3 of the tensors", "text.attn_mask", "n_averaged", "text.position_ids"]),
+        (wrapped_twice, []),
+        (parallel, []),
+        (beside_numpy, []),
+    ],
+)
+def test_a_choice_among_the_weights_is_noted(
+    folder: Path, tensors: Tensors, wrap: Callable[[Tensors], Json], parts: list[str]
+) -> None:
+    torch.save(wrap(tensors), folder / "weights.pt")
+    checkpoint = locate(str(folder / "weights.pt"), files=LocalFiles(config=folder / "model_config.json"))
+    families.load(checkpoint)
+    families.load(checkpoint)
+    assert len(checkpoint.notes) == bool(parts)
+    assert all(part in note for note in checkpoint.notes for part in parts), checkpoint.notes
+
+
+def test_several_state_dicts_are_named(folder: Path, tensors: Tensors) -> None:
+    torch.save({"student": tensors, "teacher": tensors, "epoch": 3}, folder / "weights.pt")
+    refused(folder / "weights.pt", "2 state dicts ('student', 'teacher')")
+
+
+@pytest.mark.parametrize(
+    ("rename", "part"),
+    [
+        (lambda name: f"encoder.clip_{name}", "all names begin with 'encoder.'"),
+        (lambda name: f"{'student' if 'visual' in name else 'teacher'}.{name}", "begin with 'student.' or 'teacher.'"),
+    ],
+)
+def test_names_that_are_not_the_models_are_described_by_their_beginnings(
+    folder: Path, tensors: Tensors, rename: Callable[[str], str], part: str
+) -> None:
+    torch.save(renamed(tensors, rename), folder / "weights.pt")
+    refused(folder / "weights.pt", "missing", "unexpected", part)
+
+
+def test_a_prefix_that_was_removed_is_named(folder: Path, tensors: Tensors) -> None:
+    del tensors[BIAS]
+    torch.save(under_peft(tensors), folder / "weights.pt")
+    refused(folder / "weights.pt", f"1 missing ({BIAS})", "without 'base_model.model.'")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -366,6 +527,22 @@ def test_a_damaged_tokenizer_is_refused(checkpoint: Path, text: str) -> None:
 def test_a_tokenizer_that_is_not_utf8_is_named(checkpoint: Path) -> None:
     checkpoint.with_name("tokenizer.json").write_bytes(b"\xff\xfe")
     refused(checkpoint, str(checkpoint.with_name("tokenizer.json")), code="checkpoint_damaged")
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda document: document["model"].update(dropout=0.5), "has dropout 0.5"),
+        (lambda document: document["model"]["vocab"].update({"<|endoftext|>": 2**31}), "has the token id 2147483648"),
+        (lambda document: document["model"]["vocab"].update({"<|endoftext|>": 2**32}), "is not a tokenizer"),
+    ],
+)
+def test_a_hostile_tokenizer_is_refused(checkpoint: Path, edit: Callable[[Json], None], fault: str) -> None:
+    document = json.loads(tokenizer_json())
+    edit(document)
+    checkpoint.with_name("tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=fault):
+        load(checkpoint)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(checkpoint: Path) -> None:
@@ -504,18 +681,47 @@ def test_code_in_a_file_does_not_run(checkpoint: Path, tensors: Tensors, how: st
     assert made.is_dir()
 
 
-def options(tensors: Tensors) -> Any:
-    return {"state_dict": tensors, "args": argparse.Namespace(lr=1e-5)}
-
-
 def whole_module(_: Tensors) -> Any:
     return nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("wrap", [options, whole_module])
-def test_other_python_objects_are_refused(folder: Path, tensors: Tensors, wrap: Callable[[Tensors], Any]) -> None:
+def function(tensors: Tensors) -> Any:
+    return {"state_dict": tensors, "hook": os.getcwd}
+
+
+def partial_function(tensors: Tensors) -> Any:
+    return {"state_dict": tensors, "schedule": functools.partial(print, "run")}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (whole_module, "torch.nn.modules.linear.Linear"),
+        (function, "posix.getcwd"),
+        (partial_function, "functools.partial"),
+        (lambda tensors: {"state_dict": tensors, "a": np.load}, "numpy.load"),
+        (lambda tensors: {"state_dict": tensors, "a": eval}, "eval"),
+    ],
+)
+def test_other_python_objects_are_refused(
+    folder: Path, tensors: Tensors, wrap: Callable[[Tensors], Any], name: str
+) -> None:
     torch.save(wrap(tensors), folder / "weights.pt")
-    refused(folder / "weights.pt", str(folder / "weights.pt"), "other Python objects", code="checkpoint_unsafe")
+    parts = [str(folder / "weights.pt"), "other Python objects", name]
+    refused(folder / "weights.pt", *(parts[:2] if name.startswith("posix") else parts), code="checkpoint_unsafe")
+
+
+def test_allowed_names_make_nothing_and_do_not_outlast_the_file(folder: Path, tensors: Tensors) -> None:
+    """An array of NumPy could ask for all memory; a stand-in takes none."""
+
+    class Huge:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.array([1.0]).__reduce__()[0], (np.ndarray, (2**50,), b"b")
+
+    torch.save({"state_dict": tensors, "huge": Huge()}, folder / "weights.pt")
+    load(folder / "weights.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(folder / "weights.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -581,7 +787,9 @@ SMALL = {"weight": torch.arange(6.0).reshape(3, 2), "bias": torch.ones(3)}
         ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, ["1 not finite (bias)"]),
         ({"scale": torch.ones(3)}, ["1 unexpected (scale)"]),
         ({"freqs_cos.weight": torch.ones(3)}, ["1 unexpected (freqs_cos.weight)"]),
-        ({"module.bias": torch.ones(3)}, ["1 unexpected (bias)"]),
+        ({"module.bias": torch.ones(3)}, ["1 unexpected (module.bias)"]),
+        ({"_orig_mod.bias": torch.ones(3)}, ["1 unexpected (bias)"]),
+        ({"logit_scale_other": torch.ones(())}, ["1 unexpected (logit_scale_other)"]),
         (
             {f"extra.{index}": torch.ones(1) for index in range(8)},
             ["8 unexpected (extra.0, extra.1, extra.2, extra.3, extra.4 and 3 more)"],
@@ -657,13 +865,29 @@ def test_a_file_needs_no_other_weights(checkpoint: Path) -> None:
     misplaced(str(checkpoint), str(checkpoint), "leave out --weights", **files)
 
 
-@pytest.mark.parametrize("option", ["weights", "config", "tokenizer"])
-@pytest.mark.parametrize("model", [str(FOLDER), "fg-clip2-base", "qihoo360/fg-clip-base", "fg-clip2-pocket"])
-def test_a_model_in_a_folder_takes_no_files(
+@pytest.mark.parametrize("option", ["weights", "config", "tokenizer", "processor"])
+@pytest.mark.parametrize("model", ["fg-clip2-base", "qihoo360/fg-clip-base", "fg-clip2-pocket"])
+def test_a_whole_model_takes_no_files(
     checkpoint: Path, model: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     misplaced(model, model, f"needs no --{option}", **{option: checkpoint})
+
+
+@pytest.mark.parametrize("option", ["weights", "config"])
+def test_a_folder_has_its_own_weights_and_sizes(checkpoint: Path, option: str) -> None:
+    misplaced(str(FOLDER), str(FOLDER), f"needs no --{option}", **{option: checkpoint})
+
+
+def test_a_file_of_weights_needs_no_processor(checkpoint: Path) -> None:
+    files = {"config": checkpoint.with_name("model_config.json"), "processor": FOLDER}
+    misplaced(str(checkpoint), "weights needs no --processor", "fixed rules", **files)
+
+
+def test_the_tokenizer_of_a_file_may_be_a_folder(checkpoint: Path) -> None:
+    config = checkpoint.with_name("model_config.json")
+    found = locate(str(checkpoint), files=LocalFiles(config=config, tokenizer=CLIP_TOKENIZER.parent))
+    assert found.where("tokenizer.json") == CLIP_TOKENIZER
 
 
 @pytest.mark.parametrize("option", ["weights", "config", "tokenizer"])
@@ -720,6 +944,9 @@ def test_a_revision_goes_with_the_hub_only(checkpoint: Path, registered: str) ->
         ("text_cfg", {"context_length": 1}, ["text_cfg.context_length", ">= 2"]),
         ("text_cfg", {"vocab_size": 7.5}, ["text_cfg.vocab_size", "`int`"]),
         ("text_cfg", {"mlp_ratio": -1}, ["text_cfg.mlp_ratio", "> 0.0"]),
+        ("vision_cfg", {"width": 2**64}, ["vision_cfg.width"]),
+        ("vision_cfg", {"image_size": 2**31}, ["vision_cfg.image_size", "<= 16384"]),
+        ("text_cfg", {"context_length": 2**40}, ["text_cfg.context_length", "<= 1048576"]),
         (None, {"embed_dim": 0}, ["embed_dim", ">= 1"]),
         (None, {"embed_dim": None}, ["embed_dim", "`int`", "`null`"]),
         (None, {"quick_gelu": "yes"}, ["quick_gelu", "`bool`"]),
@@ -773,6 +1000,13 @@ def test_a_config_of_other_sizes_does_not_fit_the_weights(
     config[section].update(values)
     checkpoint.with_name("model_config.json").write_text(json.dumps(config))
     refused(checkpoint, str(checkpoint), part)
+
+
+@pytest.mark.parametrize("section", ["vision_cfg", "text_cfg"])
+def test_a_depth_that_the_weights_do_not_have_is_refused_at_once(checkpoint: Path, config: Json, section: str) -> None:
+    config[section]["layers"] = 2**20
+    checkpoint.with_name("model_config.json").write_text(json.dumps(config))
+    refused(checkpoint, str(checkpoint), "transformer blocks", "1,048,5")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])

@@ -542,7 +542,7 @@ def test_dense_features_leave_out_images_that_cannot_be_read(model: Model, mixtu
     embedded = model.dense_features(mixture, 64, on_error="skip")
     expected = model.dense_features([mixture[0], mixture[2], mixture[6]], 64)
     assert embedded.rows == (0, 2, 6)
-    for features, alone in zip(embedded.maps, expected, strict=True):
+    for features, alone in zip(embedded.vectors, expected, strict=True):
         assert_same(features, alone)
     assert [failure.index for failure in embedded.failures] == [1, 3, 4, 5]
     with pytest.raises(ImageError, match=r"damaged\.png"):

@@ -28,7 +28,8 @@ from fgclip_rt.export.checkpoints.stand_ins import initialise
 from fgclip_rt.export.checkpoints.tensors import load_weights
 from fgclip_rt.export.families.fgclip2 import model as fgclip2
 from fgclip_rt.export.families.fgclip2 import reference
-from fgclip_rt.export.families.fgclip2.config import Config
+from fgclip_rt.export.families.fgclip2.config import Config, PreprocessorConfig
+from fgclip_rt.export.families.siglip2 import model as siglip2
 from fgclip_rt.export.reference.blocks import LongTextEmbeddings
 from fgclip_rt.model import open_model
 from fgclip_rt.pocket.captions import LANGUAGES, box_caption, long_caption, short_caption, state
@@ -41,8 +42,8 @@ from .save import save
 from .tokenizer import PAD, SPECIAL_TOKENS, train_tokenizer
 
 CONFIG = Config.from_json(MODELS["fg-clip2-pocket"].config)
-_PREPARATION = NaflexPreparation(fgclip2.image_spec(CONFIG))
-_TEXT_SPEC = fgclip2.text_spec(CONFIG, pad_token_id=SPECIAL_TOKENS.index(PAD), masked=False)
+_PREPARATION = NaflexPreparation(siglip2.image_spec(CONFIG, PreprocessorConfig().buckets, exif_transpose=False))
+_TEXT_SPEC = siglip2.text_spec(fgclip2.lengths(CONFIG), SPECIAL_TOKENS.index(PAD), masked=False, lowercase=True)
 
 #: By bucket: number of sizes, number of scenes of each size, and number of scenes in a batch.
 _GROUPS = {128: (24, 1600, 128), 256: (12, 640, 64), 576: (8, 256, 28), 784: (5, 200, 20), 1024: (5, 200, 16)}

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
 
 from ...checkpoints.files import TOKENIZER, Checkpoint
+from ...checkpoints.processors import read_image_settings
 from ...checkpoints.stand_ins import clip_byte_tokenizer, random_module
 from ...checkpoints.tensors import load_module
-from ...checkpoints.tokenizers import padding_token, read_tokenizer
+from ...checkpoints.tokenizers import CheckpointTokenizer
 from ...graphs.class_token import vision_sources
 from ...graphs.regions import region_source
 from ...graphs.text import text_source
@@ -83,17 +83,15 @@ class Fgclip1Model(SquareModel):
 def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Fgclip1Model:
     """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
-    preprocessor = PreprocessorConfig.from_json(checkpoint.json("preprocessor_config.json"), sizes.vision_config)
-    tokenizer_json, tokenizer = read_tokenizer(checkpoint)
-    pad_token_id = padding_token(checkpoint, tokenizer, sizes.text_config.vocab_size)
-    model = load_module(lambda: reference.Fgclip1(sizes), checkpoint)
-    ends = tokenizer.encode("").ids[-1:]
-    if ends != [reference.END_TOKEN]:
-        raise CheckpointError(
-            f"{checkpoint.where(TOKENIZER)} ends texts with {ends}, and FG-CLIP looks for the token "
-            f"{reference.END_TOKEN}; restore the tokenizer that came with the weights."
-        )
-    return Fgclip1Model(model, preprocessor, tokenizer_json, pad_token_id)
+    settings = read_image_settings(checkpoint)
+    preprocessor = PreprocessorConfig.from_json(settings.values, sizes.vision_config, settings.file)
+    preprocessor.note(checkpoint, settings)
+    text = sizes.text_config
+    tokenizer = CheckpointTokenizer(checkpoint, text.vocab_size)
+    pad_token_id = tokenizer.padding_token()
+    tokenizer.check(text.max_position_embeddings, start=[reference.START_TOKEN], end=[reference.END_TOKEN])
+    model = load_module(lambda: reference.Fgclip1(sizes), checkpoint, sizes.blocks)
+    return Fgclip1Model(model, preprocessor, tokenizer.definition, pad_token_id)
 
 
 def random(config: Mapping[str, Any], seed: int) -> Fgclip1Model:

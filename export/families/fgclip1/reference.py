@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ...reference.blocks import Encoder, EncoderLayer, LongTextEmbeddings, WalkType
 from .config import Config, TextConfig, VisionConfig
 
-#: The released code pools at the first token with this id, whatever the configuration says.
-END_TOKEN = 49407
+#: Ids of the tokens around a text. The released code sets them, and pools at the first end token, whatever the
+#: configuration says.
+START_TOKEN, END_TOKEN = 49406, 49407
 
 
 class VisionEmbeddings(nn.Module):

@@ -11,7 +11,7 @@ import msgspec
 from fgclip_rt.errors import CheckpointError
 
 from ...checkpoints.options import read_options
-from ...reference.blocks import Positive
+from ...reference.blocks import Length, Positive, Side
 
 FILE = "model_config.json"
 
@@ -20,13 +20,13 @@ FILE = "model_config.json"
 class VisionConfig:
     """EVA02-CLIP's vision tower; defaults are those of the EVA-CLIP code, which files may leave out."""
 
-    image_size: Positive = 224
-    patch_size: Positive = 16
+    image_size: Side = 224
+    patch_size: Side = 16
     width: Positive = 768
     layers: Positive = 12
     head_width: Positive = 64
     mlp_ratio: Annotated[float, msgspec.Meta(gt=0, le=64)] = 4.0
-    pt_hw_seq_len: Positive = 16
+    pt_hw_seq_len: Side = 16
     intp_freq: bool = False
     rope: bool = False
     naiveswiglu: bool = False
@@ -56,7 +56,7 @@ class VisionConfig:
 class TextConfig:
     """CLIP's text tower."""
 
-    context_length: Annotated[int, msgspec.Meta(gt=1)] = 77
+    context_length: Length = 77
     vocab_size: Positive = 49408
     width: Positive = 512
     heads: Positive = 8
@@ -73,6 +73,11 @@ class Config:
     vision_cfg: VisionConfig = field(default_factory=VisionConfig)
     text_cfg: TextConfig = field(default_factory=TextConfig)
     quick_gelu: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks in both towers."""
+        return self.vision_cfg.layers + self.text_cfg.layers
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Config:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fgclip_rt.errors import CheckpointError
 from fgclip_rt.manifest import SquareSpec, TextSpec, WalkTypeSpec
+from fgclip_rt.tokenizer_definition import check_tokenizer, read_tokenizer
 
 from ...checkpoints.files import TOKENIZER, Checkpoint
 from ...checkpoints.stand_ins import clip_byte_tokenizer, random_module
@@ -88,8 +89,12 @@ def load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> FineClipModel:
     """Load a checkpoint; arguments and errors are those of :class:`fgclip_rt.export.families.table.Family`."""
     sizes = Config.from_json(config)
     tokenizer_json = fineclip_tokenizer(checkpoint.text(TOKENIZER))
+    try:
+        check_tokenizer(read_tokenizer(tokenizer_json), tokenizer_json, sizes.text_cfg.context_length)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.where(TOKENIZER)} {error}; give CLIP's own with --tokenizer.") from None
     # Unused are the rotations' sines and cosines, which follow from the sizes.
-    module = load_module(lambda: reference.FineClip(sizes), checkpoint, unused=("freqs_cos", "freqs_sin"))
+    module = load_module(lambda: reference.FineClip(sizes), checkpoint, sizes.blocks, unused=("freqs_cos", "freqs_sin"))
     model = FineClipModel(module, tokenizer_json)
     if model.end_token >= sizes.text_cfg.vocab_size:
         raise CheckpointError(

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from html.entities import html5
 from typing import Any
 
-import tokenizers
-
 from fgclip_rt.errors import CheckpointError
+from fgclip_rt.tokenizer_definition import read_tokenizer
 
 _REMEDY = "give CLIP's own with --tokenizer, such as that of openai/clip-vit-base-patch16"
 #: Start and end as CLIP's file spells them, and as EVA-CLIP does; a text that holds the latter gets these tokens.
@@ -49,11 +48,9 @@ def fineclip_tokenizer(clip_tokenizer_json: str) -> str:
             f"CLIP's tokenizer.json is not JSON ({error}); {_REMEDY}.", code="checkpoint_damaged"
         ) from None
     try:
-        tokenizers.Tokenizer.from_str(clip_tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"CLIP's tokenizer.json is not a tokenizer ({error}); {_REMEDY}.", code="checkpoint_damaged"
-        ) from None
+        read_tokenizer(clip_tokenizer_json)
+    except ValueError as error:
+        raise CheckpointError(f"CLIP's tokenizer.json {error}; {_REMEDY}.", code="checkpoint_damaged") from None
     model = document["model"]
     if (model.get("type"), model.get("end_of_word_suffix")) != ("BPE", "</w>"):
         raise CheckpointError(f"CLIP's tokenizer.json is another model's, with no BPE that ends in </w>; {_REMEDY}.")

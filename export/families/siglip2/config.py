@@ -1,15 +1,21 @@
-"""The configuration of a SigLIP 2 checkpoint, read from its ``config.json`` and ``preprocessor_config.json``."""
+"""The configuration of a SigLIP 2 checkpoint, read from its ``config.json`` and its settings of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
+
+import msgspec
 
 from fgclip_rt.errors import CheckpointError
 
+from ...checkpoints.files import PREPROCESSOR
 from ...checkpoints.options import PixelOptions, read_options
-from ...reference.blocks import Positive, TextTowerConfig, TowerConfig
+from ...reference.blocks import Positive, Side, TextTowerConfig, TowerConfig
+
+#: The largest patch count in the released models' examples (dense maps of FG-CLIP 2).
+MAX_NUM_PATCHES = 16_384
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class VisionConfig(TowerConfig):
 
     num_channels: Positive = 3
     num_patches: Positive = 256
-    patch_size: Positive = 16
+    patch_size: Side = 16
 
     @property
     def position_grid(self) -> int:
@@ -44,6 +50,11 @@ class Config:
 
     vision_config: VisionConfig = field(default_factory=VisionConfig)
     text_config: TextConfig = field(default_factory=TextConfig)
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks in both towers."""
+        return self.vision_config.num_hidden_layers + self.text_config.num_hidden_layers
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -82,19 +93,25 @@ class Config:
 class PreprocessorConfig(PixelOptions):
     """The preparation of images; the defaults are those of the released processor."""
 
+    processors: ClassVar[tuple[str, ...]] = ("Siglip2ImageProcessor",)
+
     patch_size: int = 16
-    max_num_patches: Positive = 256
+    max_num_patches: Annotated[int, msgspec.Meta(gt=0, le=MAX_NUM_PATCHES)] = 256
     resample: int = 2  # Pillow's number of the bilinear filter
     do_resize: bool = True
 
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Patch counts that an image may have; it takes the first that holds its own number of whole patches."""
+        return (self.max_num_patches,)
+
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig) -> PreprocessorConfig:
-        """Read a parsed ``preprocessor_config.json``.
+    def from_json(cls, document: Mapping[str, Any], vision: VisionConfig, file: str = PREPROCESSOR) -> Self:
+        """Read parsed settings of images; ``file`` is their place, for messages.
 
         Raises:
-            CheckpointError: it asks for another preparation than SigLIP 2's.
+            CheckpointError: they ask for another preparation than SigLIP 2's.
         """
-        file = "preprocessor_config.json"
         config = read_options(document, cls, file)
         expected = {"patch_size": vision.patch_size, "resample": cls.resample, "do_resize": cls.do_resize}
         for name, value in expected.items():
@@ -103,5 +120,5 @@ class PreprocessorConfig(PixelOptions):
                     f"{file}: {name} is {getattr(config, name)!r}, and this model is prepared with {value!r}; "
                     "restore the original file."
                 )
-        config.check_pixels(vision.num_channels)
+        config.check_pixels(vision.num_channels, file)
         return config

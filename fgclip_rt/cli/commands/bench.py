@@ -195,7 +195,7 @@ def _cases(
 
 def _checkpoint(model: str | None, files: WeightFiles) -> CheckpointName | None:
     files.check_goes_with(model)
-    local = (files.weights, files.config, files.tokenizer)
+    local = (files.weights, files.config, files.tokenizer, files.processor)
     return None if model is None else CheckpointName(model, *(None if file is None else str(file) for file in local))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -111,7 +112,7 @@ def run(
             "tokenizer spells texts byte by byte; use this bundle for benchmarks only."
         )
     else:
-        local = exporter.LocalFiles(files.weights, files.config, files.tokenizer)
+        local = exporter.LocalFiles(files.weights, files.config, files.tokenizer, files.processor)
         source = checkpoint_source(model, revision, local)
     try:
         with progress_bars() as begin:
@@ -125,9 +126,12 @@ def run(
                 begin=begin,
             )
     except ParityError as error:
-        _say_refused(error, path, json=json, every=every)
+        _say_refused(error, path, source.notes, json=json, every=every)
         raise Failed(error) from None
-    answer = answers.exported(bundle)
+    finally:
+        for note in source.notes:
+            warn(f"fgclip-rt: {note}")
+    answer = answers.exported(bundle, source.notes)
     if json:
         say_json(answer)
     else:
@@ -138,7 +142,9 @@ def _check_files(random_weights: bool, revision: str | None, files: WeightFiles)
     if random_weights and revision is not None:
         raise ArgumentError("--revision goes with weights from the Hub; leave it out with --random-weights.")
     if random_weights and files != WeightFiles():
-        raise ArgumentError("--random-weights takes no files; leave out --weights, --config and --tokenizer.")
+        raise ArgumentError(
+            "--random-weights takes no files; leave out --weights, --config, --tokenizer and --processor."
+        )
 
 
 def _calibration(images: tuple[Path, ...], texts: Path | None) -> tuple[list[Path], list[str]]:
@@ -162,7 +168,7 @@ def _default_output(model: str, spec: ModelSpec | None, *, random: bool) -> Path
     return Path(f"{path.name if path.is_dir() else path.stem}-bundle")
 
 
-def _say_refused(error: ParityError, path: Path, *, json: bool, every: bool) -> None:
+def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: bool, every: bool) -> None:
     kept = Bundle.open(path, check_hashes=False) if error.kept else None
     if json:
         say_json(
@@ -178,7 +184,7 @@ def _say_refused(error: ParityError, path: Path, *, json: bool, every: bool) -> 
     for name, rows in error.measured.items():
         say_parity([row for row in rows if not row.passed], f"comparisons that {name} failed", every=every)
     if kept is not None:
-        _say(answers.exported(kept))
+        _say(answers.exported(kept, notes))
 
 
 def _say(answer: Exported) -> None:

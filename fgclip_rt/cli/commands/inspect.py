@@ -71,6 +71,8 @@ def _facts(answer: Inspected) -> list[tuple[str, str]]:
         "local": f"local, from {model.source}",
         "released": f"released, {model.source}{revision}",
     }[model.weights]
+    # Every released model reads the padding of its texts.
+    masking = "yes, which no released model has" if text.attention_mask else "no"
     walk_types = ", ".join(f"{name} {spec.length}" for name, spec in text.walk_types.items())
     return [
         ("model", f"{model.name} ({model.family}), vectors of {manifest.embedding_size}"),
@@ -81,7 +83,7 @@ def _facts(answer: Inspected) -> list[tuple[str, str]]:
         *(("lowering", f"{precision}: {describe_lowering(entry)}") for precision, entry in manifest.lowering.items()),
         ("score", f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})"),
         ("images", str(image)),
-        ("texts", f"tokens by walk type: {walk_types}; attention mask: {'yes' if text.attention_mask else 'no'}"),
+        ("texts", f"tokens by walk type: {walk_types}; attention mask: {masking}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
 

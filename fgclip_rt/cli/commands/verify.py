@@ -74,5 +74,5 @@ def _record_anew(bundle: Bundle, checkpoint: str, files: WeightFiles, begin: Beg
         import fgclip_rt.export as exporter
         from fgclip_rt.export import verify_against
 
-    local = exporter.LocalFiles(files.weights, files.config, files.tokenizer)
+    local = exporter.LocalFiles(files.weights, files.config, files.tokenizer, files.processor)
     return verify_against(bundle, checkpoint, local, begin)
