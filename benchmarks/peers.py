@@ -67,7 +67,7 @@ class Tower:
             kind = walk_type(self.bundle, case.length)
             return lambda input_ids, mask: self.reference.text_features(input_ids, mask, kind)
         if case.graph == "region":
-            return region_features
+            return lambda dense, boxes: region_features(dense, boxes.cpu().numpy())
         if case.graph == "vision":
             return cast(Function, module.get_image_features)
         if not hasattr(module, "get_image_dense_features"):

@@ -27,7 +27,7 @@ from .errors import ArgumentError, BundleError, SpecialTokenWarning, TextError, 
 from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, load_image
 from .manifest import Manifest, WalkTypeSpec
-from .preparation import Patches, preparation
+from .preparation import Patches, Preparation, preparation
 from .reading import ImageReader
 from .recent import Recent
 from .text import Encoded, Tokenizer, as_texts, special_tokens_found
@@ -172,7 +172,6 @@ class Model:
         precision: the precision that runs.
         backend: runs the graphs; its string says which device and why.
         graphs: the bundle's graphs, each a method.
-        preparation: turns images into patches.
         tokenizer: turns texts into tokens.
     """
 
@@ -192,8 +191,7 @@ class Model:
         self.backend = backend
         self.precision = backend.precision
         self.graphs = Graphs(bundle, backend)
-        self.preparation = preparation(self.manifest.image)
-        self._reader = ImageReader(self.preparation)
+        self._reader = ImageReader(preparation(self.manifest.image))
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
         self._recent_texts: Recent[tuple[str, str, bool], _TextVector] = Recent(_RECENT_TEXTS)
         self._options = options
@@ -211,6 +209,11 @@ class Model:
         if self._options is None:
             raise TypeError("a Model that was not made by fgclip_rt.load cannot be pickled; load it from its bundle.")
         return _load_again, (self._options, self.bundle.manifest_sha256)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Turns decoded images into patches."""
+        return self._reader.preparation
 
     @property
     def has_random_weights(self) -> bool:

@@ -11,7 +11,6 @@ from ..errors import ImageError, TextError
 from ..folders import Found, search_folder
 from ..model import Model
 from ..names import spell_path
-from ..text import special_tokens_found
 from .output import warn
 
 #: Name that stands for standard input instead of a file of texts.
@@ -94,7 +93,11 @@ def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str) -> list[in
         if text.special is not None:
             special[index] = text.special
     if special:
-        warn(f"fgclip-rt: {special_tokens_found(special)}")
+        number, token = next(iter(special.items()))
+        warn(
+            f"fgclip-rt: {len(special)} of {len(texts)} texts spell special tokens, which the tokenizer reads as such "
+            f"and not as characters (number {number + 1}: {token}); spell them in another way unless that is meant."
+        )
     if indices:
         limit = model.tokenizer.walk_type(walk_type).length
         others = [name for name, spec in model.manifest.text.walk_types.items() if spec.length > limit]

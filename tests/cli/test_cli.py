@@ -505,7 +505,10 @@ def test_embed_reports_skipped_images_and_truncated_texts_as_json(
     ]
     assert report["truncated_texts"] == [1]
     assert "1 of 4 texts exceed 64 tokens" in result.stderr
-    assert "2 of 4 texts spell out special tokens and are encoded as these (number 3: <pad>, <eos>)" in result.stderr
+    assert (
+        "2 of 4 texts spell special tokens, which the tokenizer reads as such and not as characters (number 3: <eos>)"
+        in result.stderr
+    )
 
 
 def test_embed_writes_nothing_when_it_fails(bundle_path: Path, photos: Path, photo: Path, tmp_path: Path) -> None:
@@ -669,7 +672,10 @@ def test_special_tokens_in_texts_are_one_note(bundle_path: Path, photo: Path, tm
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a user's own setting does not turn the note into an error
             (note,) = run_command(*command).stderr.splitlines()
-        assert note.startswith("fgclip-rt: text 1 and 1 more hold '<eos>' or the like, which the tokenizer reads")
+        assert note.startswith(
+            "fgclip-rt: 2 of 3 texts spell special tokens, which the tokenizer reads as such and not as"
+        )
+        assert "(number 2: <eos>)" in note
 
 
 def test_a_text_is_shown_as_it_is_given(bundle_path: Path, photo: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_wrong_preparation_shows(pocket: Model, hundred: Evaluation, monkeypat
         return prepare(Image.fromarray(np.asarray(image)[..., ::-1].copy()), max_num_patches)
 
     right = {(f.measure, f.language): f.share for f in hundred.figures}
-    monkeypatch.setattr(pocket, "preparation", swapped)
+    monkeypatch.setattr(pocket._reader, "preparation", swapped)
     wrong = {(f.measure, f.language): f.share for f in evaluate(pocket, scenes=100).figures}
     for measure in ("short text to image", "image to short text", "region to box caption"):
         for language in LANGUAGES:
