@@ -115,7 +115,12 @@ class OpenVino:
         import openvino
 
         self._contender = contender
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": contender.threads}
+        # By default it would compute in bfloat16 where the CPU has it, and its vectors would not be float32's.
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": contender.threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
         self._model = openvino.Core().compile_model(contender.plain, "CPU", options)
 
     def prepare(self, case: Case) -> Run:

@@ -25,7 +25,7 @@ from fgclip_rt.export.families import table as families
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, Language, box_caption, long_caption, short_caption, state
 from fgclip_rt.pocket.scenes import Thing, covers, draw, make_scene
-from fgclip_rt.preparation import Patches
+from fgclip_rt.preparation import NaflexPreparation, Patches
 from fgclip_rt.scores import l2_normalize, largest_at, similarity_maps
 from helpers import assert_one_sentence
 
@@ -67,13 +67,13 @@ def test_the_model_card_gives_these_figures(evaluation: Evaluation) -> None:
 
 def test_a_wrong_preparation_shows(pocket: Model, hundred: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures exist to show this: a mistake in the pixels changes the answers."""
-    prepare = pocket.preparation
+    prepare = NaflexPreparation.__call__
 
-    def swapped(image: Image.Image, max_num_patches: int | None = None) -> Patches:
-        return prepare(Image.fromarray(np.asarray(image)[..., ::-1].copy()), max_num_patches)
+    def swapped(self: NaflexPreparation, image: Image.Image, max_num_patches: int | None = None) -> Patches:
+        return prepare(self, Image.fromarray(np.asarray(image)[..., ::-1].copy()), max_num_patches)
 
     right = {(f.measure, f.language): f.share for f in hundred.figures}
-    monkeypatch.setattr(pocket._reader, "preparation", swapped)
+    monkeypatch.setattr(NaflexPreparation, "__call__", swapped)
     wrong = {(f.measure, f.language): f.share for f in evaluate(pocket, scenes=100).figures}
     for measure in ("short text to image", "image to short text", "region to box caption"):
         for language in LANGUAGES:
