@@ -41,6 +41,9 @@ class TensorRtBuilder:
         config = builder.create_builder_config()
         # It rounds float32 products to three decimal digits, and parity would not hold.
         config.clear_flag(trt.BuilderFlag.TF32)
+        # Otherwise a run of any shape takes as much memory as the profile's largest. TensorRT has it from 10.10 on.
+        if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         if task.strip:
             # An engine that may be given other weights can lose a bias (TensorRT 11.3); one for the same cannot.
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)

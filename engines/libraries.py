@@ -173,6 +173,8 @@ class TensorRtRtx(TensorRtLibrary):
         return tuple(target for target in self.targets if target != "sm75")
 
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:
+        # Memory that the library takes while it runs cannot be captured, and a graph of it silently comes to nothing.
+        config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(self.trt.ComputeCapability, target.upper()), index)

@@ -102,7 +102,7 @@ class PoolingHead(nn.Module):
         self.mlp = Mlp.of(head.mlp)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
-        # TensorRT-RTX makes a float32 tensor [B, N, N, D] of the other order, of x · keys that is transposed afterwards.
+        # Of x · keys, transposed afterwards, TensorRT-RTX makes a float32 tensor [B, N, N, D].
         scores = torch.matmul(self.keys, x.transpose(1, 2))  # [B, heads, N]
         weights = torch.softmax(scores + key_bias[:, None, :], dim=-1)
         mixed = torch.matmul(weights, x)  # [B, heads, D]
