@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("arrays", "manifest", "machine", "progress", "recent", "children", "turns"),
     ("errors", "ahead", "scores"),
-    ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
+    ("devices", "bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe"),
     ("engine_files", "vectors", "pocket"),
     ("backends",),

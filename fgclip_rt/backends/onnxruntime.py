@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +15,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImpleme
 
 from ..arrays import Array
 from ..bundle import Bundle
+from ..devices import gpu_name, parse_device
 from ..errors import ArgumentError, DeviceError, check_positive
-from ..machine import nvidia_gpus, usable_cores
+from ..machine import cuda_gpus, usable_cores
 from ..packages import CUDA_REMEDY
-from . import Finished, Result
+from . import GPU_TOKENS_PER_BATCH, Finished, Result
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
-DEVICES = ("auto", "cpu", "cuda")
 
 #: Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
 #: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
@@ -51,19 +54,19 @@ class OnnxRuntimeBackend:
             ArgumentError: the device is unknown or ``threads`` is not positive.
             DeviceError: CUDA was asked for and this onnxruntime has no provider for it.
         """
-        if device not in DEVICES:
-            raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+        kind, self._gpu = parse_device(device)
         check_positive("threads", threads, most=1024)
         self._bundle = bundle
         self.precision = precision
         self._threads = usable_cores() if threads is None else int(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
-        self.device, reason = _choose_device(device)
-        self.reason = f"{reason}; {note}" if note else reason
+        self.device, reason = _choose_device(kind, self._gpu)
+        slow = f"{precision} is for TensorRT, and computed in float32 here" if self._is_slow() else None
+        self.reason = "; ".join(part for part in (reason, slow, note) if part)
 
     def __str__(self) -> str:
-        return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
+        return f"onnxruntime {ort.__version__} on {self._name} ({self.reason})"
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """Run ``graph`` for ``outputs``, in their order; the result is ready when this returns.
@@ -76,10 +79,18 @@ class OnnxRuntimeBackend:
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (all graphs are alike in this)
         """The batch size with :data:`_TOKENS_PER_THREAD` patches or tokens for each thread; at least one."""
-        tokens = _TOKENS_PER_BATCH
-        if self.device == "cpu":
-            tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
-        return max(1, tokens // length)
+        if self.device == "cuda":
+            return max(1, GPU_TOKENS_PER_BATCH // length)
+        return max(1, min(_TOKENS_PER_BATCH, self._threads * _TOKENS_PER_THREAD) // length)
+
+    @property
+    def _name(self) -> str:
+        """The device, as users name it."""
+        return gpu_name(self._gpu) if self.device == "cuda" else self.device
+
+    def _is_slow(self) -> bool:
+        """Whether the device computes this precision in float32: the CUDA provider has no 8-bit products."""
+        return self.device == "cuda" and self.precision in ("int8", "fp8")
 
     def session(self, graph: str) -> ort.InferenceSession:
         """The session of ``graph``, opened when it is first asked for.
@@ -103,7 +114,7 @@ class OnnxRuntimeBackend:
         file = self._bundle.file(graphs[graph][self.precision].file)
         self._bundle.check_unchanged()
         try:
-            session = open_session(file, self._threads, self.device)
+            session = open_session(file, self._threads, self._name)
         except (NotImplemented, InvalidGraph):
             others = ", ".join(name for name in self._bundle.manifest.precisions if name != self.precision)
             raise DeviceError(
@@ -114,12 +125,30 @@ class OnnxRuntimeBackend:
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime continues without a provider that fails to start, but a caller who asked for it must know.
+            missing = preload_cuda()
             raise DeviceError(
-                "onnxruntime lists its CUDA provider but could not start it; "
-                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
+                f"onnxruntime lists its CUDA provider but could not start it{f' ({missing})' if missing else ''}; "
+                f"install its libraries with '{CUDA_REMEDY}', check the driver with nvidia-smi, or pass device='cpu'.",
                 code="device_missing",
             )
         return session
+
+
+@functools.cache
+def preload_cuda() -> str:
+    """Load CUDA's libraries from their packages, where the CUDA provider does not look by itself.
+
+    Returns:
+        onnxruntime's first complaint, as part of a sentence; empty if it has none.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before 1.21
+        return ""
+    complaints = io.StringIO()
+    # It prints them.
+    with contextlib.redirect_stdout(complaints):
+        ort.preload_dlls()
+    first, *_ = complaints.getvalue().strip().splitlines() or [""]
+    return first.rstrip(".")
 
 
 def open_session(
@@ -135,7 +164,8 @@ def open_session(
     Args:
         model: its file, or the contents of one.
         threads: number of threads of one operator on the CPU.
-        device: ``cpu``; or ``cuda`` for the CUDA provider, with the CPU's for operators that it does not run.
+        device: ``cpu``; or ``cuda`` or ``cuda:1`` for the CUDA provider, with the CPU's for operators that it does not
+            run.
         weights: the folder of external weights; None takes the folder of the file.
         config: more entries of onnxruntime's session configuration; None adds none.
     """
@@ -150,9 +180,15 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
-    # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
-    providers: list[Any] = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
-    return ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
+    kind, index = parse_device(device)
+    providers: list[Any] = [_CPU]
+    if kind == "cuda":
+        preload_cuda()
+        # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
+        providers = [(CUDA_PROVIDER, {"use_tf32": "0", "device_id": str(index)}), _CPU]
+    # A provider that fails would be replaced by the CPU's, with a message on standard output.
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
 def run_session(
@@ -175,7 +211,7 @@ def run_session(
         ) from None
 
 
-def _choose_device(device: str) -> tuple[str, str]:
+def _choose_device(device: str, index: int) -> tuple[str, str]:
     has_cuda = CUDA_PROVIDER in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceError(
@@ -187,6 +223,6 @@ def _choose_device(device: str) -> tuple[str, str]:
         return device, "as asked"
     if not has_cuda:
         return "cpu", "this onnxruntime has no CUDA provider"
-    if not nvidia_gpus():
-        return "cpu", "onnxruntime has a CUDA provider, but no NVIDIA GPU was found"
+    if len(cuda_gpus()) <= index:
+        return "cpu", "onnxruntime has a CUDA provider, but CUDA gives this process no GPU"
     return "cuda", "an NVIDIA GPU was found"

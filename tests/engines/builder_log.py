@@ -45,7 +45,7 @@ def builder_log(
     """Build an engine in a process of its own, because the library keeps the first logger that a process gives it."""
     import msgspec
 
-    task = Task(str(graph), fixed, profiles, targets, False, "/dev/null", None)
+    task = Task(str(graph), fixed, [profiles], targets, False, "/dev/null", None)
     command = [sys.executable, __file__, msgspec.json.encode(task).decode()]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -22,6 +22,7 @@ from fgclip_rt.bundle import Bundle, file_info
 from fgclip_rt.choice import fit_engines, rebuild_command
 from fgclip_rt.engine_files import (
     AMPERE_PLUS,
+    RECIPE,
     RECORD,
     EngineKey,
     EngineRecord,
@@ -32,7 +33,7 @@ from fgclip_rt.engine_files import (
     misfit,
 )
 from fgclip_rt.engines.cuda import Cuda, find_gpu
-from fgclip_rt.engines.libraries import CURRENT, LIBRARIES, TensorRt, TensorRtRtx, resolve
+from fgclip_rt.engines.libraries import CURRENT, LIBRARIES, TensorRt, TensorRtRtx, needs_gpu, this_gpu
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
@@ -71,9 +72,9 @@ def write_engine(bundle: Bundle, key: EngineKey, change: Callable[[Json], None] 
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with the simulated GPU and the library that its engines need."""
     monkeypatch.setattr(choice, "_installed", lambda _: INSTALLED)
-    monkeypatch.setattr(choice, "_gpu", lambda: (GPU, None))
+    monkeypatch.setattr(choice, "_gpu", lambda _=0: (GPU, None))
     monkeypatch.setattr("fgclip_rt.engines.runner.Cuda", FakeCuda)
-    monkeypatch.setattr("fgclip_rt.engines.runner._loader", lambda _: None)
+    monkeypatch.setattr("fgclip_rt.engines.runner._loader", lambda *_: None)
 
 
 def test_an_engine_for_all_that_is_here_fits(bundle: Bundle) -> None:
@@ -117,7 +118,7 @@ def test_every_part_of_a_key_changes_its_digest(bundle: Bundle) -> None:
         key_of(bundle, gpu="GPU"),
         key_of(bundle, profiles=key_of(bundle, "vision").profiles),
         key_of(bundle, stripped=True),
-        key_of(bundle, recipe=2),
+        key_of(bundle, recipe=RECIPE + 1),
     ]
     assert len({variant.digest for variant in [key, *others]}) == 10
     assert key.digest == key_of(bundle).digest
@@ -309,19 +310,21 @@ def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_pa
 
 def test_targets_by_name() -> None:
     rtx = TensorRtRtx()
-    assert rtx.check_targets(()) == ("sm80", "sm86", "sm89", "sm120", "sm121")
+    assert rtx.check_targets(()) == ()
     assert rtx.check_targets(["sm120", "sm86", "sm120"]) == ("sm86", "sm120")
-    assert resolve(["sm86"], _must_not_look) == (("sm86",), None)
-    assert resolve([CURRENT], lambda: GPU) == (("sm89",), "Test GPU")
-    assert resolve([AMPERE_PLUS], lambda: GPU) == ((AMPERE_PLUS,), None)
+    assert [needs_gpu([target]) for target in ("sm86", CURRENT, AMPERE_PLUS)] == [False, True, True]
     for target in (CURRENT, AMPERE_PLUS):
+        assert this_gpu([target], lambda: GPU) == GPU
         with pytest.raises(EngineError) as info:
-            resolve([target], lambda: None)
+            this_gpu([target], lambda: None)
         assert_one_sentence(info.value, target, "NVIDIA GPU")
 
 
-def _must_not_look() -> None:
-    raise AssertionError("no GPU is needed for a target by name")
+def test_default_targets_have_kernels_for_the_precision() -> None:
+    rtx = TensorRtRtx()
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        assert rtx.default_targets(precision) == ("sm80", "sm86", "sm89", "sm120", "sm121")
+    assert rtx.default_targets("fp8") == ("sm89", "sm120", "sm121")
 
 
 def test_a_gpu_that_cuda_cannot_use_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
