@@ -15,6 +15,7 @@ _MEMINFO = Path("/proc/meminfo")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
+_CUDA_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 
 #: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
@@ -118,14 +119,13 @@ def cuda_gpus() -> list[str]:
     """
     import ctypes
 
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        ctypes.CDLL(library)
+        ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
         return []
     try:
         answer = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER, library],
+            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER, _CUDA_DRIVER],
             capture_output=True,
             text=True,
             timeout=60,

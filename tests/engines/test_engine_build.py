@@ -365,7 +365,7 @@ def test_a_crash_of_the_library_is_told_of(bundle: Path, monkeypatch: pytest.Mon
     (tmp_path / "site/tensorrt_rtx.py").write_text(
         "import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos._exit(9)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     with pytest.raises(EngineError) as info:
         build(Bundle.open(bundle), RTX, ["int8"], graphs=["text"], targets=["sm89"])
     assert_one_sentence(info.value, "ended with status 9", "out of luck", "no engine was built")

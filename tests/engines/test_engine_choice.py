@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
 import shutil
@@ -33,7 +34,16 @@ from fgclip_rt.engine_files import (
     misfit,
 )
 from fgclip_rt.engines.cuda import Cuda, find_gpu
-from fgclip_rt.engines.libraries import CURRENT, LIBRARIES, TensorRt, TensorRtRtx, needs_gpu, this_gpu
+from fgclip_rt.engines.libraries import (
+    CURRENT,
+    LIBRARIES,
+    OnnxRuntimeTensorRt,
+    TensorRt,
+    TensorRtRtx,
+    needs_gpu,
+    this_gpu,
+)
+from fgclip_rt.engines.pipeline import _Target
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
@@ -373,3 +383,50 @@ def test_a_model_says_that_engines_alone_were_asked_for(bundle: Bundle, gpu_mach
     with pytest.raises(DeviceError) as info:
         model.embed_texts(["a cat"], "long")
     assert_one_sentence(info.value, "'tensorrt-rtx' was asked for alone", "--graph text")
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_another_gpu_is_asked_for_by_its_number(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def gpu(index: int = 0) -> tuple[Gpu | None, None]:
+        asked.append(index)
+        return (GPU, None) if index < 2 else (None, None)
+
+    monkeypatch.setattr(choice, "_gpu", gpu)
+    write_engine(bundle, key_of(bundle))
+    model = fgclip_rt.load(bundle.path, device="cuda:1")
+    assert str(model.backend).startswith("tensorrt-rtx 1.2.3 on cuda:1 (engines")
+    assert set(asked) == {1}
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        fgclip_rt.load(bundle.path, device="cuda:2", backend="tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("library", "tuned_on", "sister"),
+    [(TensorRt, "RTX 4090", "tuned on RTX 4090, and this GPU is RTX 4080 (sm89)"), (TensorRtRtx, None, None)],
+)
+def test_a_gpu_of_the_same_kind_runs_an_engine_unless_it_was_tuned(
+    bundle: Bundle, library: type[TensorRt] | type[TensorRtRtx], tuned_on: str | None, sister: str | None
+) -> None:
+    made = object.__new__(library)
+    made.version = "1.2.3"
+    target = _Target(made, (CURRENT,), Gpu("RTX 4090", "sm89"), False)
+    assert (target.targets, target.tuned_on) == (("sm89",), tuned_on)
+    key = key_of(bundle, targets=target.targets, gpu=target.tuned_on)
+    assert misfit(key, bundle, INSTALLED, Gpu("RTX 4090", "sm89")) is None
+    problem = misfit(key, bundle, INSTALLED, Gpu("RTX 4080", "sm89"))
+    assert problem is None if sister is None else sister in str(problem)
+
+
+def test_onnxruntimes_provider_needs_tensorrt_10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is linked to libnvinfer.so.10, whatever TensorRT is installed, and lists itself all the same."""
+    provider = OnnxRuntimeTensorRt.provider
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [provider, "CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError) as info:
+        OnnxRuntimeTensorRt()
+    assert_one_sentence(info.value, "needs TensorRT 10", "libnvinfer.so.10", "fgclip-rt[onnxruntime-tensorrt]")
+    loaded = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    assert OnnxRuntimeTensorRt().version == ort.__version__
+    assert loaded == ["libnvinfer.so.10"]
