@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from fgclip_rt.benchmarks.bench import available_peers, bench
 from fgclip_rt.benchmarks.report import unequal
 from fgclip_rt.benchmarks.task import Case
-from fgclip_rt.machine import nvidia_gpus
+from fgclip_rt.machine import cuda_gpus
+
+torch = pytest.importorskip("torch")
 
 pytestmark = [
-    pytest.mark.skipif(not nvidia_gpus(), reason="no NVIDIA GPU on this machine"),
+    pytest.mark.skipif(not cuda_gpus(), reason="no NVIDIA GPU that CUDA gives this process"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this PyTorch has no CUDA"),
 ]
 
