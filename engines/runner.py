@@ -74,7 +74,7 @@ class EngineBackend:
         self._cuda = cuda or Cuda(index)
         with self._cuda.current():
             self._workspace = Workspace(self._cuda)
-        self._load = load or _loader(self._library.name, self._cuda, index)
+        self._load = load or plan_loader(self._library.name, self._cuda, index)
         self._lock = threading.Lock()
         candidates = [_Candidate(engine, bundle.manifest.graphs[engine.key.graph][precision]) for engine in engines]
         # The smallest that takes an input runs it, and of those the one that takes most at a time.
@@ -124,8 +124,13 @@ class EngineBackend:
             return self._lanes[name]
 
 
-def _loader(library: str, cuda: Cuda, index: int) -> Callable[[Engine], Plan]:
-    """Makes plans ready by the library called ``library``, for the GPU at ``index``."""
+def plan_loader(library: str, cuda: Cuda, index: int = 0) -> Callable[[Engine], TensorRtPlan]:
+    """Makes plans ready by the library called ``library``, for the GPU at ``index``.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+        EngineError: it cannot be loaded.
+    """
     loaded = LIBRARIES[library]()
     assert isinstance(loaded, TensorRtLibrary)
     gpu = find_gpu(index)

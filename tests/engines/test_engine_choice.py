@@ -84,7 +84,7 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_installed", lambda _: INSTALLED)
     monkeypatch.setattr(choice, "_gpu", lambda _=0: (GPU, None))
     monkeypatch.setattr("fgclip_rt.engines.runner.Cuda", FakeCuda)
-    monkeypatch.setattr("fgclip_rt.engines.runner._loader", lambda *_: None)
+    monkeypatch.setattr("fgclip_rt.engines.runner.plan_loader", lambda *_: None)
 
 
 def test_an_engine_for_all_that_is_here_fits(bundle: Bundle) -> None:

@@ -77,7 +77,7 @@ def triangle_weights(position: Tensor, size: Tensor, source: int) -> Tensor:
     step = source / size
     reach = torch.clamp(step, min=1.0)
     centre = (position + 0.5) * step
-    taps = torch.arange(source, dtype=torch.float32) + 0.5
+    taps = torch.arange(source, dtype=torch.float32, device=position.device) + 0.5
     weights = torch.relu(1 - torch.abs(taps - centre[..., None]) / reach[..., None])
     return weights / weights.sum(-1, keepdim=True)
 
