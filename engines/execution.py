@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from fgclip_rt.engine_files import REFIT, Engine
 from fgclip_rt.errors import DeviceError, EngineError
 
+from .cuda import SETUP
 from .libraries import TensorRtLibrary
 from .logger import make_logger, ran_out_of_memory, reason
 
@@ -70,17 +72,24 @@ class TensorRtPlan:
         self._errors: list[str] = []
         self._runtime = library.trt.Runtime(make_logger(library.trt, self._errors))
         path = engine.path / engine.record.plan
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            why = reason(self._errors)
-            if ran_out_of_memory(why):
-                raise DeviceError(
-                    f"{path} does not fit into the GPU's memory ({why}); free some, or use fewer graphs or buckets."
-                )
-            raise EngineError(f"{library} refuses {path} ({why}); build it again with 'fgclip-rt build'.")
-        if engine.key.stripped:
-            self._refit(engine)
-        self._cache = library.runtime_cache(self._engine, engine.path / f"runtime-{machine}.cache")
+        plan = path.read_bytes()
+        with SETUP:
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise self._refusal(path)
+            if engine.key.stripped:
+                self._refit(engine)
+            self._cache = library.runtime_cache(self._engine, engine.path / f"runtime-{machine}.cache")
+
+    def _refusal(self, path: Path) -> EngineError | DeviceError:
+        """Why the library does not take the plan at ``path``."""
+        why = reason(self._errors)
+        if ran_out_of_memory(why):
+            return DeviceError(
+                f"{path} does not fit into the GPU's memory ({why}); free some, or use fewer graphs or buckets.",
+                code="out_of_memory",
+            )
+        return EngineError(f"{self._library} refuses {path} ({why}); build it again with 'fgclip-rt build'.")
 
     def _refit(self, engine: Engine) -> None:
         """Give the plan the weights of the bundle that its folder lies in."""

@@ -208,7 +208,8 @@ class Lane:
         )
         return DeviceError(
             f"the GPU's memory ran out: {self._name} needs {needed / 1e9:.2f} GB for a batch of {rows}, and "
-            f"{free / 1e9:.2f} GB is free; {remedy}."
+            f"{free / 1e9:.2f} GB is free; {remedy}.",
+            code="out_of_memory",
         )
 
     def _can_hold(self, shapes: Mapping[str, Shape], free: int) -> bool:

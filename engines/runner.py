@@ -16,7 +16,7 @@ from fgclip_rt.devices import gpu_name
 from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.manifest import Axis, GraphFile, TensorSpec
 
-from .cuda import SETUP, Cuda, find_gpu
+from .cuda import Cuda, find_gpu
 from .execution import Plan, Shape, TensorRtPlan
 from .lane import Lane, Pending, Tensors, Workspace, round_down, round_up
 from .libraries import LIBRARIES, TensorRtLibrary
@@ -118,9 +118,8 @@ class EngineBackend:
         with self._lock:
             if name not in self._lanes:
                 self._bundle.check_unchanged()
-                with SETUP:
-                    plan = self._load(candidate.engine)
-                    self._lanes[name] = Lane(name, plan, candidate.tensors, self._workspace)
+                plan = self._load(candidate.engine)
+                self._lanes[name] = Lane(name, plan, candidate.tensors, self._workspace)
             return self._lanes[name]
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented, RuntimeException  # noqa: A004 (its names)
 
 from ..arrays import Array
 from ..bundle import Bundle
 from ..devices import gpu_name, parse_device
-from ..errors import ArgumentError, DeviceError, check_positive
+from ..errors import ArgumentError, DeviceError, check_positive, reason
 from ..machine import cuda_gpus, usable_cores
 from ..packages import CUDA_REMEDY
 from . import GPU_TOKENS_PER_BATCH, Finished, Result
@@ -61,9 +61,9 @@ class OnnxRuntimeBackend:
         self._threads = usable_cores() if threads is None else int(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
-        self.device, reason = _choose_device(kind, self._gpu)
+        self.device, why = _choose_device(kind, self._gpu)
         slow = f"{precision} is for TensorRT, and computed in float32 here" if self._is_slow() else None
-        self.reason = "; ".join(part for part in (reason, slow, note) if part)
+        self.reason = "; ".join(part for part in (why, slow, note) if part)
 
     def __str__(self) -> str:
         return f"onnxruntime {ort.__version__} on {self._name} ({self.reason})"
@@ -121,6 +121,13 @@ class OnnxRuntimeBackend:
                 f"onnxruntime {ort.__version__} has nothing to run the {graph} graph in {self.precision} with on "
                 f"{self.device}; use another precision of the bundle ({others or 'it has none, so export one'}).",
                 code="precision_unsupported",
+            ) from None
+        except (Fail, RuntimeException) as error:
+            if self.device != "cuda":
+                raise
+            raise DeviceError(
+                f"onnxruntime cannot open the {graph} graph on {self._name} ({reason(error)}); check the GPU's number, "
+                "its memory and its driver with nvidia-smi, or pass device='cpu'."
             ) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():

@@ -14,6 +14,7 @@ from fake_gpu import make_engine
 
 from fgclip_rt.bundle import Bundle, file_info
 from fgclip_rt.engine_files import Engine, EngineRecord
+from fgclip_rt.engines.cuda import SETUP
 from fgclip_rt.engines.execution import TensorRtPlan
 from fgclip_rt.engines.libraries import TensorRt, TensorRtRtx
 from fgclip_rt.engines.profiles import Shapes, plan
@@ -98,6 +99,11 @@ def make_library(kind: type[TensorRt] | type[TensorRtRtx]) -> tuple[Any, SimpleN
             self.logger = state.logger = logger
 
         def deserialize_cuda_engine(self, _: bytes) -> Any:
+            # No graph may be captured meanwhile.
+            assert SETUP._is_owned()
+            if state.refuses == {"deserialize_cuda_engine"}:
+                self.logger.log(real.ILogger.ERROR, state.reason)
+                return None
             return engine
 
     library: Any = object.__new__(kind)
@@ -157,6 +163,21 @@ def test_what_the_library_refuses_is_told_with_its_reason(
     with pytest.raises(error) as info:
         run()
     assert_one_sentence(info.value, part, "no such thing")
+
+
+@pytest.mark.parametrize(
+    ("why", "error", "code"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 9 bytes.)", DeviceError, "out_of_memory"),
+        ("Error Code 1: the plan is of another version.", EngineError, "engine_failed"),
+    ],
+)
+def test_a_plan_that_is_refused(engine: Engine, why: str, error: type[Exception], code: str) -> None:
+    library, state = make_library(TensorRt)
+    state.refuses, state.reason = {"deserialize_cuda_engine"}, why
+    with pytest.raises(error) as info:
+        TensorRtPlan(library, engine, "gpu")
+    assert_one_sentence(info.value, "engine.plan", code=code)
 
 
 def test_weights_that_cannot_be_given_back_are_told_with_the_parsers_reason(engine: Engine) -> None:

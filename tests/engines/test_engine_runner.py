@@ -295,7 +295,9 @@ def test_too_large_a_batch_is_told_what_fits(model: Model) -> None:
     engines = engine_model(model.bundle, Shapes(text_lengths=[64], batch=(1, 8, 8)), graphs=["text"], cuda=cuda)
     with pytest.raises(DeviceError) as info:
         engines.embed_texts(MANY_TEXTS[:8])
-    assert_one_sentence(info.value, "text-64", "batch of 8", "largest batch that fits is 2", "batch_size=2")
+    assert_one_sentence(
+        info.value, "text-64", "batch of 8", "largest batch that fits is 2", "batch_size=2", code="out_of_memory"
+    )
     assert cuda.used == 0
     assert_same(engines.embed_texts(MANY_TEXTS[:2]), model.embed_texts(MANY_TEXTS[:2]))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import fgclip_rt
 from fgclip_rt.backends import onnxruntime as module
@@ -92,6 +93,18 @@ def test_what_onnxruntime_prints_of_missing_libraries_becomes_the_reason(
     assert_one_sentence(info.value, *parts, code="device_missing")
     assert capsys.readouterr() == ("", "")
     assert provider == []
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_gpu_that_is_not_there(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Fail("CUDA failure 101: invalid device ordinal ; GPU=7. More of it")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    backend = OnnxRuntimeBackend(Bundle.open(bundle_path), "fp32", "cuda:7")
+    with pytest.raises(DeviceError) as info:
+        backend.session("text")
+    assert_one_sentence(info.value, "cuda:7", "invalid device ordinal", "nvidia-smi", code="device_failed")
 
 
 def test_an_onnxruntime_that_cannot_load_them_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
