@@ -148,6 +148,22 @@ def test_threads_take_turns(machine: Machine) -> None:
     assert sum(plan.executions for plan in plans) <= 2 * 2 * 5 * 6
 
 
+def test_the_memory_of_a_run_that_begins_is_not_replaced(machine: Machine) -> None:
+    """Another engine may ask for more activations at any moment, but not between the choice of memory and the run."""
+    kernels, lock = machine.kernels, machine.workspace.lock
+    taken: list[bool] = []
+
+    class Watched:
+        def enqueue(self, *arguments: Any) -> None:
+            with ThreadPoolExecutor(1) as threads:
+                taken.append(threads.submit(lock.acquire, False).result())
+            kernels.enqueue(*arguments)
+
+    given = numbers(0, 4)
+    check(machine.begin(machine.lane(AddingPlan(Watched())), given).result(), given)
+    assert taken == [False]
+
+
 def test_memory_stays_flat_over_ten_thousand_runs(machine: Machine) -> None:
     plan = AddingPlan(machine.kernels)
     lane = machine.lane(plan)
