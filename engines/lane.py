@@ -96,11 +96,11 @@ def round_down(rows: int) -> int:
 
 
 class Workspace:
-    """What all engines of a model share: the streams, and the memory that activations lie in while an engine runs.
+    """The part that all engines of a model share: the streams, and the memory of activations while an engine runs.
 
     Attributes:
         cuda: the GPU.
-        lock: held by whoever gives work to the stream :attr:`run`.
+        lock: held while an engine is set up and its run is given to the stream :attr:`run`.
         copy_in: queue of copies to the GPU.
         run: queue of runs.
         copy_out: queue of copies to the host.
