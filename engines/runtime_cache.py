@@ -31,7 +31,7 @@ class RuntimeCache:
             if self._cache.deserialize(data):
                 self._saved = data
         # An object that holds the finaliser's function would never go.
-        weakref.finalize(self, _save, self._cache, path, self._saved)
+        weakref.finalize(self, _save_at_end, os.getpid(), self._cache, path, self._saved)
 
     def attach(self, config: Any) -> None:
         """Have contexts of a runtime configuration take kernels from here, and add theirs."""
@@ -40,6 +40,12 @@ class RuntimeCache:
     def save(self) -> None:
         """Write the file anew if there are kernels that it lacks. A folder that cannot be written is left alone."""
         self._saved = _save(self._cache, self._path, self._saved)
+
+
+def _save_at_end(process: int, cache: Any, path: Path, saved: bytes) -> None:
+    # Finalisers run in a forked child too, which has no part of the GPU.
+    if os.getpid() == process:
+        _save(cache, path, saved)
 
 
 def _save(cache: Any, path: Path, saved: bytes) -> bytes:

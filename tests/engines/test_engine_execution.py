@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -238,6 +239,17 @@ def test_kernels_of_another_gpu_are_replaced(tmp_path: Path) -> None:
     state.cache.words.add(b"new")
     cache.save()
     assert file.read_bytes() == b"new"
+
+
+def test_a_forked_child_saves_nothing(tmp_path: Path) -> None:
+    _, state = make_library(TensorRtRtx)
+    cache = RuntimeCache(SimpleNamespace(create_runtime_cache=lambda: state.cache), tmp_path / "file")
+    state.cache.words.add(b"new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        del cache
+        gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
