@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.choice import ENGINE_BACKENDS
 from fgclip_rt.errors import ArgumentError, BenchmarkError, DeviceError, check_positive
-from fgclip_rt.machine import nvidia_gpus, this_machine, usable_cores, vector_extensions, versions
+from fgclip_rt.machine import cuda_gpus, this_machine, usable_cores, vector_extensions, versions
 from fgclip_rt.packages import EXPORT_PACKAGES, require
 from fgclip_rt.progress import BeginStage, silent
 
@@ -31,6 +31,7 @@ _PEERS: dict[str, tuple[Device, ...]] = {
     "pytorch compiled": ("cpu",),
     "pytorch autocast": ("cuda",),
     "pytorch autocast compiled": ("cuda",),
+    "pytorch graphs autocast compiled": ("cuda",),
     "transformers": ("cpu",),
     "onnxruntime": ("cpu",),
     "openvino": ("cpu",),
@@ -66,6 +67,7 @@ def bench(
     rounds: int = 9,
     seconds: float = 60.0,
     begin: BeginStage = silent,
+    measured: Callable[[Result], None] = lambda _: None,
 ) -> Result:
     """Measure a bundle on this machine.
 
@@ -83,6 +85,7 @@ def bench(
         rounds: number of turns of each contender on each case.
         seconds: seconds after which a case has no further round.
         begin: is told how far the work is.
+        measured: is given the results so far after each case.
 
     Raises:
         FgclipError: the bundle cannot be opened, an argument cannot be used, or a package or the GPU is missing.
@@ -102,7 +105,15 @@ def bench(
     others = [Contender(peer, peer, str(bundle), count, device, checkpoint=checkpoint) for peer in peers]
     operations = OperationCounter(opened)
     done = begin("measure", len(cases) * rounds)
-    tables: list[Table] = []
+    result = Result(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        command=" ".join(["fgclip-rt", *sys.argv[1:]]),
+        machine=describe_machine(device),
+        versions=versions(*_PACKAGES[device]),
+        bundle=describe_bundle(opened),
+        tables=(),
+    )
     for group in _groups(cases, plain=bool(set(peers) & set(_PLAIN))):
         with _plain_export(opened, group, peers, checkpoint) as (plain, problem):
             contenders = [
@@ -114,16 +125,10 @@ def bench(
             with Contest([*contenders, products], rounds, seconds) as contest:
                 for case in group:
                     *rows, limit = contest.measure(case, done)
-                    tables.append(_table(case, products, rows, limit, operations))
-    return Result(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        command=" ".join(["fgclip-rt", *sys.argv[1:]]),
-        machine=describe_machine(device),
-        versions=versions(*_PACKAGES[device]),
-        bundle=describe_bundle(opened),
-        tables=tuple(tables),
-    )
+                    table = _table(case, products, rows, limit, operations)
+                    result = msgspec.structs.replace(result, tables=(*result.tables, table))
+                    measured(result)
+    return result
 
 
 def available_peers(device: Device) -> tuple[str, ...]:
@@ -156,7 +161,7 @@ def describe_machine(device: Device) -> dict[str, str]:
     """The properties of this machine that figures depend on, in words."""
     machine = this_machine()
     return {
-        **({} if device == "cpu" else {"gpu": "; ".join(nvidia_gpus())}),
+        **({} if device == "cpu" else {"gpu": "; ".join(cuda_gpus())}),
         "cpu": machine.cpu,
         "flags": vector_extensions(machine.flags),
         "cores": str(machine.cores),
@@ -189,8 +194,9 @@ def _ours(bundle: Path, precisions: Sequence[str], device: Device, threads: int)
             for precision in precisions
         ),
         *(
-            Contender(f"fgclip-rt {precision} {library}", "engines", str(bundle), threads, device, precision, library)
+            Contender(f"fgclip-rt {name}{way}", f"engines{way}", str(bundle), threads, device, precision, library)
             for precision, library in product(precisions, ENGINE_BACKENDS)
+            for name, way in product([f"{precision} {library}"], ("", " enqueued", " back to back"))
         ),
     ]
 
@@ -207,10 +213,10 @@ def check_device(device: str) -> Device:
         raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
     if device == "cpu":
         return "cpu"
-    if not nvidia_gpus():
+    if not cuda_gpus():
         raise DeviceError(
-            "device 'cuda' needs an NVIDIA GPU, and no driver of one answers here; check it with nvidia-smi, or use "
-            "device 'cpu'."
+            "device 'cuda' needs an NVIDIA GPU, and CUDA gives this process none; check the driver with nvidia-smi and "
+            "look at CUDA_VISIBLE_DEVICES, or use device 'cpu'."
         )
     require("bench", ["torch"], "device 'cuda' is measured with {}, which is not installed")
     return "cuda"

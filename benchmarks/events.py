@@ -7,6 +7,28 @@ from collections.abc import Callable
 import torch
 
 
+def around_all(enqueue: Callable[[], object], stream: torch.cuda.Stream | None = None) -> Callable[[int], float]:
+    """A clock that runs a given number of times back to back, and returns the seconds between two events by the runs.
+
+    The host does not wait between runs, as it does not if it has the next batch at hand.
+
+    Args:
+        enqueue: gives one run to the stream.
+        stream: the stream; None takes PyTorch's current stream.
+    """
+
+    def seconds(runs: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        for _ in range(runs):
+            enqueue()
+        end.record(stream)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000 / runs
+
+    return seconds
+
+
 def between_events(enqueue: Callable[[], object], stream: torch.cuda.Stream | None = None) -> Callable[[int], float]:
     """A clock that runs a given number of times, and returns the mean seconds between two events around each run.
 

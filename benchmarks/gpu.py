@@ -19,7 +19,7 @@ from fgclip_rt.graphs import feed
 from fgclip_rt.model import Model, open_model
 from fgclip_rt.turns import timed
 
-from .events import between_events
+from .events import around_all, between_events
 from .inputs import make_inputs
 from .runtime import end_to_end
 from .task import Case, Clocked, Contender, Run, UnableError
@@ -61,7 +61,15 @@ class Provider:
 
 
 class Engines:
-    """A precision of a bundle, run by the engines of one library and timed by events."""
+    """A precision of a bundle, run by the engines of one library as a model runs them, and timed by events.
+
+    Attributes:
+        captured: whether a run is the launch of a CUDA graph, unless the library makes graphs by itself.
+        clock: makes a clock of a function that gives one run to a stream.
+    """
+
+    captured = True
+    clock = staticmethod(between_events)
 
     def __init__(self, contender: Contender) -> None:
         self._bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
@@ -83,7 +91,76 @@ class Engines:
         engine = next(fitting, None)
         if engine is None:
             raise UnableError(f"no engine takes {case}")
-        return _run_engine(engine, inputs, self._bundle)
+        return self._run(engine, inputs)
+
+    def _run(self, engine: Engine, inputs: dict[str, Array]) -> Run:
+        from fgclip_rt.engines.cuda import Cuda
+        from fgclip_rt.engines.runner import plan_loader
+
+        cuda = Cuda()
+        stream = cuda.stream()
+        plan = plan_loader(engine.key.library.name, cuda)(engine)
+        if plan.captures_graphs and not self.captured:
+            raise UnableError(f"{engine.key.library.name} makes CUDA graphs by itself")
+        execution = plan.execution({name: array.shape for name, array in inputs.items()}, stream)
+        specs = self._bundle.manifest.graphs[engine.key.graph][engine.key.precision].outputs
+        input_tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
+        output_tensors = {
+            spec.name: torch.empty(execution.output_shape(spec.name), dtype=getattr(torch, spec.dtype), device="cuda")
+            for spec in specs
+        }
+        activations = torch.empty(max(1, execution.memory), dtype=torch.uint8, device="cuda")
+        addresses = {name: tensor.data_ptr() for name, tensor in {**input_tensors, **output_tensors}.items()}
+        execution.bind(addresses, activations.data_ptr(), activations.numel())
+        # The inputs were copied in another stream.
+        torch.cuda.synchronize()
+        graph = None
+        if self.captured and not plan.captures_graphs:
+            # The first run is not captured: the library sets itself up in it.
+            execution.enqueue(stream)
+            torch.cuda.synchronize()
+            graph = cuda.capture(stream, partial(execution.enqueue, stream))
+            if graph is None:
+                raise UnableError("the engine's run cannot be captured as a CUDA graph")
+
+        # An engine runs in memory that its execution does not own, and that must live as long as this function.
+        def enqueue(_owned: object = (plan, input_tensors, activations)) -> None:
+            if graph is None:
+                execution.enqueue(stream)
+            else:
+                cuda.launch(graph, stream)
+
+        timed_stream = torch.cuda.ExternalStream(int(stream))
+
+        def compute() -> Array:
+            enqueue()
+            timed_stream.synchronize()
+            output: Array = output_tensors[specs[-1].name].cpu().numpy()
+            return output
+
+        return Clocked(compute, type(self).clock(enqueue, timed_stream))
+
+
+class EnginesEnqueued(Engines):
+    """Engines whose kernels the host launches one by one."""
+
+    captured = False
+
+    def prepare(self, case: Case) -> Run:
+        if case.end_to_end:
+            raise UnableError("a model does not run engines so")
+        return super().prepare(case)
+
+
+class EnginesBackToBack(Engines):
+    """Engines that get one run after another, with no pause between them."""
+
+    clock = staticmethod(around_all)
+
+    def prepare(self, case: Case) -> Run:
+        if case.end_to_end:
+            raise UnableError("end to end, batches follow each other anyway")
+        return super().prepare(case)
 
 
 def _inputs(bundle: Bundle, case: Case) -> dict[str, Array]:
@@ -101,37 +178,3 @@ def _takes(engine: Engine, inputs: dict[str, Array]) -> bool:
         for name, profile in engine.key.profiles.items()
         for size, least, most in zip(inputs[name].shape, profile.min, profile.max, strict=True)
     )
-
-
-def _run_engine(engine: Engine, inputs: dict[str, Array], bundle: Bundle) -> Run:
-    from fgclip_rt.engines.execution import TensorRtPlan
-    from fgclip_rt.engines.libraries import LIBRARIES, TensorRtLibrary
-
-    library = LIBRARIES[engine.key.library.name]()
-    assert isinstance(library, TensorRtLibrary)
-    plan = TensorRtPlan(library, engine)
-    execution = plan.execution({name: array.shape for name, array in inputs.items()})
-    specs = bundle.manifest.graphs[engine.key.graph][engine.key.precision].outputs
-    input_tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    output_tensors = {
-        spec.name: torch.empty(execution.output_shape(spec.name), dtype=getattr(torch, spec.dtype), device="cuda")
-        for spec in specs
-    }
-    activations = torch.empty(max(1, execution.memory), dtype=torch.uint8, device="cuda")
-    addresses = {name: tensor.data_ptr() for name, tensor in {**input_tensors, **output_tensors}.items()}
-    execution.bind(addresses, activations.data_ptr(), activations.numel())
-    stream = torch.cuda.Stream()
-    # The inputs were copied in another stream.
-    torch.cuda.synchronize()
-
-    # An engine runs in memory that its execution does not own, and that must live as long as this function.
-    def enqueue(_owned: object = (plan, input_tensors, activations)) -> None:
-        execution.enqueue(stream.cuda_stream)
-
-    def compute() -> Array:
-        enqueue()
-        stream.synchronize()
-        output: Array = output_tensors[specs[-1].name].cpu().numpy()
-        return output
-
-    return Clocked(compute, between_events(enqueue, stream))

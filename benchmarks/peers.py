@@ -18,7 +18,8 @@ from fgclip_rt.export import LocalFiles, checkpoint_source, find_model
 from fgclip_rt.export.families import table as families
 from fgclip_rt.export.families.base import ReferenceModel
 from fgclip_rt.export.reference.roi_align import region_features
-from fgclip_rt.graphs import ImageInputs, RegionInputs, TextInputs
+from fgclip_rt.graphs import ImageInputs, Inputs, RegionInputs, TextInputs
+from fgclip_rt.interface import DENSE_FEATURES
 from fgclip_rt.preparation import preparation
 
 from .events import between_events
@@ -99,19 +100,57 @@ class Tower:
         return torch.from_numpy(array).to(self.device)
 
 
+class GraphTower(Tower):
+    """Our own graphs as PyTorch modules, before they become ONNX: the reference with the rewrites of the export."""
+
+    def __init__(self, bundle: Bundle, reference: ReferenceModel, device: Device = "cpu") -> None:
+        self.bundle, self.reference, self.device = bundle, reference, device
+        # The reference itself stays on the CPU, where the rewrites are computed.
+        self._sources = {name: source for name, source in reference.graphs().items() if name != "region"}
+        for source in self._sources.values():
+            source.module.eval().to(device)
+        self._preparation = preparation(bundle.manifest.image)
+
+    def function(self, case: Case) -> Function:
+        """As :meth:`Tower.function`."""
+        if case.graph not in self._sources:
+            raise UnableError(f"the model has no such {case.graph} graph")
+        source = self._sources[case.graph]
+        output = list(source.outputs).index(DENSE_FEATURES) if case.graph == "dense" else 0
+
+        def call(*inputs: Tensor) -> Tensor:
+            features: Tensor = source.module(*inputs)[output]
+            return features
+
+        return call
+
+    def inputs(self, case: Case) -> tuple[Tensor, ...]:
+        """As :meth:`Tower.inputs`."""
+        return self._fed(case.graph, make_inputs(self.bundle, case))
+
+    def prepared(self, images: Sequence[Image.Image], length: int) -> tuple[Tensor, ...]:
+        """As :meth:`Tower.prepared`."""
+        return self._fed("vision", ImageInputs.of([self._preparation(image, length) for image in images]))
+
+    def _fed(self, graph: str, inputs: Inputs) -> tuple[Tensor, ...]:
+        return tuple(self._moved(getattr(inputs, name)) for name in self._sources[graph].inputs)
+
+
 class PyTorch:
     """The reference, eager.
 
     Attributes:
         autocast: whether PyTorch computes in float16 the operators that its ``autocast`` lists.
+        tower: the computation.
     """
 
     autocast = False
+    tower: type[Tower] = Tower
 
     def __init__(self, contender: Contender) -> None:
         torch.set_num_threads(contender.threads)
         bundle = Bundle.open(Path(contender.bundle), check_hashes=False)
-        self._tower = Tower(bundle, load_reference(bundle, contender.checkpoint), contender.device)
+        self._tower = self.tower(bundle, load_reference(bundle, contender.checkpoint), contender.device)
 
     def prepare(self, case: Case) -> Run:
         tower, call = self._tower, self.compiled(self._tower.function(case))
@@ -157,6 +196,12 @@ class AutocastCompiled(Compiled):
     """The reference by ``torch.compile``, in float16 by autocast."""
 
     autocast = True
+
+
+class GraphsCompiled(AutocastCompiled):
+    """Our own graphs by ``torch.compile``, in float16 by autocast: neither a loop over images nor one over boxes."""
+
+    tower = GraphTower
 
 
 def _on_host(features: Tensor) -> Array:

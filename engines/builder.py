@@ -41,12 +41,16 @@ class TensorRtBuilder:
         config = builder.create_builder_config()
         # It rounds float32 products to three decimal digits, and parity would not hold.
         config.clear_flag(trt.BuilderFlag.TF32)
+        # Otherwise a run of any shape takes as much memory as the profile's largest. TensorRT has it from 10.10 on.
+        if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         if task.strip:
             # An engine that may be given other weights can lose a bias (TensorRT 11.3); one for the same cannot.
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
         config.progress_monitor = _monitor(trt, report)
-        config.add_optimization_profile(_profile(builder, network, task.profiles))
+        for profiles in task.profiles:
+            config.add_optimization_profile(_profile(builder, network, profiles))
         self._library.set_targets(config, task.targets)
         cache = TimingCache(config, task.timing_cache)
         plan = builder.build_serialized_network(network, config)
@@ -107,13 +111,16 @@ class TimingCache:
             return
         self._config = config
         self._cache = config.create_timing_cache(self._read())
-        config.set_timing_cache(self._cache, ignore_mismatch=False)
+        if not config.set_timing_cache(self._cache, ignore_mismatch=False):
+            # The timings are those of another GPU or driver, so begin anew.
+            self._cache = config.create_timing_cache(b"")
+            config.set_timing_cache(self._cache, ignore_mismatch=False)
 
     def save(self) -> None:
-        """Write the file anew, together with the timings that others have added to it since."""
+        """Write the file anew, together with what others have added since, if it is of this GPU."""
         if self._path is None:
             return
-        self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=True)
+        self._cache.combine(self._config.create_timing_cache(self._read()), ignore_mismatch=False)
         partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         partial.write_bytes(self._cache.serialize())
         partial.replace(self._path)

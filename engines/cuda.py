@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,13 +17,35 @@ from fgclip_rt.engine_files import Gpu
 from fgclip_rt.errors import DeviceError, MissingDependencyError
 from fgclip_rt.machine import nvidia_gpus
 
+#: Held while a graph is captured, and while a library loads plans or sets them up. These may wait for all work of the
+#: GPU, which CUDA forbids in one thread while another captures: either call would fail.
+SETUP = threading.RLock()
+
+#: Errors after which CUDA refuses this process every call.
+_FATAL = (
+    "cudaErrorIllegalAddress",
+    "cudaErrorIllegalInstruction",
+    "cudaErrorMisalignedAddress",
+    "cudaErrorInvalidAddressSpace",
+    "cudaErrorInvalidPc",
+    "cudaErrorHardwareStackError",
+    "cudaErrorLaunchFailure",
+    "cudaErrorLaunchTimeout",
+    "cudaErrorAssert",
+    "cudaErrorECCUncorrectable",
+    "cudaErrorNvlinkUncorrectable",
+    "cudaErrorContained",
+    "cudaErrorExternalDevice",
+    "cudaErrorMpsClientTerminated",
+)
+
 
 class OutOfMemoryError(Exception):
     """The GPU, or the page-locked memory of the host, has not that many bytes left."""
 
 
-def find_gpu() -> Gpu | None:
-    """The GPU that CUDA takes first, by CUDA_VISIBLE_DEVICES if that is set; None if there is none.
+def find_gpu(index: int = 0) -> Gpu | None:
+    """A GPU, counted as CUDA counts them, by CUDA_VISIBLE_DEVICES if that is set; None if there are not so many.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -31,7 +54,9 @@ def find_gpu() -> Gpu | None:
     runtime = _runtime()
     status, count = runtime.cudaGetDeviceCount()
     if status == runtime.cudaError_t.cudaSuccess and count:
-        status, properties = runtime.cudaGetDeviceProperties(0)
+        if index >= count:
+            return None
+        status, properties = runtime.cudaGetDeviceProperties(index)
         if status == runtime.cudaError_t.cudaSuccess:
             name = properties.name.split(b"\0")[0].decode()
             return Gpu(name, f"sm{properties.major}{properties.minor}")
@@ -45,23 +70,60 @@ def find_gpu() -> Gpu | None:
     return None
 
 
-class Cuda:
-    """CUDA's runtime, whose calls work or raise. Handles are those of cuda-bindings, addresses are numbers."""
+class Handle:
+    """A stream or an event of CUDA, given back with the object."""
 
-    def __init__(self) -> None:
-        """Take the first GPU.
+    def __init__(self, raw: Any, destroy: Callable[[], None]) -> None:
+        """Take charge of ``raw``, a handle of cuda-bindings; ``destroy`` gives it back."""
+        self.raw = raw
+        weakref.finalize(self, destroy)
+
+    def __int__(self) -> int:
+        """The handle as a number, as TensorRT takes streams."""
+        return int(self.raw)
+
+
+class Cuda:
+    """One GPU through CUDA's runtime, whose calls work or raise. Addresses are numbers.
+
+    Whatever makes memory, streams, events or graphs, or gives them work, is called under :meth:`current`.
+    """
+
+    #: By GPU, the error after which this process reaches it no more.
+    _lost: ClassVar[dict[int, str]] = {}
+
+    def __init__(self, index: int = 0) -> None:
+        """Take a GPU, counted as CUDA counts them. The caller's own current GPU stays what it is.
 
         Raises:
             MissingDependencyError: cuda-bindings is not installed.
-            DeviceError: there is no GPU, or no driver.
+            DeviceError: there is no such GPU, or no driver.
         """
         self._runtime = _runtime()
         self._process = os.getpid()
-        self._call("cudaSetDevice", 0)
+        self._index = index
+        with self.current():
+            pass
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this GPU the current one of this thread, and the one that was so again when the block ends."""
+        (before,) = self._call("cudaGetDevice")
+        self._call("cudaSetDevice", self._index)
+        try:
+            yield
+        finally:
+            if before != self._index:
+                self._free("cudaSetDevice", before)
+
+    def driver(self) -> int:
+        """The version of CUDA that the driver is made for, such as 13000."""
+        return int(self._call("cudaDriverGetVersion")[0])
 
     def free_memory(self) -> int:
         """Bytes that the GPU has left."""
-        return int(self._call("cudaMemGetInfo")[0])
+        with self.current():
+            return int(self._call("cudaMemGetInfo")[0])
 
     def device_memory(self, size: int) -> DeviceMemory:
         """Memory of the GPU.
@@ -81,71 +143,93 @@ class Cuda:
         (address,) = self._call("cudaHostAlloc", size, 0)
         return PinnedMemory(int(address), size, lambda: self._free("cudaFreeHost", int(address)))
 
-    def stream(self) -> Any:
+    def stream(self) -> Handle:
         """A new stream, which does not wait for the default one."""
-        return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)[0]
+        (raw,) = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        return Handle(raw, lambda: self._free("cudaStreamDestroy", raw))
 
-    def event(self) -> Any:
-        """A new event, which keeps no time."""
-        return self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)[0]
+    def event(self) -> Handle:
+        """A new event, which keeps no time. A thread that waits for it sleeps, so that others have its core."""
+        flags = self._runtime.cudaEventDisableTiming | self._runtime.cudaEventBlockingSync
+        (raw,) = self._call("cudaEventCreateWithFlags", flags)
+        return Handle(raw, lambda: self._free("cudaEventDestroy", raw))
 
-    def copy_in(self, target: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None:
+    def copy_in(self, target: DeviceMemory, source: PinnedMemory, size: int, stream: Handle) -> None:
         """Copy the first ``size`` bytes to the GPU, in the order of ``stream``."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", target.address, source.address, size, kind, stream)
+        self._call("cudaMemcpyAsync", target.address, source.address, size, kind, stream.raw)
 
-    def copy_out(self, target: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None:
+    def copy_out(self, target: PinnedMemory, source: DeviceMemory, size: int, stream: Handle) -> None:
         """Copy the first ``size`` bytes from the GPU, in the order of ``stream``."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", target.address, source.address, size, kind, stream)
+        self._call("cudaMemcpyAsync", target.address, source.address, size, kind, stream.raw)
 
-    def record(self, event: Any, stream: Any) -> None:
+    def record(self, event: Handle, stream: Handle) -> None:
         """Have ``event`` stand for all that ``stream`` was given so far."""
-        self._call("cudaEventRecord", event, stream)
+        self._call("cudaEventRecord", event.raw, stream.raw)
 
-    def hold(self, stream: Any, event: Any) -> None:
+    def hold(self, stream: Handle, event: Handle) -> None:
         """Have all work that ``stream`` is given from now on wait for ``event``."""
-        self._call("cudaStreamWaitEvent", stream, event, 0)
+        self._call("cudaStreamWaitEvent", stream.raw, event.raw, 0)
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: Handle) -> None:
         """Wait for ``event``; other threads go on."""
-        self._call("cudaEventSynchronize", event)
+        self._call("cudaEventSynchronize", event.raw)
 
-    def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
+    def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Any:
         """The work that ``enqueue`` gives to ``stream``, as a graph to launch; None if it cannot be captured."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
-        try:
-            enqueue()
-        except DeviceError:
-            with contextlib.suppress(DeviceError):
-                self._call("cudaStreamEndCapture", stream)
-            return None
-        try:
-            (graph,) = self._call("cudaStreamEndCapture", stream)
-            (executable,) = self._call("cudaGraphInstantiate", graph, 0)
-            self._call("cudaGraphDestroy", graph)
-        except DeviceError:
-            return None
-        return executable
+        with SETUP:
+            self._call("cudaStreamBeginCapture", stream.raw, mode)
+            try:
+                enqueue()
+            except BaseException as error:
+                # Otherwise the stream would capture for ever.
+                self._free("cudaGraphDestroy", self._end_capture(stream))
+                if isinstance(error, DeviceError):
+                    return None
+                raise
+            graph = self._end_capture(stream)
+            if graph is None:
+                return None
+            try:
+                (executable,) = self._call("cudaGraphInstantiate", graph, 0)
+            except (DeviceError, OutOfMemoryError):
+                return None
+            finally:
+                self._free("cudaGraphDestroy", graph)
+            return executable
 
-    def launch(self, graph: Any, stream: Any) -> None:
+    def launch(self, graph: Any, stream: Handle) -> None:
         """Run a captured graph, in the order of ``stream``."""
-        self._call("cudaGraphLaunch", graph, stream)
+        self._call("cudaGraphLaunch", graph, stream.raw)
 
     def destroy(self, graph: Any) -> None:
         """Give a captured graph back."""
         self._free("cudaGraphExecDestroy", graph)
 
+    def _end_capture(self, stream: Handle) -> Any:
+        """The graph of a capture that ends here; None if there is none."""
+        try:
+            return self._call("cudaStreamEndCapture", stream.raw)[0]
+        except (DeviceError, OutOfMemoryError):
+            return None
+
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        if self._index in self._lost:
+            raise _device_lost(self._lost[self._index])
         status, *results = getattr(self._runtime, name)(*arguments)
-        if status == self._runtime.cudaError_t.cudaSuccess:
+        errors = self._runtime.cudaError_t
+        if status == errors.cudaSuccess:
             return tuple(results)
         # Else the next call would report this one's error.
         self._runtime.cudaGetLastError()
-        if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+        if status == errors.cudaErrorMemoryAllocation:
             raise OutOfMemoryError
         text = self._runtime.cudaGetErrorString(status)[1].decode()
+        if status in [getattr(errors, fatal) for fatal in _FATAL if hasattr(errors, fatal)]:
+            self._lost[self._index] = f"{name} failed: {text}"
+            raise _device_lost(self._lost[self._index])
         raise DeviceError(
             f"{name} failed ({text}); check the GPU and its driver with nvidia-smi, and load the model again."
         )
@@ -155,8 +239,17 @@ class Cuda:
         if os.getpid() != self._process:
             return
         # A GPU that has failed has nothing to give back.
-        with contextlib.suppress(DeviceError, OutOfMemoryError):
-            self._call(name, handle)
+        if handle is not None:
+            with contextlib.suppress(DeviceError, OutOfMemoryError):
+                self._call(name, handle)
+
+
+def _device_lost(why: str) -> DeviceError:
+    return DeviceError(
+        f"the GPU failed in a way that CUDA does not recover from in a running process ({why}); restart the process, "
+        "and check the GPU with nvidia-smi.",
+        code="device_lost",
+    )
 
 
 class DeviceMemory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
@@ -42,16 +43,38 @@ class EpContextBuilder:
         # The graph comes from memory, so onnxruntime has to be told where its weights lie.
         model = without_links(parser_input(graph, task.fixed), graph.parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-        options.add_provider(self._provider, provider_options(task.profiles))
+        options.add_provider(self._provider, provider_options(task.profiles[0]))
         try:
             ort.ModelCompiler(options, model.content).compile_to_file(task.plan)
         except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException) as error:
             reason = " ".join(str(error).split()).rstrip(".")
+            if "Provider configuration is not supported" in reason:
+                raise EngineError(
+                    f"onnxruntime {ort.__version__} cannot start its TensorRT provider ({reason}); check the driver, "
+                    "CUDA and TensorRT 10 with 'fgclip-rt doctor'."
+                ) from None
             raise EngineError(
                 f"onnxruntime {ort.__version__} refused {graph.name} ({reason}); try another precision."
             ) from None
+        check_compiled(Path(task.plan), graph.name)
         report(100)
         return None
+
+
+def check_compiled(path: Path, graph: str) -> None:
+    """Make sure that the provider compiled the whole graph: what it leaves out runs operator by operator.
+
+    Raises:
+        EngineError: the model at ``path`` is not one engine.
+    """
+    nodes = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    if nodes != ["EPContext"]:
+        others = sorted({name for name in nodes if name != "EPContext"}) or ["no node"]
+        path.unlink()
+        raise EngineError(
+            f"onnxruntime {ort.__version__} compiled only a part of {graph} (it left {', '.join(others[:3])}); try "
+            "another precision, or backend tensorrt."
+        )
 
 
 def provider_options(profiles: Mapping[str, Profile]) -> dict[str, str]:

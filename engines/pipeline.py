@@ -21,7 +21,7 @@ from fgclip_rt.engine_files import (
     Engine,
     EngineKey,
     EngineRecord,
-    Library,
+    Gpu,
     folder_name,
     read_engine,
 )
@@ -30,7 +30,7 @@ from fgclip_rt.outputs import cannot_write
 from fgclip_rt.progress import BeginStage, silent
 
 from .cuda import find_gpu
-from .libraries import LIBRARIES, EngineLibrary, resolve
+from .libraries import CURRENT, LIBRARIES, EngineLibrary, needs_gpu, this_gpu
 from .profiles import EngineSpec, Shapes, plan
 from .task import Done, Task
 from .workers import build_all
@@ -96,33 +96,59 @@ def build(
     specs = plan(bundle.manifest, precisions, graphs, shapes)
     library = LIBRARIES[backend]()
     asked = library.check_targets(targets)
+    by_spec = [asked or library.default_targets(spec.precision) for spec in specs]
     if strip_weights:
-        library.check_strippable(asked)
-    resolved, gpu = resolve(asked, find_gpu)
-    target = _Target(library.identity, resolved, gpu, strip_weights)
-    folder = _Folder(bundle, library)
-    wanted = [_Wanted(spec, _key(bundle, spec, target)) for spec in specs]
+        for each in by_spec:
+            library.check_strippable(each)
+    local = next(filter(needs_gpu, by_spec), None)
+    gpu = None if local is None else this_gpu(local, find_gpu)
+    folder = _Folder(bundle, library, gpu)
+    wanted = [
+        _Wanted(spec, each, _key(bundle, spec, _Target(library, each, gpu, strip_weights)))
+        for spec, each in zip(specs, by_spec, strict=True)
+    ]
     found = {} if rebuild else {entry.name: engine for entry in wanted if (engine := folder.find(entry.name))}
     missing = [entry for entry in wanted if entry.name not in found]
-    built = folder.build(missing, asked, jobs, begin) if missing else {}
+    built = folder.build(missing, jobs, begin) if missing else {}
     return [Built({**found, **built}[entry.name], entry.name in found) for entry in wanted]
 
 
 @dataclass(frozen=True)
 class _Target:
-    """The part of a key that all engines of a build share."""
+    """The library of an engine, and the GPUs that it is built for.
 
-    library: Library
-    targets: tuple[str, ...]
-    gpu: str | None
+    Attributes:
+        library: the library.
+        asked: the targets, by the library's names.
+        gpu: the GPU of this machine, if the targets need it.
+        stripped: whether weights are left out.
+    """
+
+    library: EngineLibrary
+    asked: Sequence[str]
+    gpu: Gpu | None
     stripped: bool
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets as they stand in a key."""
+        if CURRENT in self.asked:
+            assert self.gpu is not None
+            return (self.gpu.capability,)
+        return tuple(self.asked)
+
+    @property
+    def tuned_on(self) -> str | None:
+        """Name of the GPU that the engine is tuned on and for; None if it runs on others as well."""
+        return self.gpu.name if self.gpu is not None and self.library.tunes and CURRENT in self.asked else None
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An engine that was asked for."""
+    """An engine that was asked for, and its targets by the library's names."""
 
     spec: EngineSpec
+    targets: Sequence[str]
     key: EngineKey
 
     @property
@@ -140,9 +166,9 @@ def _key(bundle: Bundle, spec: EngineSpec, target: _Target) -> EngineKey:
         graph=spec.graph,
         precision=spec.precision,
         files={name: files[name].sha256 for name in (spec.file, *weights)},
-        library=target.library,
+        library=target.library.identity,
         targets=target.targets,
-        gpu=target.gpu,
+        gpu=target.tuned_on,
         profiles=dict(spec.profiles),
         stripped=target.stripped and bool(weights),
         recipe=RECIPE,
@@ -152,9 +178,10 @@ def _key(bundle: Bundle, spec: EngineSpec, target: _Target) -> EngineKey:
 class _Folder:
     """The folder ``engines/`` of a bundle."""
 
-    def __init__(self, bundle: Bundle, library: EngineLibrary) -> None:
+    def __init__(self, bundle: Bundle, library: EngineLibrary, gpu: Gpu | None) -> None:
         self._bundle = bundle
         self._library = library
+        self._gpu = gpu
         self._path = bundle.path / ENGINES
 
     def find(self, name: str) -> Engine | None:
@@ -169,9 +196,7 @@ class _Folder:
             return None
         return engine
 
-    def build(
-        self, wanted: Sequence[_Wanted], targets: Sequence[str], jobs: int, begin: BeginStage
-    ) -> dict[str, Engine]:
+    def build(self, wanted: Sequence[_Wanted], jobs: int, begin: BeginStage) -> dict[str, Engine]:
         """Build engines, instead of any that are there, and return them by the names of their folders."""
         partial = self._path / f".partial-{uuid.uuid4().hex}"
         keys = {entry.name: entry.key for entry in wanted}
@@ -182,7 +207,7 @@ class _Folder:
             built[folder.name] = self._put_in_place(folder, keys[folder.name], Path(task.plan).name, done)
 
         try:
-            tasks = [self._task(entry, targets, partial / entry.name) for entry in wanted]
+            tasks = [self._task(entry, partial / entry.name) for entry in wanted]
             for task in tasks:
                 Path(task.plan).parent.mkdir(parents=True)
             progress = begin(f"build {_counted(len(tasks))}", 100 * len(tasks))
@@ -200,13 +225,13 @@ class _Folder:
                 self._path.rmdir()  # it is empty if nothing was finished
         return built
 
-    def _task(self, wanted: _Wanted, targets: Sequence[str], folder: Path) -> Task:
-        cache = self._library.timing_cache
+    def _task(self, wanted: _Wanted, folder: Path) -> Task:
+        cache = self._library.timing_cache(self._gpu)
         return Task(
             graph=str(self._bundle.file(wanted.spec.file)),
             fixed=wanted.spec.fixed,
-            profiles=wanted.spec.profiles,
-            targets=targets,
+            profiles=self._library.profiles(wanted.spec),
+            targets=wanted.targets,
             strip=wanted.key.stripped,
             plan=str(folder / self._library.plan_name),
             timing_cache=None if cache is None else str(self._path / cache),

@@ -30,6 +30,7 @@ class EngineSpec:
         file: the graph's file.
         fixed: size of every axis that is fixed.
         profiles: by input.
+        parts: profiles by input that together cover ``profiles``: a batch of one, those up to the usual, and the rest.
     """
 
     graph: str
@@ -37,6 +38,7 @@ class EngineSpec:
     file: str
     fixed: Mapping[str, int]
     profiles: Mapping[str, Profile]
+    parts: Sequence[Mapping[str, Profile]]
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,23 @@ def _specs(
     static = next((axis for axis in axes if axis in fixed), None)
     for sizes in [{}] if static is None else [{static: size} for size in fixed[static]]:
         values = {axis: (size, size, size) for axis, size in sizes.items()} | dict(ranges)
-        profiles = {spec.name: _profile(spec, values) for spec in entry.inputs}
-        yield EngineSpec(graph, first, entry.file, sizes, profiles)
+        # Boxes and masks are many in one image; their graphs are small, and have no weights.
+        batches = [ranges[Axis.BATCH]] if {Axis.BOXES, Axis.MASKS} & set(axes) else _parts(ranges[Axis.BATCH])
+        parts = [_profiles(entry.inputs, {**values, Axis.BATCH: batch}) for batch in batches]
+        yield EngineSpec(graph, first, entry.file, sizes, _profiles(entry.inputs, values), parts)
+
+
+def _parts(batch: Range) -> list[Range]:
+    """A range of batches as one of a single image or text, those up to the usual batch, and those above it."""
+    smallest, usual, largest = batch
+    alone: list[Range] = [(1, 1, 1)] if smallest == 1 else []
+    start = max(smallest, 2) if alone else smallest
+    usual_part: list[Range] = [(start, usual, usual)] if start <= usual else []
+    return alone + usual_part + ([(usual + 1, largest, largest)] if usual < largest else [])
+
+
+def _profiles(inputs: Sequence[TensorSpec], values: Mapping[str, Range]) -> dict[str, Profile]:
+    return {spec.name: _profile(spec, values) for spec in inputs}
 
 
 def _profile(spec: TensorSpec, values: Mapping[str, Range]) -> Profile:

@@ -11,14 +11,15 @@ import numpy as np
 
 from fgclip_rt import forks
 from fgclip_rt.arrays import Array
-from fgclip_rt.backends import Backend, Result, lost_cuda
+from fgclip_rt.backends import GPU_TOKENS_PER_BATCH, Backend, Result, lost_cuda
 from fgclip_rt.bundle import Bundle
+from fgclip_rt.devices import gpu_name
 from fgclip_rt.engine_files import Engine, axes
 from fgclip_rt.manifest import Axis, GraphFile, TensorSpec
 
-from .cuda import Cuda
+from .cuda import Cuda, find_gpu
 from .execution import Plan, Shape, TensorRtPlan
-from .lane import Lane, Pending, Tensors
+from .lane import Lane, Pending, Tensors, Workspace, round_down, round_up
 from .libraries import LIBRARIES, TensorRtLibrary
 from .profiles import Range
 
@@ -49,6 +50,7 @@ class EngineBackend:
         fallback: Backend,
         load: Callable[[Engine], Plan] | None = None,
         cuda: Cuda | None = None,
+        index: int = 0,
     ) -> None:
         """Prepare to run ``engines``, which fit the bundle, the library and the GPU.
 
@@ -58,7 +60,8 @@ class EngineBackend:
             engines: of this precision and one library.
             fallback: runs inputs that no engine takes, or refuses them.
             load: makes a plan ready; None does so by the library that built it.
-            cuda: the GPU; None takes the first.
+            cuda: the GPU; None takes the one at ``index``.
+            index: of the GPU, as CUDA counts them.
 
         Raises:
             MissingDependencyError: the library or cuda-bindings is not installed.
@@ -68,8 +71,11 @@ class EngineBackend:
         self.precision = precision
         self._fallback = fallback
         self._library = engines[0].key.library
-        self._cuda = cuda or Cuda()
-        self._load = load or _loader(self._library.name)
+        self._name = gpu_name(index)
+        self._cuda = cuda or Cuda(index)
+        with self._cuda.current():
+            self._workspace = Workspace(self._cuda)
+        self._load = load or plan_loader(self._library.name, self._cuda, index)
         self._lock = threading.Lock()
         candidates = [_Candidate(engine, bundle.manifest.graphs[engine.key.graph][precision]) for engine in engines]
         # The smallest that takes an input runs it, and of those the one that takes most at a time.
@@ -83,7 +89,7 @@ class EngineBackend:
         for candidate in self._candidates:
             graphs.setdefault(candidate.name, []).append(str(candidate.length or ""))
         engines = ", ".join(f"{graph} {'/'.join(dict.fromkeys(sizes))}".rstrip() for graph, sizes in graphs.items())
-        return f"{self._library} on cuda (engines: {engines}; what they do not take: {self._fallback})"
+        return f"{self._library} on {self._name} (engines: {engines}; what they do not take: {self._fallback})"
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """Run ``graph``, while the caller prepares what comes next.
@@ -99,13 +105,15 @@ class EngineBackend:
         candidate = self._find(graph, {name: array.shape for name, array in inputs.items()})
         if candidate is None:
             return self._fallback.submit(graph, inputs, outputs)
-        return candidate.run_in_parts(self._lane(candidate), inputs, outputs)
+        with self._cuda.current():
+            return candidate.run_in_parts(self._lane(candidate), inputs, outputs)
 
     def batch_size(self, graph: str, length: int) -> int:
-        """Images or texts of ``length`` patches or tokens in a run: the number that the engine was tuned for."""
+        """Images or texts of ``length`` patches or tokens that keep a GPU busy, if an engine takes so many."""
         candidate = next((each for each in self._candidates if each.name == graph and each.takes_length(length)), None)
         if candidate is not None:
-            return candidate.ranges[Axis.BATCH][1]
+            rows = GPU_TOKENS_PER_BATCH // (candidate.length or length)
+            return round_down(min(max(1, rows), candidate.ranges[Axis.BATCH][2]))
         return self._fallback.batch_size(graph, length)
 
     def _find(self, graph: str, shapes: Mapping[str, Shape]) -> _Candidate | None:
@@ -115,6 +123,7 @@ class EngineBackend:
         """Have a forked child refuse every run, and give nothing back to the GPU, which is its parent's."""
         self._lost_cuda = True
         forks.leave_alone(self._lanes)
+        forks.leave_alone(self._workspace)
 
     def _lane(self, candidate: _Candidate) -> Lane:
         name = candidate.engine.path.name
@@ -122,15 +131,22 @@ class EngineBackend:
             if name not in self._lanes:
                 self._bundle.check_unchanged()
                 plan = self._load(candidate.engine)
-                self._lanes[name] = Lane(name, plan, candidate.tensors, self._cuda)
+                self._lanes[name] = Lane(name, plan, candidate.tensors, self._workspace)
             return self._lanes[name]
 
 
-def _loader(library: str) -> Callable[[Engine], Plan]:
-    """Makes plans ready by the library called ``library``."""
+def plan_loader(library: str, cuda: Cuda, index: int = 0) -> Callable[[Engine], TensorRtPlan]:
+    """Makes plans ready by the library called ``library``, for the GPU at ``index``.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+        EngineError: it cannot be loaded.
+    """
     loaded = LIBRARIES[library]()
     assert isinstance(loaded, TensorRtLibrary)
-    return lambda engine: TensorRtPlan(loaded, engine)
+    gpu = find_gpu(index)
+    machine = f"{gpu.slug if gpu else index}-{cuda.driver()}"
+    return lambda engine: TensorRtPlan(loaded, engine, machine)
 
 
 @dataclass(frozen=True)
@@ -189,7 +205,7 @@ class _Candidate:
         for start in range(0, max(1, sizes[self._split]), most):
             actual = {**sizes, self._split: min(most, sizes[self._split] - start)}
             taken = {
-                axis: largest if axis in _LENGTHS else max(smallest, actual[axis])
+                axis: largest if axis in _LENGTHS else min(largest, max(smallest, round_up(actual[axis])))
                 for axis, (smallest, _, largest) in self.ranges.items()
             }
             rows = slice(start, start + actual[self._split])

@@ -17,7 +17,7 @@ class Task(Strict, frozen=True):
     Attributes:
         graph: path of the ONNX file.
         fixed: size by the name of the axis.
-        profiles: by input.
+        profiles: one or several, each by input.
         targets: as the library calls them.
         strip: whether to leave the weights out, and to write beside the plan a graph that finds them again.
         plan: path to write.
@@ -26,7 +26,7 @@ class Task(Strict, frozen=True):
 
     graph: str
     fixed: Mapping[str, int]
-    profiles: Mapping[str, Profile]
+    profiles: Sequence[Mapping[str, Profile]]
     targets: Sequence[str]
     strip: bool
     plan: str

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import onnxruntime as ort
 
 from .backends import Backend
-from .backends.onnxruntime import CUDA_PROVIDER, DEVICES, OnnxRuntimeBackend
+from .backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeBackend
 from .backends.refuse import Refuse
 from .bundle import Bundle
+from .devices import gpu_name, parse_device
 from .engine_files import NO_GPU, Engine, EngineKey, Gpu, axes, find_engines, has_engines, misfit
 from .errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
 from .machine import nvidia_gpus
@@ -48,7 +49,7 @@ def choose_backend(
     Args:
         bundle: an opened bundle.
         precision: one of the manifest's.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda``, or ``cuda:1`` and so on for other GPUs than the first.
         threads: number of threads of one operator on the CPU; None takes one for each core that we may use.
         backend: one of :data:`BACKENDS`; None takes engines if they fit, and says which and why.
 
@@ -57,19 +58,18 @@ def choose_backend(
         DeviceError: the device or backend that was asked for is missing.
         EngineError: engines were asked for and none fits, or one is damaged.
     """
-    if device not in DEVICES:
-        raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+    kind, index = parse_device(device)
     if backend not in (None, *BACKENDS):
         raise ArgumentError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
     if device == "cpu" and backend in ENGINE_BACKENDS:
         raise ArgumentError(f"{backend} runs on NVIDIA GPUs only; use device 'cuda', or another backend.")
     # Without a GPU, do not mention engines unless the caller asked for them.
-    unasked = device == "auto" and backend is None
-    if device == "cpu" or backend == "onnxruntime" or (unasked and not (has_engines(bundle) and _has_gpu())):
+    unasked = kind == "auto" and backend is None
+    if kind == "cpu" or backend == "onnxruntime" or (unasked and not (has_engines(bundle) and _has_gpu(index))):
         return OnnxRuntimeBackend(bundle, precision, device, threads)
 
     libraries = ENGINE_BACKENDS if backend is None else (backend,)
-    fits = [fit for fit in fit_engines(bundle, precision) if fit.engine.key.library.name in libraries]
+    fits = [fit for fit in fit_engines(bundle, precision, index) if fit.engine.key.library.name in libraries]
     fitting = _of_one_library([fit.engine for fit in fits if fit.problem is None])
     if backend is not None and not fitting:
         raise _none_fits(bundle, precision, backend, fits)
@@ -83,11 +83,12 @@ def choose_backend(
             raise DeviceError(f"{str(error).rstrip('.')} ({why}).", code=error.code) from None
     from fgclip_rt.engines.runner import EngineBackend
 
-    return EngineBackend(bundle, precision, fitting, _behind_engines(bundle, precision, fitting[0], threads, backend))
+    fallback = _behind_engines(bundle, precision, fitting[0], threads, backend, index)
+    return EngineBackend(bundle, precision, fitting, fallback, index=index)
 
 
 def _behind_engines(
-    bundle: Bundle, precision: str, engine: Engine, threads: int | None, backend: str | None
+    bundle: Bundle, precision: str, engine: Engine, threads: int | None, backend: str | None, index: int
 ) -> Backend:
     """The backend for inputs that no engine takes, when the engines are of the library of ``engine``."""
     if backend is not None:
@@ -95,16 +96,17 @@ def _behind_engines(
     elif CUDA_PROVIDER not in ort.get_available_providers():
         reason = f"this onnxruntime has no CUDA provider ('{CUDA_REMEDY}')"
     else:
-        return OnnxRuntimeBackend(bundle, precision, "cuda", threads)
+        return OnnxRuntimeBackend(bundle, precision, gpu_name(index), threads)
     return Refuse(bundle.path, precision, engine.key.library.name, reason)
 
 
-def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
+def fit_engines(bundle: Bundle, precision: str | None = None, index: int = 0) -> list[Fit]:
     """The engines of a bundle, and whether we can run them here.
 
     Args:
         bundle: an opened bundle.
         precision: takes the engines of one precision; None takes all.
+        index: of the GPU, as CUDA counts them.
 
     Raises:
         EngineError: an engine is damaged.
@@ -112,7 +114,7 @@ def fit_engines(bundle: Bundle, precision: str | None = None) -> list[Fit]:
     engines = [engine for engine in find_engines(bundle) if precision is None or _serves(bundle, engine.key, precision)]
     if not engines:
         return []
-    gpu, unknown = _gpu()
+    gpu, unknown = _gpu(index)
     installed = _installed({engine.key.library.name for engine in engines})
     return [Fit(engine, _problem(engine.key, bundle, installed, gpu, unknown)) for engine in engines]
 
@@ -162,18 +164,18 @@ def _installed(libraries: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def _gpu() -> tuple[Gpu | None, str | None]:
+def _gpu(index: int = 0) -> tuple[Gpu | None, str | None]:
     """The GPU, and the reason why it is unknown whether there is one; both None if there is none."""
     from fgclip_rt.engines.cuda import find_gpu
 
     try:
-        return find_gpu(), None
+        return find_gpu(index), None
     except (MissingDependencyError, DeviceError) as error:
         return None, str(error).rstrip(".")
 
 
-def _has_gpu() -> bool:
-    gpu, unknown = _gpu()
+def _has_gpu(index: int) -> bool:
+    gpu, unknown = _gpu(index)
     return gpu is not None or (unknown is not None and bool(nvidia_gpus()))
 
 

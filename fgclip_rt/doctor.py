@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from .machine import INT8_FLAGS, Machine, nvidia_gpus, this_machine, vector_extensions, versions
+from .machine import INT8_FLAGS, Machine, cuda_gpus, nvidia_gpus, this_machine, vector_extensions, versions
 from .packages import CUDA_REMEDY, ENGINE_PACKAGES, EXPORT_PACKAGES, missing_packages
 
 _UNKNOWN_CPU = "unknown: this system does not list the CPU's flags"
@@ -96,7 +96,10 @@ def _cuda() -> Check:
     import onnxruntime as ort
 
     name = "bundles on an NVIDIA GPU"
-    gpus = nvidia_gpus()
+    gpus = cuda_gpus()
+    if not gpus and (hidden := nvidia_gpus()):
+        detail = f"{'; '.join(hidden)}, but CUDA gives this process none"
+        return Check(name, False, detail, "look at CUDA_VISIBLE_DEVICES, and update the driver")
     if not gpus:
         return Check(name, False, "no NVIDIA driver answers on this machine", "install the driver, or use device='cpu'")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -106,7 +109,7 @@ def _cuda() -> Check:
             f"{'; '.join(gpus)}, but this onnxruntime has no CUDA provider",
             CUDA_REMEDY,
         )
-    return Check(name, True, "; ".join(gpus))
+    return Check(name, True, f"{'; '.join(gpus)}; fp16 is the fastest, and INT8 and FP8 need TensorRT engines")
 
 
 def _export() -> Check:

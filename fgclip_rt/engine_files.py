@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ RECORD = "engine.json"
 REFIT = "refit.onnx"
 
 #: Changes when the same key would make another plan, because this package makes networks in another way.
-RECIPE = 1
+RECIPE = 2
 
 #: The reason that lies in the machine: the engine itself may be the right one.
 NO_GPU = "there is no NVIDIA GPU"
@@ -66,7 +67,7 @@ class EngineKey(Strict, frozen=True):
         files: SHA-256 of the graph's file and of every file of weights that it reads.
         library: the library that built it, and the only one that runs it.
         targets: compute capabilities that it runs on, such as ``sm89``, or :data:`AMPERE_PLUS`.
-        gpu: name of the GPU that it was tuned on and for; None if it was built for targets by name.
+        gpu: name of the GPU that it was tuned on and for; None if the library tunes nothing, or not for one GPU.
         profiles: profile of each input, by its name.
         stripped: whether the plan lacks its weights, which are read from the bundle when it is loaded.
         recipe: value of :data:`RECIPE` at the build.
@@ -120,6 +121,11 @@ class Gpu:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.capability})"
+
+    @property
+    def slug(self) -> str:
+        """The name in small letters, digits and hyphens, for names of files."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @dataclass(frozen=True)

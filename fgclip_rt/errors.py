@@ -64,6 +64,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "bundle_replaced": "The bundle was replaced, changed or removed after it was opened.",
         "device_missing": "The device, or the library that drives it, is not on this machine.",
         "device_failed": "The device is there and failed.",
+        "device_lost": "The device failed, and no call of this process reaches it any more.",
         "precision_unsupported": "The device has no kernels for this precision.",
         "out_of_memory": "The memory of the device or the machine ran out.",
         "engine_failed": "An engine could not be built, loaded or run.",

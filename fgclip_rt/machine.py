@@ -16,6 +16,7 @@ _MEMINFO = Path("/proc/meminfo")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
+_CUDA_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 
 #: Flags of CPUs that multiply 8-bit numbers and add the products in one instruction, on x86 and on ARM.
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
@@ -122,8 +123,50 @@ def release_free_memory() -> None:
         trim(0)
 
 
+def cuda_gpus() -> list[str]:
+    """Names of the GPUs that CUDA gives this process, in its order; CUDA_VISIBLE_DEVICES may hide and reorder them.
+
+    The driver is asked in another process. CUDA does not survive a fork, and a process that has not used it yet may
+    still be forked.
+    """
+    import ctypes
+
+    try:
+        ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return []
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER, _CUDA_DRIVER],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.splitlines()
+
+
+#: Prints the name of each GPU that the driver lists.
+_ASK_DRIVER = """
+import ctypes, sys
+driver = ctypes.CDLL(sys.argv[1])
+count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+    for index in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        print(name.value.decode(errors="replace"))
+"""
+
+
 def nvidia_gpus() -> list[str]:
-    """Name and memory of each NVIDIA GPU, as ``nvidia-smi`` lists them; empty if it fails."""
+    """Name and memory of each NVIDIA GPU of the machine, as ``nvidia-smi`` lists them; empty if it fails.
+
+    It lists GPUs that CUDA_VISIBLE_DEVICES hides, and in some containers it is missing; :func:`cuda_gpus` decides what
+    runs.
+    """
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from .errors import MissingDependencyError
 
-#: The two packages install the same module, so the CPU one has to go first.
-CUDA_REMEDY = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+#: The two packages install the same module, so they have to go first. From 1.30 on the extras name all libraries of
+#: CUDA 13 that the provider is linked to, which need a driver of version 580 or later.
+CUDA_REMEDY = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu[cuda,cudnn]>=1.30"'
 
 #: Packages of the extra ``export``, by the names that they are imported by.
 EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import onnxruntime as ort
 
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import RECIPE, Engine, EngineKey, EngineRecord, Gpu, Library
-from fgclip_rt.engines.cuda import DeviceMemory, OutOfMemoryError, PinnedMemory
+from fgclip_rt.engines.cuda import SETUP, DeviceMemory, OutOfMemoryError, PinnedMemory
 from fgclip_rt.engines.execution import Shape
 from fgclip_rt.engines.profiles import EngineSpec
 from fgclip_rt.errors import EngineError
@@ -27,6 +28,11 @@ from fgclip_rt.errors import EngineError
 Array = np.ndarray[Any, Any]
 GPU = Gpu("Test GPU", "sm89")
 LIBRARY = Library("tensorrt-rtx", "1.2.3")
+
+
+def _held(lock: Any) -> bool:
+    """Whether this thread holds a lock that it may take twice."""
+    return bool(lock._is_owned())
 
 
 class FakePinned(PinnedMemory):
@@ -48,12 +54,17 @@ class FakeCuda:
         capacity: bytes of the GPU.
         used: bytes that are taken.
         launched: number of graphs that were launched.
+        executions: number of executions that plans were asked for.
+        activations: bytes of the activations that executions were bound to, in their order.
     """
 
     def __init__(self, seed: int = 0, capacity: int = 1 << 40) -> None:
         self.capacity = capacity
         self.used = 0
         self.launched = 0
+        self.executions = 0
+        self.activations: list[int] = []
+        self._current = threading.local()
         self._random = random.Random(seed)
         self._lock = threading.RLock()
         self._numbers = count(1)
@@ -63,10 +74,23 @@ class FakeCuda:
         self._tickets: dict[int, int] = {}
         self._done: set[int] = set()
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """As :meth:`Cuda.current`: whatever follows fails outside of it."""
+        self._current.depth = getattr(self._current, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._current.depth -= 1
+
+    def _check_current(self) -> None:
+        assert getattr(self._current, "depth", 0), "another GPU may be the current one"
+
     def free_memory(self) -> int:
         return self.capacity - self.used
 
     def device_memory(self, size: int) -> DeviceMemory:
+        self._check_current()
         with self._lock:
             if self.used + size > self.capacity:
                 raise OutOfMemoryError
@@ -76,15 +100,18 @@ class FakeCuda:
         return DeviceMemory(address, size, lambda: self._free(address))
 
     def pinned_memory(self, size: int) -> PinnedMemory:
+        self._check_current()
         return FakePinned(np.full(size, 0xCD, np.uint8), lambda: None)
 
     def stream(self) -> int:
+        self._check_current()
         with self._lock:
             stream = next(self._numbers)
             self._streams[stream] = []
             return stream
 
     def event(self) -> int:
+        self._check_current()
         return next(self._numbers)
 
     def copy_in(self, target: DeviceMemory, source: PinnedMemory, size: int, stream: int) -> None:
@@ -110,13 +137,15 @@ class FakeCuda:
                 self._step()
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> list[tuple[str, Any]]:
-        with self._lock:
+        self._check_current()
+        with SETUP, self._lock:
             before, self._streams[stream] = self._streams[stream], []
             enqueue()
             graph, self._streams[stream] = self._streams[stream], before
             return graph
 
     def launch(self, graph: list[tuple[str, Any]], stream: int) -> None:
+        self._check_current()
         with self._lock:
             self.launched += 1
             self._streams[stream] += graph
@@ -127,10 +156,21 @@ class FakeCuda:
     def _gone(self) -> None:
         raise AssertionError("a graph was launched that was given back")
 
+    def check_setup(self, stream: int) -> None:
+        """Check, and count, what is set up: no graph may be captured meanwhile, which only the lock can ensure."""
+        self._check_current()
+        assert stream in self._streams
+        assert _held(SETUP)
+        self.executions += 1
+
     def do(self, stream: int, work: Callable[[], None]) -> None:
         """Give work to a stream."""
         with self._lock:
             self._streams[stream].append(("do", work))
+
+    def sizes(self) -> list[int]:
+        """Bytes of each block of memory that is taken."""
+        return [memory.nbytes for memory in self._memory.values()]
 
     def at(self, address: int) -> Array:
         """The memory at an address, uint8."""
@@ -165,7 +205,8 @@ class FakePlan:
         self.key = engine.key
         self.graph = graph
 
-    def execution(self, shapes: Mapping[str, Shape]) -> FakeExecution:
+    def execution(self, shapes: Mapping[str, Shape], stream: int) -> FakeExecution:
+        self.cuda.check_setup(stream)
         for name, profile in self.key.profiles.items():
             for size, least, most in zip(shapes[name], profile.min, profile.max, strict=True):
                 if not least <= size <= most:
@@ -196,6 +237,7 @@ class FakeExecution:
 
     def bind(self, addresses: Mapping[str, int], memory: int, size: int) -> None:
         assert size >= self.memory
+        self._plan.cuda.activations.append(size)
         self._addresses, self._activations = dict(addresses), memory
 
     def enqueue(self, stream: int) -> None:

@@ -31,7 +31,7 @@ FLOORS = (
     ),
     ("errors", "ahead", "scores", "recent"),
     ("interface", "image_files"),
-    ("bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
+    ("devices", "bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe", "reading"),
     ("engine_files", "folders", "journal", "vectors", "map_files", "pocket"),
     ("backends",),

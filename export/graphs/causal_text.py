@@ -32,7 +32,7 @@ class CausalTextTower(nn.Module):
 
     def forward(self, input_ids: Tensor, walk_type: Tensor | None, attention_mask: None = None) -> Tensor:  # noqa: ARG002
         # Only padding follows the end token, and no token before it attends there, so no other mask is needed.
-        index = torch.arange(input_ids.shape[1], dtype=torch.float32)
+        index = torch.arange(input_ids.shape[1], dtype=torch.float32, device=input_ids.device)
         causal = _hidden_after(index, index[:, None])[None, None]
         x = F.embedding(input_ids, self.tokens) + self.positions(input_ids.shape[1], walk_type)
         *blocks, last = self.blocks

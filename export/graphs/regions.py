@@ -34,7 +34,7 @@ def grid_positions(length: int, height: Tensor, width: Tensor) -> tuple[Tensor, 
 
     ``height`` and ``width``, float [B, 1], are the grids' sizes.
     """
-    index = torch.arange(length, dtype=torch.float32)[None]
+    index = torch.arange(length, dtype=torch.float32, device=height.device)[None]
     # Indices stay far below 2**24 and a rounded quotient never reaches the next integer, so this is exact.
     row = torch.floor(index / width)
     return row, index - row * width, index < height * width

@@ -10,6 +10,9 @@ import msgspec
 from ..arrays import Array
 from ..errors import DeviceError
 
+#: Patches or tokens of a batch whose size is not given, on a GPU: fewer leave some of its processors idle.
+GPU_TOKENS_PER_BATCH = 16_384
+
 
 class Result(Protocol):
     """Outputs that may not be ready yet."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,17 +22,17 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from .. import forks
 from ..arrays import Array
 from ..bundle import Bundle
+from ..devices import gpu_name, parse_device
 from ..errors import ArgumentError, BundleError, DeviceError, FgclipError, check_positive, reason
 from ..interface import describe
-from ..machine import nvidia_gpus, usable_cores
+from ..machine import cuda_gpus, usable_cores
 from ..manifest import FP32, GraphFile, TensorSpec
 from ..packages import CUDA_REMEDY
-from . import Finished, Result, lost_cuda
+from . import GPU_TOKENS_PER_BATCH, Finished, Result, lost_cuda
 from .external_data import Model, without_links
 from .mapped import MappedFile
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
-DEVICES = ("auto", "cpu", "cuda")
 
 #: Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
 #: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
@@ -71,8 +74,7 @@ class OnnxRuntimeBackend:
             ArgumentError: the device is unknown or ``threads`` is not positive.
             DeviceError: CUDA was asked for and this onnxruntime has no provider for it.
         """
-        if device not in DEVICES:
-            raise ArgumentError(f"device {device!r} is unknown; choose one of {', '.join(DEVICES)}.")
+        kind, self._gpu = parse_device(device)
         check_positive("threads", threads, most=1024)
         self._bundle = bundle
         self.precision = precision
@@ -80,12 +82,13 @@ class OnnxRuntimeBackend:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._mapped: dict[str, MappedFile] = {}
         self._lost_cuda = False
-        self.device, reason = _choose_device(device)
-        self.reason = f"{reason}; {note}" if note else reason
+        self.device, why = _choose_device(kind, self._gpu)
+        slow = f"{precision} is for TensorRT, and computed in float32 here" if self._is_slow() else None
+        self.reason = "; ".join(part for part in (why, slow, note) if part)
         forks.call_in_children(self._leave_sessions)
 
     def __str__(self) -> str:
-        return f"onnxruntime {ort.__version__} on {self.device} ({self.reason})"
+        return f"onnxruntime {ort.__version__} on {self._name} ({self.reason})"
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """Run ``graph`` for ``outputs``, in their order; the result is ready when this returns.
@@ -102,10 +105,18 @@ class OnnxRuntimeBackend:
 
     def batch_size(self, graph: str, length: int) -> int:  # noqa: ARG002 (all graphs are alike in this)
         """The batch size with :data:`_TOKENS_PER_THREAD` patches or tokens for each thread; at least one."""
-        tokens = _TOKENS_PER_BATCH
-        if self.device == "cpu":
-            tokens = min(tokens, self._threads * _TOKENS_PER_THREAD)
-        return max(1, tokens // length)
+        if self.device == "cuda":
+            return max(1, GPU_TOKENS_PER_BATCH // length)
+        return max(1, min(_TOKENS_PER_BATCH, self._threads * _TOKENS_PER_THREAD) // length)
+
+    @property
+    def _name(self) -> str:
+        """The device, as users name it."""
+        return gpu_name(self._gpu) if self.device == "cuda" else self.device
+
+    def _is_slow(self) -> bool:
+        """Whether the device computes this precision in float32: the CUDA provider has no 8-bit products."""
+        return self.device == "cuda" and self.precision in ("int8", "fp8")
 
     def session(self, graph: str) -> ort.InferenceSession:
         """The session of ``graph``, opened when it is first asked for.
@@ -145,15 +156,16 @@ class OnnxRuntimeBackend:
         self._bundle.check_unchanged()
         model = self._read(entry.file)
         try:
-            session = open_session(model.content, self._threads, self.device, weights=model.folder)
+            session = open_session(model.content, self._threads, self._name, weights=model.folder)
         except Exception as error:  # each kind of the library's errors is a class of its own
             raise self._cannot_open(graph, entry.file, error) from None
         self._bundle.check_unchanged()
         if self.device == "cuda" and CUDA_PROVIDER not in session.get_providers():
             # onnxruntime continues without a provider that fails to start, but a caller who asked for it must know.
+            missing = preload_cuda()
             raise DeviceError(
-                "onnxruntime lists its CUDA provider but could not start it; "
-                "check the NVIDIA driver and CUDA libraries with 'fgclip-rt doctor', or pass device='cpu'.",
+                f"onnxruntime lists its CUDA provider but could not start it{f' ({missing})' if missing else ''}; "
+                f"install its libraries with '{CUDA_REMEDY}', check the driver with nvidia-smi, or pass device='cpu'.",
                 code="device_missing",
             )
         _check_interface(session, entry, self._bundle.file(entry.file))
@@ -203,13 +215,30 @@ class OnnxRuntimeBackend:
             )
         if self.device != "cpu" and not isinstance(error, (InvalidArgument, InvalidGraph, InvalidProtobuf)):
             return DeviceError(
-                f"onnxruntime could not open the {graph} graph on {self.device} ({_reason(error)}); check the device "
-                "with 'fgclip-rt doctor', or use device 'cpu'."
+                f"onnxruntime could not open the {graph} graph on {self._name} ({_reason(error)}); check the GPU's "
+                "number, its memory and its driver with nvidia-smi, or use device 'cpu'."
             )
         return BundleError(
             f"{self._bundle.file(file)} cannot be opened by onnxruntime {ort.__version__} ({_reason(error)}); "
             "export the bundle again."
         )
+
+
+@functools.cache
+def preload_cuda() -> str:
+    """Load CUDA's libraries from their packages, where the CUDA provider does not look by itself.
+
+    Returns:
+        onnxruntime's first complaint, as part of a sentence; empty if it has none.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before 1.21
+        return ""
+    complaints = io.StringIO()
+    # It prints them.
+    with contextlib.redirect_stdout(complaints):
+        ort.preload_dlls()
+    first, *_ = complaints.getvalue().strip().splitlines() or [""]
+    return first.rstrip(".")
 
 
 def open_session(
@@ -225,7 +254,8 @@ def open_session(
     Args:
         model: contents of its file.
         threads: number of threads of one operator on the CPU.
-        device: ``cpu``; or ``cuda`` for the CUDA provider, with the CPU's for operators that it does not run.
+        device: ``cpu``; or ``cuda`` or ``cuda:1`` for the CUDA provider, with the CPU's for operators that it does not
+            run.
         weights: folder of the external weights.
         config: more entries of onnxruntime's session configuration; None adds none.
     """
@@ -242,9 +272,14 @@ def open_session(
     options.enable_mem_pattern = False
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
-    # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
-    providers: list[Any] = [(CUDA_PROVIDER, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
-    return ort.InferenceSession(model, options, providers=providers)
+    kind, index = parse_device(device)
+    providers: list[Any] = [_CPU]
+    if kind == "cuda":
+        preload_cuda()
+        # By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
+        providers = [(CUDA_PROVIDER, {"use_tf32": "0", "device_id": str(index)}), _CPU]
+    # A provider that fails would be replaced by the CPU's, with a message on standard output.
+    return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def run_session(
@@ -316,7 +351,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason(error))
 
 
-def _choose_device(device: str) -> tuple[str, str]:
+def _choose_device(device: str, index: int) -> tuple[str, str]:
     has_cuda = CUDA_PROVIDER in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceError(
@@ -328,6 +363,6 @@ def _choose_device(device: str) -> tuple[str, str]:
         return device, "as asked"
     if not has_cuda:
         return "cpu", "this onnxruntime has no CUDA provider"
-    if not nvidia_gpus():
-        return "cpu", "onnxruntime has a CUDA provider, but no NVIDIA GPU was found"
+    if len(cuda_gpus()) <= index:
+        return "cpu", "onnxruntime has a CUDA provider, but CUDA gives this process no GPU"
     return "cuda", "an NVIDIA GPU was found"

@@ -59,7 +59,9 @@ precision = click.option(
     shell_complete=completed(PRECISIONS),
     help="One of the bundle's precisions.  [default: its first]",
 )
-device = click.option("--device", default="auto", shell_complete=completed(_DEVICES), help="auto, cpu or cuda.")
+device = click.option(
+    "--device", default="auto", shell_complete=completed(_DEVICES), help="auto, cpu, cuda, or another GPU, as cuda:1."
+)
 threads = click.option("--threads", type=int, help="CPU threads.  [default: one for each usable core]")
 _backend = click.option(
     "--backend",

@@ -15,27 +15,31 @@ from pathlib import Path
 import msgspec
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 import fgclip_rt
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.engine_files import Profile, find_engines
+from fgclip_rt.engine_files import Gpu, Profile, find_engines
 from fgclip_rt.engines import Shapes, build
 from fgclip_rt.engines.builder import TensorRtBuilder, TimingCache
 from fgclip_rt.engines.cuda import find_gpu
-from fgclip_rt.engines.ep_context import EpContextBuilder, provider_options
+from fgclip_rt.engines.ep_context import EpContextBuilder, check_compiled, provider_options
 from fgclip_rt.engines.execution import TensorRtPlan
-from fgclip_rt.engines.libraries import TensorRtRtx
+from fgclip_rt.engines.libraries import TensorRt, TensorRtRtx
 from fgclip_rt.engines.logger import ran_out_of_memory, reason
 from fgclip_rt.engines.network import parser_input
 from fgclip_rt.engines.profiles import plan
 from fgclip_rt.engines.progress import Progress
 from fgclip_rt.engines.task import Done, Task
 from fgclip_rt.errors import ArgumentError, EngineError, MissingDependencyError, OutputError
-from fgclip_rt.export import find_model
+from fgclip_rt.export import PRECISIONS, find_model
 from fgclip_rt.export.bundle.weights import WeightFiles
 from fgclip_rt.export.families.fgclip2 import model as fgclip2
-from fgclip_rt.export.graphs.trace import trace
+from fgclip_rt.export.graphs.trace import GraphSource, trace
+from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.export.precision.lower import lower
 from fgclip_rt.manifest import Manifest
 from helpers import Json, assert_one_sentence, contents, run_command, run_program
 
@@ -166,7 +170,7 @@ def test_a_damaged_engine_is_refused_and_built_again(bundle: Path) -> None:
     plan_file.write_bytes(whole[:100] + b"?" + whole[101:])
     (engine,) = find_engines(opened)
     with pytest.raises(EngineError) as info:
-        TensorRtPlan(TensorRtRtx(), engine)
+        TensorRtPlan(TensorRtRtx(), engine, "gpu")
     assert_one_sentence(info.value, "engine.plan", "is not the file that was built", "fgclip-rt build")
     for damage in (
         lambda: None,
@@ -361,7 +365,7 @@ def test_a_crash_of_the_library_is_told_of(bundle: Path, monkeypatch: pytest.Mon
     (tmp_path / "site/tensorrt_rtx.py").write_text(
         "import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos._exit(9)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     with pytest.raises(EngineError) as info:
         build(Bundle.open(bundle), RTX, ["int8"], graphs=["text"], targets=["sm89"])
     assert_one_sentence(info.value, "ended with status 9", "out of luck", "no engine was built")
@@ -431,14 +435,20 @@ def test_the_progress_of_a_real_build_counts_to_a_hundred_for_each_engine(bundle
 
 
 class Timings:
-    """A timing cache that is a set of words."""
+    """A timing cache that is a set of words; the word ``other`` makes it one of another GPU."""
 
     def __init__(self, data: bytes) -> None:
         self.words = set(data.split())
 
-    def combine(self, other: Timings, ignore_mismatch: bool) -> None:
-        assert ignore_mismatch
-        self.words |= other.words
+    @property
+    def fits(self) -> bool:
+        return b"other" not in self.words
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if other.fits:
+            self.words |= other.words
+        return other.fits
 
     def serialize(self) -> bytes:
         return b" ".join(sorted(self.words))
@@ -450,9 +460,11 @@ class Config:
     def create_timing_cache(self, data: bytes) -> Timings:
         return Timings(data)
 
-    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
-        self.cache = cache
+        if cache.fits:
+            self.cache = cache
+        return cache.fits
 
 
 def test_timings_are_kept_with_those_of_others(tmp_path: Path) -> None:
@@ -468,6 +480,26 @@ def test_timings_are_kept_with_those_of_others(tmp_path: Path) -> None:
     TimingCache(third, str(path))
     assert third.cache.words == {b"one", b"two"}
     TimingCache(Config(), None).save()
+
+
+def test_timings_of_another_gpu_are_neither_used_nor_kept(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"other old")
+    config = Config()
+    cache = TimingCache(config, str(path))
+    assert config.cache.words == set()
+    config.cache.words.add(b"new")
+    cache.save()
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_of_timings_names_its_gpu() -> None:
+    library = object.__new__(TensorRt)
+    library.version = "11.4.0"
+    assert library.timing_cache(Gpu("NVIDIA GeForce RTX 4090 (Laptop)", "sm89")) == (
+        "timing-11.4.0-nvidia-geforce-rtx-4090-laptop.cache"
+    )
+    assert TensorRtRtx().timing_cache(Gpu("GPU", "sm89")) is None
 
 
 def test_the_parser_gets_fixed_sizes_and_standard_operators(pocket_path: Path) -> None:
@@ -500,12 +532,97 @@ def test_a_profile_of_every_input(pocket_path: Path) -> None:
         "boxes": ((4, 4), (5, 4), (6, 4)),
         "box_images": ((4,), (5,), (6,)),
     }
+    assert spec.parts == [spec.profiles]
     assert len(plan(manifest, ["fp16", "int8", "fp32"], ["region"])) == 5
     assert len(plan(manifest, ["fp16", "fp16"], ["text", "text"])) == 2
     assert [spec.fixed["patches"] for spec in plan(manifest, ["fp16"], ["dense"], Shapes(buckets=[4096, 128]))] == [
         128,
         4096,
     ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts"),
+    [
+        ((1, 8, 32), [(1, 1, 1), (2, 8, 8), (9, 32, 32)]),
+        ((1, 1, 4), [(1, 1, 1), (2, 4, 4)]),
+        ((1, 1, 1), [(1, 1, 1)]),
+        ((4, 8, 8), [(4, 8, 8)]),
+        ((8, 8, 16), [(8, 8, 8), (9, 16, 16)]),
+        ((2, 2, 2), [(2, 2, 2)]),
+    ],
+)
+def test_the_parts_of_a_profile_cover_every_batch(
+    pocket_path: Path, batch: tuple[int, int, int], parts: list[tuple[int, int, int]]
+) -> None:
+    """TensorRT chooses the kernels of each for its usual batch. TensorRT-RTX chooses them when an engine runs."""
+    manifest = Bundle.open(pocket_path, check_hashes=False).manifest
+    (spec,) = plan(manifest, ["fp16"], ["text"], Shapes(text_lengths=[64], batch=batch))
+    ids = [part["input_ids"] for part in spec.parts]
+    assert [(profile.min[0], profile.opt[0], profile.max[0]) for profile in ids] == parts
+    assert {profile.max[1] for profile in ids} == {64}
+    covered = [size for profile in ids for size in range(profile.min[0], profile.max[0] + 1)]
+    assert covered == list(range(batch[0], batch[2] + 1))
+    assert object.__new__(TensorRt).profiles(spec) == spec.parts
+    assert TensorRtRtx().profiles(spec) == [spec.profiles]
+
+
+def test_an_engine_with_several_profiles_is_built(pocket_path: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(pocket_path, check_hashes=False).manifest
+    (spec,) = plan(manifest, ["int8"], ["text"], Shapes(text_lengths=[64]))
+    assert len(spec.parts) == 3
+    for name, profiles in (("one", [spec.profiles]), ("three", spec.parts)):
+        task = task_for(pocket_path, tmp_path, profiles=profiles, plan=str(tmp_path / name))
+        TensorRtBuilder(TensorRtRtx()).build(task, lambda _: None)
+    sizes = {name: (tmp_path / name).stat().st_size for name in ("one", "three")}
+    # Kernels come thrice, and the megabyte of weights once.
+    assert sizes["one"] < sizes["three"] < 3 * sizes["one"] - 1_000_000
+
+
+def test_fp8_is_built_for_the_default_targets(pocket_path: Path, tmp_path: Path) -> None:
+    """They are those that have 8-bit floats: with sm80 or sm86 among the targets the library refuses."""
+    model = trace(_pocket_text())
+    layers = find_layers(model)
+    kind = PRECISIONS["fp8"]
+    lowered = lower(model, {layer.name: kind.type_of(layer) for layer in layers}, {layer.name: 8.0 for layer in layers})
+    WeightFiles(tmp_path).write({"text.onnx": lowered}, "weights.safetensors")
+    library = TensorRtRtx()
+    changes = {"graph": str(tmp_path / "text.onnx"), "targets": library.default_targets("fp8")}
+    TensorRtBuilder(library).build(task_for(pocket_path, tmp_path, **changes), lambda _: None)
+    changes["targets"] = library.default_targets("fp16")
+    with pytest.raises(EngineError, match="fp8"):
+        TensorRtBuilder(library).build(task_for(pocket_path, tmp_path, **changes), lambda _: None)
+
+
+def _pocket_text() -> GraphSource:
+    spec = find_model("fg-clip2-pocket")
+    assert spec is not None
+    return fgclip2.random(spec.config, 0).graphs()["text"]
+
+
+@pytest.mark.usefixtures("made_up")
+def test_each_precision_is_built_for_the_gpus_that_have_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def targets(_: TensorRtRtx, precision: str) -> tuple[str, ...]:
+        return ("sm120",) if precision == "int8" else ("sm89", "sm120")
+
+    monkeypatch.setattr(TensorRtRtx, "default_targets", targets)
+    options = [
+        "--backend",
+        RTX,
+        "--precision",
+        "fp16",
+        "--precision",
+        "int8",
+        "--graph",
+        "text",
+        "--text-lengths",
+        "64",
+    ]
+    built = json.loads(run_command("build", bundle, *options, "--json").stdout)["engines"]
+    assert [engine["key"]["targets"] for engine in built] == [["sm89", "sm120"], ["sm120"]]
+    assert "sm89, sm120" in run_command("build", bundle, *options).stdout.splitlines()[-1]
+    built = json.loads(run_command("build", bundle, *options, "--target", "sm86", "--json").stdout)["engines"]
+    assert {tuple(engine["key"]["targets"]) for engine in built} == {("sm86",)}
 
 
 def test_an_axis_that_engines_do_not_know(pocket_path: Path) -> None:
@@ -532,7 +649,7 @@ def task_for(bundle: Path, folder: Path, **changes: object) -> Task:
     values = {
         "graph": str(bundle / spec.file),
         "fixed": spec.fixed,
-        "profiles": spec.profiles,
+        "profiles": [spec.profiles],
         "targets": ["sm89"],
         "strip": False,
         "plan": str(folder / "plan.onnx"),
@@ -553,7 +670,9 @@ def test_the_vision_tower_of_the_base_model(tmp_path: Path) -> None:
         "spatial_shapes": Profile((1, 2), (8, 2), (32, 2)),
     }
     targets = ["sm86", "sm89", "sm120"]
-    task = Task(str(tmp_path / "vision.onnx"), {"patches": 256}, profiles, targets, False, str(tmp_path / "plan"), None)
+    task = Task(
+        str(tmp_path / "vision.onnx"), {"patches": 256}, [profiles], targets, False, str(tmp_path / "plan"), None
+    )
     reported: list[int] = []
     layers = TensorRtBuilder(TensorRtRtx()).build(task, reported.append)
     weights = (tmp_path / "weights.safetensors").stat().st_size
@@ -585,8 +704,43 @@ def test_weights_cannot_be_left_out_without_a_gpu(pocket_path: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_compile_api_of_onnxruntime(pocket_path: Path, tmp_path: Path) -> None:
-    """The CPU provider stands in: it compiles nothing, but finds graphs and weights and writes plans the same way."""
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [(["EPContext"], None), (["EPContext", "Gelu"], "Gelu"), (["EPContext", "EPContext"], "no node"), ([], "no node")],
+)
+def test_a_graph_that_is_compiled_in_part_is_no_engine(nodes: list[str], problem: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    made = [onnx.helper.make_node(name, [], []) for name in nodes]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(made, "graph", [], [])), path)
+    if problem is None:
+        check_compiled(path, "text.onnx")
+        return
+    with pytest.raises(EngineError) as info:
+        check_compiled(path, "text.onnx")
+    assert_one_sentence(info.value, "text.onnx", "only a part", problem)
+    assert not path.exists()
+
+
+def test_what_the_provider_leaves_to_others_is_refused(pocket_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="only a part"):
+        EpContextBuilder("CPUExecutionProvider").build(task_for(pocket_path, tmp_path), lambda _: None)
+
+
+def test_a_provider_that_cannot_start_is_not_called_a_wrong_precision(
+    pocket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeException("Provider configuration is not supported.")
+
+    monkeypatch.setattr(ort, "ModelCompiler", refuse)
+    with pytest.raises(EngineError) as info:
+        EpContextBuilder("CPUExecutionProvider").build(task_for(pocket_path, tmp_path), lambda _: None)
+    assert_one_sentence(info.value, "cannot start its TensorRT provider", "TensorRT 10", "doctor")
+
+
+def test_the_compile_api_of_onnxruntime(pocket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU provider stands in: it finds graphs and weights and writes models the same way, but compiles nothing."""
+    monkeypatch.setattr("fgclip_rt.engines.ep_context.check_compiled", lambda *_: None)
     assert EpContextBuilder("CPUExecutionProvider").build(task_for(pocket_path, tmp_path), lambda _: None) is None
     compiled = ir.load(tmp_path / "plan.onnx")
     assert [value.name for value in compiled.graph.inputs] == ["input_ids", "walk_type"]

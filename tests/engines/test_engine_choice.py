@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from fgclip_rt.bundle import Bundle, file_info
 from fgclip_rt.choice import fit_engines, rebuild_command
 from fgclip_rt.engine_files import (
     AMPERE_PLUS,
+    RECIPE,
     RECORD,
     EngineKey,
     EngineRecord,
@@ -32,7 +34,16 @@ from fgclip_rt.engine_files import (
     misfit,
 )
 from fgclip_rt.engines.cuda import Cuda, find_gpu
-from fgclip_rt.engines.libraries import CURRENT, LIBRARIES, TensorRt, TensorRtRtx, resolve
+from fgclip_rt.engines.libraries import (
+    CURRENT,
+    LIBRARIES,
+    OnnxRuntimeTensorRt,
+    TensorRt,
+    TensorRtRtx,
+    needs_gpu,
+    this_gpu,
+)
+from fgclip_rt.engines.pipeline import _Target
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, DeviceError, EngineError, MissingDependencyError
@@ -71,9 +82,9 @@ def write_engine(bundle: Bundle, key: EngineKey, change: Callable[[Json], None] 
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with the simulated GPU and the library that its engines need."""
     monkeypatch.setattr(choice, "_installed", lambda _: INSTALLED)
-    monkeypatch.setattr(choice, "_gpu", lambda: (GPU, None))
+    monkeypatch.setattr(choice, "_gpu", lambda _=0: (GPU, None))
     monkeypatch.setattr("fgclip_rt.engines.runner.Cuda", FakeCuda)
-    monkeypatch.setattr("fgclip_rt.engines.runner._loader", lambda _: None)
+    monkeypatch.setattr("fgclip_rt.engines.runner.plan_loader", lambda *_: None)
 
 
 def test_an_engine_for_all_that_is_here_fits(bundle: Bundle) -> None:
@@ -117,7 +128,7 @@ def test_every_part_of_a_key_changes_its_digest(bundle: Bundle) -> None:
         key_of(bundle, gpu="GPU"),
         key_of(bundle, profiles=key_of(bundle, "vision").profiles),
         key_of(bundle, stripped=True),
-        key_of(bundle, recipe=2),
+        key_of(bundle, recipe=RECIPE + 1),
     ]
     assert len({variant.digest for variant in [key, *others]}) == 10
     assert key.digest == key_of(bundle).digest
@@ -309,19 +320,21 @@ def test_the_command_that_builds_again_builds_the_same(pocket_path: Path, tmp_pa
 
 def test_targets_by_name() -> None:
     rtx = TensorRtRtx()
-    assert rtx.check_targets(()) == ("sm80", "sm86", "sm89", "sm120", "sm121")
+    assert rtx.check_targets(()) == ()
     assert rtx.check_targets(["sm120", "sm86", "sm120"]) == ("sm86", "sm120")
-    assert resolve(["sm86"], _must_not_look) == (("sm86",), None)
-    assert resolve([CURRENT], lambda: GPU) == (("sm89",), "Test GPU")
-    assert resolve([AMPERE_PLUS], lambda: GPU) == ((AMPERE_PLUS,), None)
+    assert [needs_gpu([target]) for target in ("sm86", CURRENT, AMPERE_PLUS)] == [False, True, True]
     for target in (CURRENT, AMPERE_PLUS):
+        assert this_gpu([target], lambda: GPU) == GPU
         with pytest.raises(EngineError) as info:
-            resolve([target], lambda: None)
+            this_gpu([target], lambda: None)
         assert_one_sentence(info.value, target, "NVIDIA GPU")
 
 
-def _must_not_look() -> None:
-    raise AssertionError("no GPU is needed for a target by name")
+def test_default_targets_have_kernels_for_the_precision() -> None:
+    rtx = TensorRtRtx()
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        assert rtx.default_targets(precision) == ("sm80", "sm86", "sm89", "sm120", "sm121")
+    assert rtx.default_targets("fp8") == ("sm89", "sm120", "sm121")
 
 
 def test_a_gpu_that_cuda_cannot_use_is_not_denied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,3 +383,50 @@ def test_a_model_says_that_engines_alone_were_asked_for(bundle: Bundle, gpu_mach
     with pytest.raises(DeviceError) as info:
         model.embed_texts(["a cat"], "long")
     assert_one_sentence(info.value, "'tensorrt-rtx' was asked for alone", "--graph text")
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_another_gpu_is_asked_for_by_its_number(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def gpu(index: int = 0) -> tuple[Gpu | None, None]:
+        asked.append(index)
+        return (GPU, None) if index < 2 else (None, None)
+
+    monkeypatch.setattr(choice, "_gpu", gpu)
+    write_engine(bundle, key_of(bundle))
+    model = fgclip_rt.load(bundle.path, device="cuda:1")
+    assert str(model.backend).startswith("tensorrt-rtx 1.2.3 on cuda:1 (engines")
+    assert set(asked) == {1}
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        fgclip_rt.load(bundle.path, device="cuda:2", backend="tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("library", "tuned_on", "sister"),
+    [(TensorRt, "RTX 4090", "tuned on RTX 4090, and this GPU is RTX 4080 (sm89)"), (TensorRtRtx, None, None)],
+)
+def test_a_gpu_of_the_same_kind_runs_an_engine_unless_it_was_tuned(
+    bundle: Bundle, library: type[TensorRt] | type[TensorRtRtx], tuned_on: str | None, sister: str | None
+) -> None:
+    made = object.__new__(library)
+    made.version = "1.2.3"
+    target = _Target(made, (CURRENT,), Gpu("RTX 4090", "sm89"), False)
+    assert (target.targets, target.tuned_on) == (("sm89",), tuned_on)
+    key = key_of(bundle, targets=target.targets, gpu=target.tuned_on)
+    assert misfit(key, bundle, INSTALLED, Gpu("RTX 4090", "sm89")) is None
+    problem = misfit(key, bundle, INSTALLED, Gpu("RTX 4080", "sm89"))
+    assert problem is None if sister is None else sister in str(problem)
+
+
+def test_onnxruntimes_provider_needs_tensorrt_10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is linked to libnvinfer.so.10, whatever TensorRT is installed, and lists itself all the same."""
+    provider = OnnxRuntimeTensorRt.provider
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [provider, "CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError) as info:
+        OnnxRuntimeTensorRt()
+    assert_one_sentence(info.value, "needs TensorRT 10", "libnvinfer.so.10", "fgclip-rt[onnxruntime-tensorrt]")
+    loaded = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    assert OnnxRuntimeTensorRt().version == ort.__version__
+    assert loaded == ["libnvinfer.so.10"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,8 @@ class Runtime:
         self.results: dict[str, tuple[Any, ...]] = {
             "cudaGetDeviceCount": (1,),
             "cudaGetDeviceProperties": (SimpleNamespace(name=b"NVIDIA H200\0\0", major=9, minor=0),),
+            "cudaGetDevice": (0,),
+            "cudaDriverGetVersion": (13000,),
             "cudaMemGetInfo": (1000, 2000),
             "cudaMalloc": (4096,),
             "cudaHostAlloc": (ctypes.addressof(self.host),),
@@ -61,6 +65,7 @@ class Runtime:
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     made = Runtime()
     monkeypatch.setattr(module, "_runtime", lambda: made)
+    monkeypatch.setattr(Cuda, "_lost", {})
     return made
 
 
@@ -87,8 +92,9 @@ def test_memory_goes_where_it_came_from(made_up: Runtime) -> None:
     assert (device.address, device.size, cuda.free_memory()) == (4096, 64, 1000)
     pinned.bytes[:3] = [1, 2, 3]
     assert made_up.host.raw[:3] == b"\1\2\3"
-    cuda.copy_in(device, pinned, 10, "stream")
-    cuda.copy_out(pinned, device, 20, "stream")
+    stream = cuda.stream()
+    cuda.copy_in(device, pinned, 10, stream)
+    cuda.copy_out(pinned, device, 20, stream)
     kinds = runtime.cudaMemcpyKind
     assert made_up.calls[-2:] == [
         ("cudaMemcpyAsync", 4096, pinned.address, 10, kinds.cudaMemcpyHostToDevice, "stream"),
@@ -102,9 +108,10 @@ def test_memory_goes_where_it_came_from(made_up: Runtime) -> None:
 
 def test_a_graph_is_captured_launched_and_given_back(made_up: Runtime) -> None:
     cuda = Cuda()
+    stream = cuda.stream()
     made_up.calls.clear()
-    graph = cuda.capture("stream", lambda: made_up.calls.append(("work",)))
-    cuda.launch(graph, "stream")
+    graph = cuda.capture(stream, lambda: made_up.calls.append(("work",)))
+    cuda.launch(graph, stream)
     cuda.destroy(graph)
     assert made_up.names() == [
         "cudaStreamBeginCapture",
@@ -119,21 +126,100 @@ def test_a_graph_is_captured_launched_and_given_back(made_up: Runtime) -> None:
 
 def test_what_cannot_be_captured_is_no_error(made_up: Runtime) -> None:
     cuda = Cuda()
+    stream = cuda.stream()
 
     def refuse() -> None:
         raise DeviceError("no.")
 
-    assert cuda.capture("stream", refuse) is None
-    assert made_up.names()[-1] == "cudaStreamEndCapture"
-    made_up.failing["cudaGraphInstantiate"] = Status.cudaErrorNotSupported
-    assert cuda.capture("stream", lambda: None) is None
+    assert cuda.capture(stream, refuse) is None
+    assert made_up.names()[-2:] == ["cudaStreamEndCapture", "cudaGraphDestroy"]
+    for status in (Status.cudaErrorNotSupported, Status.cudaErrorMemoryAllocation):
+        made_up.failing["cudaGraphInstantiate"] = status
+        made_up.calls.clear()
+        assert cuda.capture(stream, lambda: None) is None
+        # Otherwise the graph would stay for ever.
+        assert made_up.calls[-1] == ("cudaGraphDestroy", "graph")
+    made_up.failing = {"cudaStreamEndCapture": Status.cudaErrorStreamCaptureInvalidated}
+    assert cuda.capture(stream, lambda: None) is None
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError, RuntimeError, KeyboardInterrupt])
+def test_whatever_ends_a_capture_the_stream_captures_no_longer(made_up: Runtime, error: type[BaseException]) -> None:
+    cuda = Cuda()
+    stream = cuda.stream()
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(error):
+        cuda.capture(stream, fail)
+    assert made_up.calls[-2:] == [("cudaStreamEndCapture", "stream"), ("cudaGraphDestroy", "graph")]
+    assert not module.SETUP._is_owned()
+
+
+def test_nothing_else_is_set_up_during_a_capture(made_up: Runtime) -> None:  # noqa: ARG001 (the runtime)
+    cuda = Cuda()
+
+    def others() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            assert not threads.submit(module.SETUP.acquire, False).result()
+
+    cuda.capture(cuda.stream(), others)
+
+
+def test_streams_and_events_are_given_back(made_up: Runtime) -> None:
+    cuda = Cuda()
+    handles = [cuda.stream(), cuda.event()]
+    made_up.calls.clear()
+    handles.clear()
+    gc.collect()
+    assert sorted(made_up.calls) == [("cudaEventDestroy", "event"), ("cudaStreamDestroy", "stream")]
+
+
+def test_a_thread_that_waits_leaves_its_core_to_others(made_up: Runtime) -> None:
+    """CUDA's own way of waiting is to ask again and again."""
+    event = Cuda().event()
+    flags = runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync
+    assert made_up.calls[-1] == ("cudaEventCreateWithFlags", flags)
+    assert event.raw == "event"
+
+
+def test_another_gpu_is_current_for_our_work_alone(made_up: Runtime) -> None:
+    made_up.results["cudaGetDeviceCount"] = (2,)
+    assert find_gpu(1) == Gpu("NVIDIA H200", "sm90")
+    assert made_up.calls[-1] == ("cudaGetDeviceProperties", 1)
+    assert find_gpu(2) is None
+    cuda = Cuda(1)
+    made_up.calls.clear()
+    made_up.results["cudaGetDevice"] = (0,)
+    with contextlib.suppress(ValueError), cuda.current():
+        assert made_up.calls[-1] == ("cudaSetDevice", 1)
+        raise ValueError
+    assert made_up.calls[-1] == ("cudaSetDevice", 0)
+
+
+def test_a_gpu_that_failed_for_good_is_not_asked_again(made_up: Runtime) -> None:
+    """After such an error CUDA answers every call with it, whatever is loaded again."""
+    cuda, other = Cuda(), Cuda(1)
+    memory = cuda.device_memory(64)
+    made_up.failing["cudaEventSynchronize"] = Status.cudaErrorIllegalAddress
+    event = cuda.event()
+    for call in (lambda: cuda.wait(event), lambda: cuda.device_memory(1), Cuda):
+        with pytest.raises(DeviceError) as info:
+            call()
+        assert_one_sentence(info.value, "cudaEventSynchronize", "restart the process", code="device_lost")
+    made_up.calls.clear()
+    del memory
+    gc.collect()
+    assert made_up.calls == []
+    assert other.driver() == 13000
 
 
 def test_errors_are_told_apart_and_forgotten(made_up: Runtime) -> None:
     cuda = Cuda()
     made_up.failing = {
         "cudaMalloc": Status.cudaErrorMemoryAllocation,
-        "cudaEventSynchronize": Status.cudaErrorIllegalAddress,
+        "cudaEventSynchronize": Status.cudaErrorNotReady,
     }
     with pytest.raises(OutOfMemoryError):
         cuda.device_memory(1 << 60)
@@ -141,7 +227,7 @@ def test_errors_are_told_apart_and_forgotten(made_up: Runtime) -> None:
     assert made_up.names()[-1] == "cudaGetLastError"
     with pytest.raises(DeviceError) as info:
         cuda.wait(cuda.event())
-    assert_one_sentence(info.value, "cudaEventSynchronize", "something happened", "nvidia-smi")
+    assert_one_sentence(info.value, "cudaEventSynchronize", "something happened", "nvidia-smi", code="device_failed")
 
 
 def test_events_order_streams(made_up: Runtime) -> None:
@@ -149,4 +235,7 @@ def test_events_order_streams(made_up: Runtime) -> None:
     stream, event = cuda.stream(), cuda.event()
     cuda.record(event, stream)
     cuda.hold(stream, event)
-    assert made_up.calls[-2:] == [("cudaEventRecord", event, stream), ("cudaStreamWaitEvent", stream, event, 0)]
+    assert made_up.calls[-2:] == [
+        ("cudaEventRecord", event.raw, stream.raw),
+        ("cudaStreamWaitEvent", stream.raw, event.raw, 0),
+    ]

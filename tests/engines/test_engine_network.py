@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto
 
+from builder_log import BuilderLog, builder_log
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engines.network import parser_input, weight_files
+from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.errors import EngineError
 from fgclip_rt.export import PRECISIONS
 from fgclip_rt.manifest import KeyBias
@@ -139,53 +139,21 @@ def test_a_graph_that_does_not_name_its_keys_is_refused(
         assert_one_sentence(info.value, str(path), "was exported by an earlier fgclip-rt; export the bundle again.")
 
 
-LAYERS = """
-import re, sys
-from pathlib import Path
-import tensorrt_rtx as trt
-from fgclip_rt.engines.network import parser_input
-
-class Logger(trt.ILogger):
-    def __init__(self):
-        trt.ILogger.__init__(self)
-        self.text = ""
-
-    def log(self, severity, message):
-        self.text += message + "\\n"
-
-logger, path = Logger(), sys.argv[1]
-builder = trt.Builder(logger)
-network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-assert trt.OnnxParser(network, logger).parse(parser_input(Path(path), {"patches": 256}), path)
-config = builder.create_builder_config()
-config.num_compute_capabilities = 1
-config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-profile = builder.create_optimization_profile()
-for index in range(network.num_inputs):
-    tensor = network.get_input(index)
-    sizes = ([batch if size < 0 else size for size in tensor.shape] for batch in (1, 8, 32))
-    profile.set_shape(tensor.name, *map(tuple, sizes))
-config.add_optimization_profile(profile)
-assert builder.build_serialized_network(network, config)
-print(len(re.findall(r"^Name: _gem[mv]_mha_v\\d\\w*, LayerType", logger.text, re.MULTILINE)))
-"""
-
-
-def count_attention_kernels(path: Path) -> int:
-    """Counts kernels in TensorRT-RTX's list of an engine's layers, by building the engine."""
-    command = [sys.executable, "-P", "-c", LAYERS, str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return int(result.stdout.split()[-1])
+def built(bundle: Path, graph: str, precision: str) -> BuilderLog:
+    """The builder's account of an engine; of images that may have any shape, for 256 patches."""
+    manifest = Bundle.open(bundle, check_hashes=False).manifest
+    buckets = [256] if 256 in manifest.image.buckets else None
+    (spec,) = plan(manifest, [precision], [graph], Shapes(buckets=buckets))
+    return builder_log(bundle / spec.file, dict(spec.fixed), dict(spec.profiles))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_every_attention_becomes_one_kernel(pocket_path: Path, precision: str) -> None:
-    assert count_attention_kernels(pocket_path / f"vision.{precision}.onnx") == 6
+    assert built(pocket_path, "vision", precision).attentions == 6
 
 
 @pytest.mark.parametrize("name", SQUARE_NAMES)
 def test_so_do_those_of_towers_with_a_class_token(name: str, square_path: Callable[[str], Path]) -> None:
     """One of them is the last, in which the class token alone attends. Heads of texts are too small for a kernel."""
-    assert count_attention_kernels(square_path(name) / "dense.fp16.onnx") == 3
+    log = built(square_path(name), "dense", "fp16")
+    assert (log.attentions, log.allocations) == (3, 0)

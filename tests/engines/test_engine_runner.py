@@ -23,6 +23,7 @@ from fgclip_rt.backends import Backend
 from fgclip_rt.backends.refuse import Refuse
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.engine_files import Engine
+from fgclip_rt.engines.lane import round_down, round_up
 from fgclip_rt.engines.profiles import Shapes, plan
 from fgclip_rt.engines.runner import EngineBackend
 from fgclip_rt.errors import ArgumentError, BundleError, DeviceError, EngineError
@@ -170,11 +171,55 @@ def test_the_smallest_engine_that_takes_an_image_runs_it(model: Model) -> None:
     assert loaded == ["vision-128", "vision-256", "vision-1024"]
 
 
-def test_a_batch_is_as_large_as_the_engine_was_tuned_for(model: Model) -> None:
-    backend = engine_model(model.bundle, SMALL, model.backend).backend
-    assert backend.batch_size("vision", 128) == backend.batch_size("text", 64) == 2
+def test_a_batch_keeps_a_gpu_busy(model: Model) -> None:
+    """About 16,384 patches or tokens, as many as the engine takes, and a number that it runs without padding."""
+    backend = engine_model(model.bundle, Shapes(text_lengths=[64], batch=(1, 8, 40)), model.backend).backend
+    assert [backend.batch_size("vision", length) for length in (100, 256, 576, 784, 1024)] == [32, 32, 24, 16, 16]
+    assert backend.batch_size("text", 64) == 32
     assert backend.batch_size("text", 196) == model.backend.batch_size("text", 196)
+    assert engine_model(model.bundle).backend.batch_size("text", 64) == 4
     assert engine_model(model.bundle).backend.batch_size("text", 196) == 1
+
+
+def test_numbers_of_rows_are_rounded_to_few() -> None:
+    steps = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert sorted({round_up(rows) for rows in range(1, 257)}) == steps
+    for rows in range(1, 257):
+        assert round_up(rows) == next(step for step in steps if step >= rows)
+        assert round_down(rows) == max(step for step in steps if step <= rows)
+
+
+def test_every_number_of_rows_comes_back_whole_and_few_are_set_up(model: Model) -> None:
+    """Two slots, and seven numbers of texts: 1, 2, 4, 8, 16, 24 and 25, which is the largest."""
+    cuda = FakeCuda()
+    engines = engine_model(model.bundle, Shapes(text_lengths=[64], batch=(1, 8, 25)), graphs=["text"], cuda=cuda)
+    expected = model.embed_texts(MANY_TEXTS)
+    # The largest first, so that the memory stays the same.
+    for count in [25, 25, *range(1, 26)] * 2:
+        rows = np.arange(count) % len(expected)
+        found = model_run(engines, [MANY_TEXTS[row] for row in rows])
+        assert_same(found, expected[rows])
+    assert cuda.executions == 14
+
+
+def test_engines_of_a_model_share_the_memory_of_their_activations(model: Model) -> None:
+    """Streams do nothing until somebody waits, so runs that overwrote each other's activations would be seen."""
+    cuda = FakeCuda(3)
+    engines = engine_model(model.bundle, Shapes(batch=(1, 8, 8)), cuda=cuda)
+    expected = [model.embed_images([image]) for image in IMAGES]
+    for image in range(len(IMAGES)):
+        assert_same(engines.embed_images([IMAGES[image]]), expected[image])
+        assert_same(model_run(engines, ["a cat"]), model.embed_texts(["a cat"]))
+    largest = max(cuda.activations)
+    assert cuda.activations[-1] == largest
+    assert sum(size in cuda.activations for size in cuda.sizes()) == 1
+
+
+def model_run(model: Model, texts: Sequence[str]) -> Array:
+    """The vectors of texts, computed even if they came before."""
+    tokens = model.tokenizer(texts)
+    inputs = {"input_ids": tokens.input_ids, "walk_type": np.zeros(len(texts), np.int32)}
+    return model.backend.submit("text", inputs, ["text_embeds"]).result()[0]
 
 
 def test_shapes_that_come_again_are_captured(model: Model) -> None:
@@ -236,7 +281,8 @@ def test_threads_share_a_model(model: Model) -> None:
 def test_memory_is_taken_once_and_given_back(model: Model) -> None:
     cuda = FakeCuda()
     engines = engine_model(model.bundle, cuda=cuda)
-    engines.embed_images(IMAGES[:3] * 3)
+    for _ in range(3):
+        engines.embed_images(IMAGES[:3] * 3)
     used = cuda.used
     assert used > 0
     for _ in range(5):
@@ -252,14 +298,16 @@ def test_too_large_a_batch_is_told_what_fits(model: Model) -> None:
     engines = engine_model(model.bundle, Shapes(text_lengths=[64], batch=(1, 8, 8)), graphs=["text"], cuda=cuda)
     with pytest.raises(DeviceError) as info:
         engines.embed_texts(MANY_TEXTS[:8])
-    assert_one_sentence(info.value, "text-64", "batch of 8", "largest batch that fits is 3", "batch_size=3")
+    assert_one_sentence(
+        info.value, "text-64", "batch of 8", "largest batch that fits is 2", "batch_size=2", code="out_of_memory"
+    )
     assert cuda.used == 0
-    assert_same(engines.embed_texts(MANY_TEXTS[:3]), model.embed_texts(MANY_TEXTS[:3]))
+    assert_same(engines.embed_texts(MANY_TEXTS[:2]), model.embed_texts(MANY_TEXTS[:2]))
 
     cuda.capacity = cuda.used
     with pytest.raises(DeviceError) as info:
         engines.embed_texts(MANY_TEXTS[4:8])
-    assert_one_sentence(info.value, "batch of 4", "largest batch that fits is 3")
+    assert_one_sentence(info.value, "batch of 4", "largest batch that fits is 2")
     cuda.capacity = 2000
     with pytest.raises(DeviceError) as info:
         engines.embed_texts("a cat")

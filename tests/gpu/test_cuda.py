@@ -10,12 +10,13 @@ import pytest
 
 import fgclip_rt
 from fgclip_rt import parity
-from fgclip_rt.machine import nvidia_gpus
+from fgclip_rt.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeBackend
+from fgclip_rt.machine import cuda_gpus
 from fgclip_rt.probe import Probe
 
 pytestmark = [
-    pytest.mark.skipif(not nvidia_gpus(), reason="no NVIDIA GPU on this machine"),
-    pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA provider here"),
+    pytest.mark.skipif(not cuda_gpus(), reason="no NVIDIA GPU that CUDA gives this process"),
+    pytest.mark.skipif(CUDA_PROVIDER not in ort.get_available_providers(), reason="no CUDA provider here"),
 ]
 
 
@@ -39,6 +40,22 @@ def test_auto_takes_the_gpu_and_says_so(bundle_path: Path, goldens: Path) -> Non
 
 
 def failures(path: Path, precision: str) -> list[object]:
+    """The comparisons of the probe that fail on the GPU; all of the export's are made."""
     model = fgclip_rt.load(path, device="cuda", precision=precision)
     probe = Probe.load(path / model.manifest.parity.probe)
-    return [row for row in parity.check(model, probe, model.manifest.parity.limits[precision]) if not row.passed]
+    rows = parity.check(model, probe, model.manifest.parity.limits[precision])
+    assert len(rows) == len(model.manifest.parity.measured["fp32"])
+    assert isinstance(model.backend, OnnxRuntimeBackend)
+    for graph in model.manifest.graphs:
+        # A graph that the provider gave to the CPU would keep its limits too.
+        assert model.backend.session(graph).get_providers()[0] == CUDA_PROVIDER
+    return [row for row in rows if not row.passed]
+
+
+def test_eight_bits_run_and_are_said_to_be_slow(pocket_path: Path) -> None:
+    assert "int8 is for TensorRT" in str(fgclip_rt.load(pocket_path, device="cuda", precision="int8").backend)
+
+
+def test_without_a_gpu_that_it_may_use_auto_takes_the_cpu(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert fgclip_rt.load(bundle_path).backend.device == "cpu"

@@ -57,3 +57,22 @@ def test_it_says_what_is_missing() -> None:
     assert found["bundles on the CPU"]["ok"]
     assert all(check["ok"] or check["remedy"] for check in found.values())
     assert "bundles on an NVIDIA GPU" in run_command("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("visible", "listed", "ok", "parts"),
+    [
+        (["H200"], [], True, ["H200", "INT8 and FP8 need TensorRT engines"]),
+        ([], ["H200, 143771 MiB"], False, ["H200", "gives this process none", "CUDA_VISIBLE_DEVICES"]),
+        ([], [], False, ["no NVIDIA driver answers"]),
+    ],
+)
+def test_a_gpu_counts_if_cuda_gives_it_to_this_process(
+    visible: list[str], listed: list[str], ok: bool, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "cuda_gpus", lambda: visible)
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: listed)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    check = next(check for check in doctor.examine() if check.name == "bundles on an NVIDIA GPU")
+    assert check.ok == ok
+    assert all(part in f"{check.detail}; {check.remedy}" for part in parts)

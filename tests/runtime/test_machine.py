@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,37 @@ def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch
 def test_free_memory_is_given_back_where_the_c_library_can() -> None:
     machine.release_free_memory()
     assert (machine._malloc_trim() is not None) == (platform.libc_ver()[0] == "glibc")
+
+
+def test_cuda_is_asked_in_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A library with the driver's functions stands in. This process must not begin to use CUDA: it may fork."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    monkeypatch.setattr(machine, "_CUDA_DRIVER", str(library))
+    assert machine.cuda_gpus() == ["GPU number 0", "GPU number 1"]
+    assert ctypes.CDLL(str(library)).was_started() == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.cuda_gpus() == []
+
+
+#: The part of a driver that names GPUs: two, unless CUDA_VISIBLE_DEVICES is set.
+DRIVER = """
+#include <stdio.h>
+#include <stdlib.h>
+static int started;
+int was_started(void) { return started; }
+int cuInit(unsigned flags) { started = 1; return flags; }
+int cuDeviceGetCount(int *count) { *count = getenv("CUDA_VISIBLE_DEVICES") ? 0 : 2; return !started; }
+int cuDeviceGet(int *device, int index) { *device = 40 + index; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "GPU number %d", device - 40); return 0; }
+"""
+
+
+def test_without_a_driver_there_is_no_gpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CUDA_DRIVER", "libnothing.so.1")
+    monkeypatch.setattr(machine.subprocess, "run", None)
+    assert machine.cuda_gpus() == []

@@ -5,7 +5,7 @@ rewrites of :mod:`fgclip_rt.export.graphs.blocks`, without any loop over the bat
 
 - the attention mask comes from ``spatial_shapes``;
 - the antialiased resize of the position table is a product of two triangle-filter matrices;
-- the pooling head's constant query folds the key projection into a [D, heads] matrix, and its value projection moves
+- the pooling head's constant query folds the key projection into a [heads, D] matrix, and its value projection moves
   behind the weighted sum (the weights sum to one);
 - the text tower's last block computes only the position that is pooled.
 """
@@ -77,7 +77,7 @@ def triangle_weights(position: Tensor, size: Tensor, source: int) -> Tensor:
     step = source / size
     reach = torch.clamp(step, min=1.0)
     centre = (position + 0.5) * step
-    taps = torch.arange(source, dtype=torch.float32) + 0.5
+    taps = torch.arange(source, dtype=torch.float32, device=position.device) + 0.5
     weights = torch.relu(1 - torch.abs(taps - centre[..., None]) / reach[..., None])
     return weights / weights.sum(-1, keepdim=True)
 
@@ -92,7 +92,7 @@ class PoolingHead(nn.Module):
         wq, wk, wv = attention.in_proj_weight.detach().chunk(3)
         bq, _, bv = attention.in_proj_bias.detach().chunk(3)
         query = (head.probe.detach().view(width).double() @ wq.double().T + bq.double()) * (width // heads) ** -0.5
-        keys = torch.einsum("hd,hdc->ch", query.view(heads, -1), wk.double().view(heads, -1, width))
+        keys = torch.einsum("hd,hdc->hc", query.view(heads, -1), wk.double().view(heads, -1, width))
         # The key bias shifts every score of a head alike, and the softmax cancels it.
         self.keys = nn.Parameter(keys.float(), requires_grad=False)
         self.values = nn.Parameter(wv.view(heads, -1, width).transpose(1, 2), requires_grad=False)
@@ -102,7 +102,9 @@ class PoolingHead(nn.Module):
         self.mlp = Mlp.of(head.mlp)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
-        weights = torch.softmax(torch.matmul(x, self.keys).transpose(1, 2) + key_bias[:, None, :], dim=-1)
+        # Of x · keys, transposed afterwards, TensorRT-RTX makes a float32 tensor [B, N, N, D].
+        scores = torch.matmul(self.keys, x.transpose(1, 2))  # [B, heads, N]
+        weights = torch.softmax(scores + key_bias[:, None, :], dim=-1)
         mixed = torch.matmul(weights, x)  # [B, heads, D]
         values = torch.matmul(mixed[:, :, None, :], self.values)  # [B, heads, 1, D / heads]
         y = self.out(values.flatten(1) + self.value_bias)

@@ -96,6 +96,7 @@ class Expected(Answer, frozen=True):
 @options.max_num_patches
 @options.threads
 @click.option("--rounds", default=9, help="How often each contender is timed on a case.")
+@click.option("--no-end-to-end", is_flag=True, help="On cuda, leave out the cases from images to vectors.")
 @click.option("--seconds", default=60.0, help="Stop adding rounds to a case after this many seconds.")
 @options.max_image_pixels
 @click.option("--output", type=options.PATH, help="JSON file to write everything to.")
@@ -115,6 +116,7 @@ def run(
     max_num_patches: int | None,
     threads: int | None,
     rounds: int,
+    no_end_to_end: bool,
     seconds: float,
     max_image_pixels: int | None,
     output: Path | None,
@@ -152,11 +154,12 @@ def run(
     if max_num_patches is not None:
         raise ArgumentError("--max-num-patches goes with --images; give --length for cases.")
     measured = check_device(device)
+    cases = _cases(Bundle.open(bundle, check_hashes=False), measured, graph, length, batch)
     peers = available_peers(measured) if "all" in peer else peer
     with progress_bars() as begin:
         result = bench(
             bundle,
-            _cases(Bundle.open(bundle, check_hashes=False), measured, graph, length, batch),
+            [case for case in cases if not (no_end_to_end and case.end_to_end)],
             device=measured,
             precisions=list(precision) or None,
             peers=peers,
@@ -165,8 +168,9 @@ def run(
             rounds=rounds,
             seconds=seconds,
             begin=begin,
+            # A run of half an hour that is interrupted keeps what it has measured.
+            measured=lambda result: _write(output, result.to_json()),
         )
-    _write(output, result.to_json())
     if json:
         say_json(result)
     else:

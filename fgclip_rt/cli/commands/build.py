@@ -68,8 +68,7 @@ def run(
     finished when the command is interrupted stay.
     """
     if backend in ENGINE_PACKAGES:
-        extra = "tensorrt" if backend == "onnxruntime-tensorrt" else backend
-        require(extra, ENGINE_PACKAGES[backend], f"backend {backend!r} needs {{}}, which is not installed")
+        require(backend, ENGINE_PACKAGES[backend], f"backend {backend!r} needs {{}}, which is not installed")
     from ... import engines
 
     shapes = engines.Shapes(
@@ -139,7 +138,9 @@ def _report(bundle: Bundle, built: list[Built], json: bool) -> None:
         ],
     )
     key = built[0].engine.key
-    on = f"{', '.join(key.targets)}" + (f" on {key.gpu}" if key.gpu else "")
+    # Precisions may differ in the GPUs that they can be built for.
+    targets = dict.fromkeys(target for entry in built for target in entry.engine.key.targets)
+    on = ", ".join(targets) + (f" on {key.gpu}" if key.gpu else "")
     weights = "whose weights stay in the bundle" if key.stripped else "for each holds its own weights"
     engines = f"{len(built)} engine{'s' if len(built) > 1 else ''}"
     say(f"{bundle.path}: {engines} for {key.library} and {on}, {answer.size / 1e6:,.1f} MB on disk, {weights}")
