@@ -83,7 +83,7 @@ def test_a_forked_child_gives_nothing_back(made_up: Runtime, monkeypatch: pytest
     del device, pinned
     cuda.destroy("executable")
     gc.collect()
-    assert made_up.names() == ["cudaSetDevice", "cudaMalloc", "cudaHostAlloc"]
+    assert made_up.names() == ["cudaGetDevice", "cudaSetDevice", "cudaMalloc", "cudaHostAlloc"]
 
 
 def test_memory_goes_where_it_came_from(made_up: Runtime) -> None:
