@@ -67,18 +67,18 @@ def test_its_libraries_are_loaded_and_a_failure_is_not_replaced_by_the_cpu(
 ) -> None:
     """onnxruntime prints to standard output when it falls back, and goes on with the CPU."""
     for _ in range(2):
-        open_session(bundle_path / "text.onnx", 1, "cuda:2")
+        open_session((bundle_path / "text.onnx").read_bytes(), 1, "cuda:2", weights=bundle_path)
     assert provider[0] == "preloaded"
     assert len(provider) == 3
     _, providers, options = provider[1]
     assert providers == [(CUDA, {"use_tf32": "0", "device_id": "2"}), "CPUExecutionProvider"]
     assert options == {"enable_fallback": 0}
-    open_session(bundle_path / "text.onnx", 1)
+    open_session((bundle_path / "text.onnx").read_bytes(), 1, weights=bundle_path)
     assert provider[-1][1:] == (["CPUExecutionProvider"], {"enable_fallback": 0})
 
 
 def test_onnxruntime_takes_the_option_that_keeps_it_from_falling_back(bundle_path: Path) -> None:
-    assert open_session(bundle_path / "text.onnx", 1)._enable_fallback is False
+    assert open_session((bundle_path / "text.onnx").read_bytes(), 1, weights=bundle_path)._enable_fallback is False
 
 
 def test_what_onnxruntime_prints_of_missing_libraries_becomes_the_reason(
