@@ -135,17 +135,7 @@ def cuda_gpus() -> list[str]:
         ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
         return []
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER, _CUDA_DRIVER],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return answer.stdout.splitlines()
+    return _printed([sys.executable, "-I", "-S", "-c", _ASK_DRIVER, _CUDA_DRIVER], 60)
 
 
 #: Prints the name of each GPU that the driver lists.
@@ -167,17 +157,17 @@ def nvidia_gpus() -> list[str]:
     It lists GPUs that CUDA_VISIBLE_DEVICES hides, and in some containers it is missing; :func:`cuda_gpus` decides what
     runs.
     """
+    listing = _printed(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], 10)
+    return [line.strip() for line in listing if line.strip()]
+
+
+def _printed(command: list[str], seconds: float) -> list[str]:
+    """Lines that a program prints; none if it cannot be run, fails or takes longer."""
     try:
-        listing = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
+    return answer.stdout.splitlines()
 
 
 def _siblings(cpu: int) -> str:
