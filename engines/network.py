@@ -1,9 +1,9 @@
 """A graph of a bundle as TensorRT's parser takes it: sizes fixed as the engine has them, and attention with a mask.
 
-The bundle's graphs hide keys with one more channel in every head (:mod:`fgclip_rt.export.graphs.attention`), for the
-sake of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
-memory, in float32. With a mask instead of the channel each attention becomes one kernel, in 16-bit types. The exporter
-names on the node what the channel was added to; a graph without these names would be slow, and is refused.
+The bundle's graphs hide keys with more channels in every head (:mod:`fgclip_rt.export.graphs.attention`), for the sake
+of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
+memory, in float32. With a mask instead of the channels each attention becomes one kernel, in 16-bit types. The exporter
+names on the node what the channels were added to; a graph without these names would be slow, and is refused.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _metadata(holder: ModelProto | NodeProto) -> dict[str, str]:
 def _mask_attentions(graph: GraphProto) -> None:
     """Give every attention that hides keys its heads' own size, and a mask in standard operators.
 
-    Nobody reads the rest of the channel's nodes, and parsers drop them.
+    Nobody reads the rest of the channels' nodes, and parsers drop them.
     """
     nodes: list[NodeProto] = []
     for node in graph.node:

@@ -38,6 +38,11 @@ class BuilderLog:
         """Number of attentions that are one kernel."""
         return len(re.findall(r"^Name: _gem[mv]_mha_v\d\w*, LayerType", self.text, re.MULTILINE))
 
+    @property
+    def copies(self) -> int:
+        """Number of kernels that do nothing but copy queries, keys or values to where an attention reads them."""
+        return len(re.findall(r"^Name: __myl_\w*Move_myl\w+, LayerType: kgen", self.text, re.MULTILINE))
+
 
 def builder_log(
     graph: Path, fixed: dict[str, int], profiles: dict[str, Profile], targets: tuple[str, ...] = ("sm89",)
