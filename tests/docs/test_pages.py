@@ -40,11 +40,24 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
 
 def test_links_of_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r' src="([^"]+)"', text)
+    assert "docs/pictures/maps.webp" in targets
+    for target in targets:
         if not target.startswith("https://"):
             path, _, anchor = target.partition("#")
             assert (ROOT / path).is_file(), target
             assert not anchor or anchor in anchors(ROOT / path), target
+
+
+def test_files_of_the_repository_that_pages_name_are_there() -> None:
+    """The site holds no links to them, since they lie outside it."""
+    named = {
+        path
+        for page in pages().values()
+        for path in re.findall(r"`((?:tests|tools|fgclip_rt|benchmarks|\.ci)/[\w./-]*)`", page.read_text("utf-8"))
+    }
+    assert "tests/slow_resize.py" in named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_the_readme_is_short() -> None:
