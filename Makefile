@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
 OLDEST := .venv-oldest
+SITE := site
 
-.PHONY: help install demo test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -13,9 +14,10 @@ help:
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
+	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
-	@echo "make clean         remove $(VENV), $(OLDEST) and what the demo made"
+	@echo "make clean         remove $(VENV), $(OLDEST), $(SITE) and what the demo made"
 
 install: $(VENV)/installed
 
@@ -80,10 +82,15 @@ bench: install
 bench-report: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.readme benchmarks
 
+# Parts of the pages are made from the code. A broken link or anchor fails. The variable hides an announcement.
+docs: install
+	$(BIN)/python -m tools.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DEMO) $(SITE) build *.egg-info

@@ -1,7 +1,7 @@
 """The manifest of a bundle: the content of ``manifest.json``, decoded strictly.
 
 An unknown key, a missing key or a value of the wrong type is an error that names its place. The format is specified
-in the README.
+in ``docs/bundle/``.
 """
 
 from __future__ import annotations
