@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs pocket-bundle test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
 	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
+	@echo "make pocket-bundle export the bundle that comes with the package anew"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
 	@echo "make clean         remove $(VENV), $(OLDEST), $(SITE) and what the demo made"
@@ -57,6 +58,10 @@ test: install lint
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# The bundle that comes with the package, anew from the checkpoint that does.
+pocket-bundle: install
+	$(BIN)/python -m tools.pocket.bundle
 
 # The runtime's tests with the oldest versions that it allows and no torch, on bundles that the usual environment makes.
 test-oldest: install $(OLDEST)/installed

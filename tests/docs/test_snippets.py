@@ -32,7 +32,6 @@ def folder(
     tmp_path: Path, pocket_path: Path, square_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A working folder with the files that the pages name."""
-    (tmp_path / "fg-clip2-pocket").symlink_to(pocket_path)
     (tmp_path / "fineclip-bundle").symlink_to(square_path("fineclip"))
     # One page replaces it.
     shutil.copytree(pocket_path, tmp_path / "bundle", copy_function=os.symlink)
