@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs pocket-bundle test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs pocket-bundle fix coverage test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -16,6 +16,8 @@ help:
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
 	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
 	@echo "make pocket-bundle export the bundle that comes with the package anew"
+	@echo "make coverage      run the tests and report the lines that they reach"
+	@echo "make fix           format the code, and mend what ruff can"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
 	@echo "make clean         remove $(VENV), $(OLDEST), $(SITE) and what the demo made"
@@ -91,6 +93,15 @@ bench-report: install
 docs: install
 	$(BIN)/python -m tools.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
+
+# Format, and mend what ruff can.
+fix: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Lines that the default tests reach, of all rooms; code that runs in processes of its own counts too.
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
 
 lint: install
 	$(BIN)/ruff check .
