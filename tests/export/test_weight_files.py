@@ -324,7 +324,7 @@ def test_scratch_files_are_gone_at_the_end(assembly: Assembly, masked_graphs: Ma
             if str(value.name).endswith("mlp.fc1.weight") and value.const_value is not None:
                 value.const_value = ir.Tensor(value.const_value.numpy() * 2, name=str(value.name) + ".smoothed")
                 value.name = str(value.name) + ".smoothed"
-    assembly.write_scratch(changed)
+    assembly.write_scratch("smoothed", changed)
     assert "weights.scratch.safetensors" in locations(assembly.folder / "vision.scratch.onnx").values()
     types = {layer.name: ir.DataType.FLOAT for layer in find_layers(changed["vision"])}
     assembly.write("fp16", {name: lower(graph, types, {}) for name, graph in changed.items()}, LIMITS, LOWERING)
