@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -102,6 +103,13 @@ class _Plan:
         """Give layers that go back their types."""
         self.types |= types
         self.moved |= types
+
+
+class _Candidate(NamedTuple):
+    """A layer that may go back, and the graph in which its loss is measured."""
+
+    layer: str
+    graph: str
 
 
 class Planner:
@@ -240,17 +248,17 @@ class Planner:
         moved = False
         for tower in towers:
             rows = [row for row in failed if row.graph in tower]
-            higher = self._candidates(plan, tower, rows)
-            trial = partial(self._passes, plan, higher, tower, limits, {row.case for row in rows})
-            chosen = smallest_set(list(higher), trial)
-            plan.move(higher if chosen is None else {layer: higher[layer] for layer in chosen})
-            moved = moved or bool(higher)
+            candidates = self._candidates(plan, tower, rows)
+            trial = partial(self._passes, plan, tower, limits, {row.case for row in rows})
+            chosen = smallest_set(candidates, trial)
+            plan.move(self._higher(plan, candidates if chosen is None else chosen))
+            moved = moved or bool(candidates)
             if chosen is None:
                 break
         return moved
 
-    def _candidates(self, plan: _Plan, tower: Sequence[str], failed: Sequence[ParityRow]) -> dict[str, ir.DataType]:
-        """Layers of a tower that may go back, the costliest first, and the type that each would get.
+    def _candidates(self, plan: _Plan, tower: Sequence[str], failed: Sequence[ParityRow]) -> list[_Candidate]:
+        """Layers of a tower that may go back, the costliest first.
 
         The loss from a layer is measured in one of the graphs that failed, the worst first. An overflow costs
         infinitely much and hides all other losses, so layers that overflow come before all others.
@@ -268,26 +276,31 @@ class Planner:
         }
         layers = {layer.name for graph in tower for layer in plan.source.layers.get(graph, ())}
         left = max(0, math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers))
+        ranked = sorted(costs, key=lambda name: (-costs[name], name))
+        return [_Candidate(name, measured_in[name]) for name in ranked[:left]]
+
+    def _higher(self, plan: _Plan, chosen: Sequence[_Candidate]) -> dict[str, ir.DataType]:
+        """The types that layers get if they go back, by layer: the next, or float32 if they overflow in the next."""
         higher = {}
-        for name in sorted(costs, key=lambda name: (-costs[name], name))[:left]:
-            dtype = plan.precision.next_above(plan.types[name])
-            # A layer that overflows in the next type too goes on to float32.
-            holds = dtype == FLOAT or math.isfinite(cost(measured_in[name], name, dtype))
-            higher[name] = dtype if holds else FLOAT
+        for candidate in chosen:
+            dtype = plan.precision.next_above(plan.types[candidate.layer])
+            holds = dtype == FLOAT or math.isfinite(
+                plan.source.sensitivity.cost(candidate.graph, candidate.layer, dtype)
+            )
+            higher[candidate.layer] = dtype if holds else FLOAT
         return higher
 
     def _passes(
         self,
         plan: _Plan,
-        higher: Mapping[str, ir.DataType],
         tower: Collection[str],
         limits: Limits,
         first: Collection[str],
-        chosen: Sequence[str],
+        chosen: Sequence[_Candidate],
     ) -> bool:
         """Whether a tower passes with some more layers in higher types; ``first`` are the cases to begin with."""
         done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
-        types = plan.types | {layer: higher[layer] for layer in chosen}
+        types = plan.types | self._higher(plan, chosen)
         graphs = {
             name: lower(graph, types, plan.source.ranges) for name, graph in plan.source.graphs.items() if name in tower
         }
