@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
 from exporting import hasten, unused_source
-from fgclip_rt import export
+from fgclip_rt import export, parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
 from fgclip_rt.export import PRECISIONS, CalibrationInputs
 from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
+from fgclip_rt.export.precision.emulation import emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.manifest import ParityRow
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe
 from helpers import FP32_LIMITS, GOLDENS, WALK_TYPES, Golden, assert_one_sentence, contents, graph_inputs, raise_at
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
@@ -362,6 +367,46 @@ def test_a_layer_that_neither_int8_nor_float16_suits_ends_in_float32(tmp_path: P
     bundle = export.export(source, tmp_path / "bundle", ["fp32", "int8"], inputs=calibration_inputs())
     assert all(row.passed for row in bundle.manifest.parity.measured["int8"])
     assert bundle.manifest.lowering["int8"].moved["vision.blocks.0.mlp.fc2"] == "float32"
+
+
+def overflow_a_layer_of_texts(tensors: Tensors) -> None:
+    """As :func:`overflow_a_layer`, in the text tower."""
+    mlp = "text_model.encoder.layers.0.mlp"
+    tensors[f"{mlp}.fc1.weight"][0] = 0
+    tensors[f"{mlp}.fc1.bias"][0] = 2.0**17
+    tensors[f"{mlp}.fc2.weight"][:, 0] = 2.0**-17
+    tensors[f"{mlp}.fc2.bias"] -= 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trial_runs_only_the_tower_that_failed_and_the_kept_graphs_are_measured_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[tuple[set[str], set[str]]] = []
+    passes = parity.passes
+
+    def noted(steps: Sequence[parity.Step], graphs: Collection[str], first: Collection[str]) -> bool:
+        ran: set[str] = set()
+
+        def note(step: parity.Step) -> Sequence[ParityRow]:
+            ran.update(step.graphs)
+            return step.rows()
+
+        watched = [parity.Step(step.graphs, step.case, partial(note, step)) for step in steps]
+        judged.append((set(graphs), ran))
+        return passes(watched, graphs, first)
+
+    monkeypatch.setattr(parity, "passes", noted)
+    source = changed_checkpoint(tmp_path / "checkpoint", overflow_a_layer_of_texts)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert bundle.manifest.lowering["fp16"].moved == {"text.blocks.0.mlp.fc2": "float32"}
+    assert judged == [({"text"}, {"text"})]
+    assert not [path.name for path in bundle.path.iterdir() if "trial" in path.name]
+    files = {graph: entries["fp16"].file for graph, entries in bundle.manifest.graphs.items()}
+    emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
+    model = Model(bundle, GraphBackend(bundle, "fp16", emulated))
+    rows = parity.check(model, Probe.of(bundle), PRECISIONS["fp16"].limits)
+    assert bundle.manifest.parity.measured["fp16"] == rows
 
 
 @pytest.mark.usefixtures("quick")
