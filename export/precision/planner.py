@@ -1,7 +1,8 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
 The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
-floor, the costliest layers go back to the next higher type. This ends if the floor holds or too many have gone back.
+floor, a residual stream in float16 goes back to float32. If that is not enough, the costliest layers go back to the
+next higher type. This ends if the floor holds or too many have gone back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -25,10 +27,11 @@ from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
 from .emulation import emulate
 from .graph_backend import GraphBackend
-from .layers import Layer, find_layers
+from .layers import Layer, block_of, find_layers, find_residuals
 from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
+from .residual import calm_blocks, spans
 from .sensitivity import Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
@@ -61,14 +64,21 @@ class _Float32Graphs:
     Attributes:
         graphs: the graphs, by name.
         layers: layers whose type can be chosen, by graph.
+        residuals: sums with the residual stream, by graph.
         ranges: largest magnitude of each linear layer's input, by layer; empty if no layer is quantised.
         smoothed: number of layers with rescaled channels.
     """
 
     graphs: Mapping[str, ir.Model]
     layers: Mapping[str, Sequence[Layer]]
+    residuals: Mapping[str, Sequence[Layer]]
     ranges: Mapping[str, float]
     smoothed: int
+
+    @property
+    def sums(self) -> list[Layer]:
+        """The sums with the residual stream of all graphs."""
+        return [residual for of_graph in self.residuals.values() for residual in of_graph]
 
 
 @dataclass
@@ -79,6 +89,7 @@ class _Plan:
         precision: the precision.
         source: the float32 graphs that it is made from.
         types: type of each layer, by its name.
+        narrow: blocks whose residual stream is in the precision's type for it.
         moved: types now of the layers that went back, by layer.
         costs: loss from each layer alone in its present type, by graph and layer, as far as it was measured.
     """
@@ -86,8 +97,14 @@ class _Plan:
     precision: Precision
     source: _Float32Graphs
     types: dict[str, ir.DataType]
+    narrow: Sequence[str]
     moved: dict[str, ir.DataType] = field(default_factory=dict)
     costs: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def all_types(self) -> dict[str, ir.DataType]:
+        """Types of the layers and of the sums with the residual stream, by name."""
+        sums = [residual.name for residual in self.source.sums if block_of(residual) in self.narrow]
+        return self.types | dict.fromkeys(sums, self.precision.residual)
 
 
 class Planner:
@@ -124,33 +141,62 @@ class Planner:
             ParityError: the precision falls below them even with the most layers that may go back, and is removed.
         """
         if not precision.is_quantised:
-            source = self._plain(self._graphs)
+            source = self._float32
         else:
             source = self._eight_bits = self._eight_bits or self._prepare_eight_bits()
         layers = [layer for of_graph in source.layers.values() for layer in of_graph]
-        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers})
+        narrow = [] if precision.residual == FLOAT else calm_blocks(source.sums, self._peaks)
+        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers}, narrow)
         while True:
             rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
             if not failed:
                 self._assembly.set_measured(precision.name, rows)
                 return
-            if not self._move_back(plan, failed):
+            if plan.narrow:
+                # The stream passes through every layer, so it goes back before any of them.
+                plan.narrow = []
+            elif not self._move_back(plan, failed):
                 self._assembly.remove(precision.name)
                 raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
     def _plain(self, graphs: Mapping[str, ir.Model]) -> _Float32Graphs:
         """Graphs as they are, with no ranges."""
         layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
-        return _Float32Graphs(graphs, layers, ranges={}, smoothed=0)
+        residuals = {name: find_residuals(model, self._sensitive[name]) for name, model in graphs.items()}
+        return _Float32Graphs(graphs, layers, residuals, ranges={}, smoothed=0)
+
+    @cached_property
+    def _float32(self) -> _Float32Graphs:
+        return self._plain(self._graphs)
+
+    @cached_property
+    def _calibrated(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
+        """The rows and the peaks of the calibration inputs in the float32 graphs, by layer and by sum."""
+        backend = self._observe(self._float32, "calibrate, pass 1")
+        return backend.rows(), backend.peaks()
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        """The largest magnitude in each sum with the residual stream, on the probe and the calibration inputs."""
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
+        model, probe = Model(bundle, backend), self._inputs.probe
+        run = model.dense_features if model.graphs.has("dense") else model.embed_images
+        for image in tracked(self._begin, "measure residual stream", probe.images):
+            run(image.rgb)
+        for walk_type, texts in probe.walk_types.items():
+            model.embed_texts(texts.texts, walk_type)
+        seen = [backend.peaks()] if self._inputs.calibration is None else [backend.peaks(), self._calibrated[1]]
+        return {sum_.name: float(np.max([peaks[sum_.name] for peaks in seen])) for sum_ in self._float32.sums}
 
     def _prepare_eight_bits(self) -> _Float32Graphs:
         """Smooth outlier channels and find the ranges of activations: two passes over the calibration inputs.
 
         All 8-bit precisions share the result. The smoothed weights lie in a scratch file from then on.
         """
-        plain = self._plain(self._graphs)
-        rows = self._observe(plain, "calibrate, pass 1").rows()
+        plain = self._float32
+        rows, _ = self._calibrated
         sites = self._common_sites(plain)
         factors: dict[str, FloatArray] = {}
         for site in sites.values():
@@ -164,7 +210,7 @@ class Planner:
         smoothed = self._plain(graphs)
         ranges = self._observe(smoothed, "calibrate, pass 2", find_ranges=True).ranges()
         readers = {reader.name for name in factors for reader in sites[name].readers}
-        return _Float32Graphs(graphs, smoothed.layers, ranges, len(readers))
+        return _Float32Graphs(graphs, smoothed.layers, smoothed.residuals, ranges, len(readers))
 
     def _common_sites(self, source: _Float32Graphs) -> dict[str, ScalingSite]:
         """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
@@ -189,7 +235,8 @@ class Planner:
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        backend = ObservingBackend(bundle, source.graphs, source.layers, find_ranges=find_ranges)
+        watched = {name: [*layers, *source.residuals[name]] for name, layers in source.layers.items()}
+        backend = ObservingBackend(bundle, source.graphs, watched, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
@@ -197,7 +244,8 @@ class Planner:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
         graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
-        lowered = {graph: lower(plan.source.graphs[graph], plan.types, plan.source.ranges) for graph in graphs}
+        types = plan.all_types()
+        lowered = {graph: lower(plan.source.graphs[graph], types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.write_manifest()
         files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
@@ -253,6 +301,7 @@ class Planner:
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
+            residual=spans(list(dict.fromkeys(map(block_of, plan.source.sums))), plan.narrow),
             smoothed=plan.source.smoothed,
             calibration=data.record() if data is not None and precision.is_quantised else None,
         )
