@@ -11,12 +11,13 @@ the product is rounded, to 11 bits.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 #: The largest magnitude of a product of two numbers, by their type.
-_LARGEST = {TensorProto.INT8: 128 * 128, TensorProto.FLOAT8E4M3FN: 448 * 448}
+_LARGEST: dict[int, int] = {TensorProto.INT8: 128 * 128, TensorProto.FLOAT8E4M3FN: 448 * 448}
 
 
 def narrow_products(graph: GraphProto) -> None:
@@ -49,7 +50,7 @@ def _narrow(graph: GraphProto, node: NodeProto, x: NodeProto, weight: NodeProto,
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{prefix}.{name}"))
         return f"{prefix}.{name}"
 
-    def add(operator: str, *inputs: str, output: str = "", **attributes: int) -> str:
+    def add(operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         name = output or f"{prefix}.{len(made)}"
         made.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name

@@ -107,8 +107,8 @@ def test_the_largest_sums_are_finite(precision: str) -> None:
 
 
 def test_a_float32_graph_and_other_products_stay() -> None:
-    model = linear_model(np.ones((8, 3)))
-    for model in (model, lower(model, {"layer": ir.DataType.FLOAT16}, {})):
+    float32 = linear_model(np.ones((8, 3)))
+    for model in (float32, lower(float32, {"layer": ir.DataType.FLOAT16}, {})):
         assert narrowed(model) == ir.to_proto(model)
 
 

@@ -363,9 +363,8 @@ def raise_the_stream_of_images(tensors: Tensors) -> None:
     for name, values in tensors.items():
         if not name.startswith("vision_model"):
             continue
-        if name.endswith(("patch_embedding.weight", "patch_embedding.bias", "out_proj.weight", "out_proj.bias")):
-            values[0] = 0
-        elif name.endswith(("mlp.fc2.weight", "mlp.fc2.bias")):
+        rows = ("patch_embedding.weight", "patch_embedding.bias", "out_proj.weight", "out_proj.bias")
+        if name.endswith((*rows, "mlp.fc2.weight", "mlp.fc2.bias")):
             values[0] = 0
         elif name.endswith("position_embedding.weight"):
             values[:, 0] = 0
