@@ -2,8 +2,8 @@
 
 Everything between the layers stays in float32: biases, LayerNorm, GELU, positions, pooling, normalisation, and the
 residual stream, except in blocks whose sums have another type. So a 16-bit layer stands between two casts, and an 8-bit
-layer reads its input and its weight through QuantizeLinear and DequantizeLinear. Such a file means the same to every runtime that reads types. A strongly typed
-TensorRT network does, so it needs no builder flag.
+layer reads its input and its weight through QuantizeLinear and DequantizeLinear. Such a file means the same to every
+runtime that reads types. A strongly typed TensorRT network does, so it needs no builder flag.
 
 8-bit quantisation is symmetric, with one scale for a layer's input and one for each output channel of its weight:
 TensorRT takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16

@@ -1,8 +1,8 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
 The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
-floor, a residual stream in float16 goes back to float32. If that is not enough, the costliest layers go back to the
-next higher type. This ends if the floor holds or too many have gone back.
+floor, the residual stream goes back to float32. If that does not help, the costliest layers go back to the next higher
+type instead. This ends if the floor holds or too many have gone back.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class _Plan:
         source: the float32 graphs that it is made from.
         types: type of each layer, by its name.
         narrow: blocks whose residual stream is in the precision's type for it.
+        set_aside: blocks that had it, while the plan is tried without.
         moved: types now of the layers that went back, by layer.
         costs: loss from each layer alone in its present type, by graph and layer, as far as it was measured.
     """
@@ -98,6 +99,7 @@ class _Plan:
     source: _Float32Graphs
     types: dict[str, ir.DataType]
     narrow: Sequence[str]
+    set_aside: Sequence[str] = ()
     moved: dict[str, ir.DataType] = field(default_factory=dict)
     costs: dict[tuple[str, str], float] = field(default_factory=dict)
 
@@ -153,10 +155,7 @@ class Planner:
             if not failed:
                 self._assembly.set_measured(precision.name, rows)
                 return
-            if plan.narrow:
-                # The stream passes through every layer, so it goes back before any of them.
-                plan.narrow = []
-            elif not self._move_back(plan, failed):
+            if not self._step_back(plan, failed):
                 self._assembly.remove(precision.name)
                 raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
@@ -258,6 +257,24 @@ class Planner:
             return rows
         stage = f"check {name} held out"
         return (*rows, *parity.check_held_out(model, held_out, limits, self._begin, stage))
+
+    def _step_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
+        """Have a plan that failed lose less; False if nothing is left to do.
+
+        The residual stream goes back first, because it passes through every layer. If that does not help, layers are
+        the cause: the stream is narrow again while they move, and goes back in the end if they are not enough.
+        """
+        if plan.narrow and not plan.moved:
+            plan.narrow, plan.set_aside = [], plan.narrow
+            return True
+        if plan.set_aside:
+            plan.narrow, plan.set_aside = plan.set_aside, []
+        if self._move_back(plan, failed):
+            return True
+        if plan.narrow and plan.moved:
+            plan.narrow = []
+            return True
+        return False
 
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
         """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
