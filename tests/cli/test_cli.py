@@ -385,8 +385,8 @@ def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
     text = run_command("inspect", int8, "--all").stdout
     assert (
         "int8: linear layers int8, attention and token table float16; 2 layers moved back (vision.blocks.0.mlp.fc2 to "
-        "float16, text_heads to float32); 24 smoothed; calibrated (percentile) on 96 images and 97 texts, 32 and 33 "
-        "held out\n"
+        "float16, text_heads to float32); residual stream float16 in vision.blocks.0 to vision.blocks.1; 24 smoothed; "
+        "calibrated (percentile) on 96 images and 97 texts, 32 and 33 held out\n"
     ) in text
     measured = fgclip_rt.load(int8).manifest.parity.measured["int8"]
     lines = table(text, "parity at export, int8")[1:]
