@@ -77,7 +77,7 @@ class _Float32Graphs:
 
     @property
     def sums(self) -> list[Layer]:
-        """The sums with the residual stream of all graphs."""
+        """The sums with the residual stream of all graphs; one that graphs share is there for each."""
         return [residual for of_graph in self.residuals.values() for residual in of_graph]
 
 
