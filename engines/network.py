@@ -1,4 +1,4 @@
-"""A graph of a bundle as TensorRT's parser takes it: sizes fixed as the engine has them, and attention with a mask.
+"""A graph of a bundle as TensorRT's parser takes it: fixed sizes, attention with a mask, and 8-bit products in float16.
 
 The bundle's graphs hide keys with more channels in every head (:mod:`fgclip_rt.export.graphs.attention`), for the sake
 of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
@@ -20,6 +20,8 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from fgclip_rt.errors import EngineError
 from fgclip_rt.manifest import KeyBias
 
+from .products import narrow_products
+
 
 def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
     """The ONNX file at ``path`` with the axes in ``fixed`` of one size, serialised; its weights stay where they are.
@@ -40,6 +42,7 @@ def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
             if axis.dim_param in fixed:
                 axis.dim_value = fixed[axis.dim_param]
     _mask_attentions(model.graph)
+    narrow_products(model.graph)
     model = onnx.inliner.inline_local_functions(model)
     # Shapes recorded for intermediate values assume dynamic axes; drop them.
     del model.graph.value_info[:]

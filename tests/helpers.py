@@ -46,6 +46,7 @@ LOWERING: Json = {
     "linear": "int8",
     "other": "float16",
     "moved": {"vision.blocks.0.mlp.fc2": "float16", "text_heads": "float32"},
+    "residual": [{"first": "vision.blocks.0", "last": "vision.blocks.1"}],
     "smoothed": 24,
     "calibration": {
         "method": "percentile",

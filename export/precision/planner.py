@@ -1,9 +1,9 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
 The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
-floor, as few of the costliest layers as suffice go back to the next higher type. Trials find them: a trial judges only
-the tower whose layers it changes, and ends at the first comparison that fails. The graphs that are kept are compared
-as a whole.
+floor, the residual stream goes back to float32. If that does not help, as few of the costliest layers as suffice go
+back to the next higher type instead. Trials find them: a trial judges only the tower whose layers it changes, and ends
+at the first comparison that fails. The graphs that are kept are compared as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,10 +30,11 @@ from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
 from .emulation import emulate
 from .graph_backend import GraphBackend
-from .layers import Layer, find_layers
+from .layers import Layer, block_of, find_layers, find_residuals
 from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
+from .residual import calm_blocks, spans
 from .search import smallest_set
 from .sensitivity import Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
@@ -71,6 +72,7 @@ class _Float32Graphs:
     Attributes:
         graphs: the graphs, by name.
         layers: layers whose type can be chosen, by graph.
+        residuals: sums with the residual stream, by graph.
         ranges: largest magnitude of each linear layer's input, by layer; empty if no layer is quantised.
         smoothed: number of layers with rescaled channels.
         sensitivity: measures the loss from each layer, and keeps it.
@@ -78,9 +80,15 @@ class _Float32Graphs:
 
     graphs: Mapping[str, ir.Model]
     layers: Mapping[str, Sequence[Layer]]
+    residuals: Mapping[str, Sequence[Layer]]
     ranges: Mapping[str, float]
     smoothed: int
     sensitivity: Sensitivity
+
+    @property
+    def sums(self) -> list[Layer]:
+        """The sums with the residual stream of all graphs; one that graphs share is there for each."""
+        return [residual for of_graph in self.residuals.values() for residual in of_graph]
 
 
 @dataclass
@@ -91,18 +99,27 @@ class _Plan:
         precision: the precision.
         source: the float32 graphs that it is made from.
         types: type of each layer, by its name.
+        narrow: blocks whose residual stream is in the precision's type for it.
+        set_aside: blocks that had it, while the plan is tried without.
         moved: types now of the layers that went back, by layer.
     """
 
     precision: Precision
     source: _Float32Graphs
     types: dict[str, ir.DataType]
+    narrow: Sequence[str]
+    set_aside: Sequence[str] = ()
     moved: dict[str, ir.DataType] = field(default_factory=dict)
 
     def move(self, types: Mapping[str, ir.DataType]) -> None:
         """Give layers that go back their types."""
         self.types |= types
         self.moved |= types
+
+    def all_types(self) -> dict[str, ir.DataType]:
+        """Types of the layers and of the sums with the residual stream, by name."""
+        sums = [residual.name for residual in self.source.sums if block_of(residual) in self.narrow]
+        return self.types | dict.fromkeys(sums, self.precision.residual)
 
 
 class _Candidate(NamedTuple):
@@ -137,9 +154,6 @@ class Planner:
         self._sensitive = sensitive
         self._inputs = inputs
         self._begin = begin
-        # Both hold losses that were measured, which all precisions of a kind share.
-        self._sixteen_bits: _Float32Graphs | None = None
-        self._eight_bits: _Float32Graphs | None = None
 
     def add(self, precision: Precision, limits: Limits) -> None:
         """Add a precision that keeps ``limits``.
@@ -147,37 +161,65 @@ class Planner:
         Raises:
             ParityError: the precision falls below them even with the most layers that may go back, and is removed.
         """
-        if not precision.is_quantised:
-            source = self._sixteen_bits = self._sixteen_bits or self._source(self._graphs)
-        else:
-            source = self._eight_bits = self._eight_bits or self._prepare_eight_bits()
+        source = self._eight_bits if precision.is_quantised else self._float32
         layers = [layer for of_graph in source.layers.values() for layer in of_graph]
-        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers})
+        narrow = [] if precision.residual == FLOAT else calm_blocks(source.sums, self._peaks)
+        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers}, narrow)
         while True:
             rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
             if not failed:
                 self._assembly.set_measured(precision.name, rows)
                 return
-            if not self._move_back(plan, failed, limits):
+            if not self._step_back(plan, failed, limits):
                 self._assembly.remove(precision.name)
                 raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
     def _source(
         self, graphs: Mapping[str, ir.Model], ranges: Mapping[str, float] = MappingProxyType({}), smoothed: int = 0
     ) -> _Float32Graphs:
+        """Graphs to make precisions from, which keep the losses that are measured in them."""
         sensitivity = Sensitivity(self._assembly.write_manifest(), graphs, self._inputs.probe, ranges)
-        return _Float32Graphs(graphs, self._layers(graphs), ranges, smoothed, sensitivity)
+        return _Float32Graphs(graphs, self._layers(graphs), self._residuals(graphs), ranges, smoothed, sensitivity)
 
     def _layers(self, graphs: Mapping[str, ir.Model]) -> dict[str, list[Layer]]:
         return {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
 
-    def _prepare_eight_bits(self) -> _Float32Graphs:
-        """Smooth outlier channels and find the ranges of activations: two passes over the calibration inputs.
+    def _residuals(self, graphs: Mapping[str, ir.Model]) -> dict[str, list[Layer]]:
+        return {name: find_residuals(model, self._sensitive[name]) for name, model in graphs.items()}
 
-        All 8-bit precisions share the result. The smoothed weights lie in a scratch file from then on.
+    @cached_property
+    def _float32(self) -> _Float32Graphs:
+        """The graphs as they are, for 16-bit precisions."""
+        return self._source(self._graphs)
+
+    @cached_property
+    def _calibrated(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
+        """The rows and the peaks of the calibration inputs in the float32 graphs, by layer and by sum."""
+        backend = self._observe(self._graphs, "calibrate, pass 1")
+        return backend.rows(), backend.peaks()
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        """The largest magnitude in each sum with the residual stream, on the probe and the calibration inputs."""
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
+        model, probe = Model(bundle, backend), self._inputs.probe
+        run = model.dense_features if model.graphs.has("dense") else model.embed_images
+        for image in tracked(self._begin, "measure residual stream", probe.images):
+            run(image.rgb)
+        for walk_type, texts in probe.walk_types.items():
+            model.embed_texts(texts.texts, walk_type)
+        seen = [backend.peaks()] if self._inputs.calibration is None else [backend.peaks(), self._calibrated[1]]
+        return {sum_.name: float(np.max([peaks[sum_.name] for peaks in seen])) for sum_ in self._float32.sums}
+
+    @cached_property
+    def _eight_bits(self) -> _Float32Graphs:
+        """The graphs for 8-bit precisions: outlier channels smoothed, and the ranges of activations found.
+
+        It takes two passes over the calibration inputs. The smoothed weights lie in a scratch file from then on.
         """
-        rows = self._observe(self._graphs, "calibrate, pass 1").rows()
+        rows, _ = self._calibrated
         sites = self._common_sites()
         factors: dict[str, FloatArray] = {}
         for site in sites.values():
@@ -215,7 +257,9 @@ class Planner:
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        backend = ObservingBackend(bundle, graphs, self._layers(graphs), find_ranges=find_ranges)
+        residuals = self._residuals(graphs)
+        watched = {name: [*layers, *residuals[name]] for name, layers in self._layers(graphs).items()}
+        backend = ObservingBackend(bundle, graphs, watched, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
@@ -223,7 +267,8 @@ class Planner:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
         graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
-        lowered = {graph: lower(plan.source.graphs[graph], plan.types, plan.source.ranges) for graph in graphs}
+        types = plan.all_types()
+        lowered = {graph: lower(plan.source.graphs[graph], types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.write_manifest()
         files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
@@ -236,6 +281,24 @@ class Planner:
             return rows
         stage = f"check {name} held out"
         return (*rows, *parity.check_held_out(model, held_out, limits, self._begin, stage))
+
+    def _step_back(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
+        """Have a plan that failed lose less; False if nothing is left to do.
+
+        The residual stream goes back first, because it passes through every layer. If that does not help, layers are
+        the cause: the stream is narrow again while they move, and goes back in the end if they are not enough.
+        """
+        if plan.narrow and not plan.moved:
+            plan.narrow, plan.set_aside = [], plan.narrow
+            return True
+        if plan.set_aside:
+            plan.narrow, plan.set_aside = plan.set_aside, []
+        if self._move_back(plan, failed, limits):
+            return True
+        if plan.narrow and plan.moved:
+            plan.narrow = []
+            return True
+        return False
 
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
         """Give layers of each tower that failed higher types; False if too many went already.
@@ -300,7 +363,7 @@ class Planner:
     ) -> bool:
         """Whether a tower passes with some more layers in higher types; ``first`` are the cases to begin with."""
         done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
-        types = plan.types | self._higher(plan, chosen)
+        types = plan.all_types() | self._higher(plan, chosen)
         graphs = {
             name: lower(graph, types, plan.source.ranges) for name, graph in plan.source.graphs.items() if name in tower
         }
@@ -321,6 +384,7 @@ class Planner:
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
+            residual=spans(list(dict.fromkeys(map(block_of, plan.source.sums))), plan.narrow),
             smoothed=plan.source.smoothed,
             calibration=data.record() if data is not None and precision.is_quantised else None,
         )

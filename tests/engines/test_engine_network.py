@@ -157,6 +157,21 @@ def test_every_attention_becomes_one_kernel(pocket_path: Path, precision: str) -
     assert built(pocket_path, "vision", precision).attentions == 6
 
 
+def test_a_narrow_stream_is_added_by_the_kernel_of_the_product_before_it(pocket_path: Path) -> None:
+    """In float32 the next norm's kernel reads and writes it, at twice the memory; so does the last norm's here."""
+    assert built(pocket_path, "vision", "fp16").kernels("FcCastAddCastAdd") == 2 * 6 - 1
+
+
+def test_8_bit_products_write_16_bits_and_are_scaled_by_the_next_kernel(pocket_path: Path) -> None:
+    """A scale that is applied to the product in float16 would follow an overflow."""
+    log = built(pocket_path, "vision", "int8")
+    quantised = [written for read, written in log.products if read == "Int8"]
+    assert len(quantised) == 1 + 4 * 6
+    assert set(quantised) == {"Half"}
+    assert log.kernels("CastMulAdd\\w*") >= 3 * 6
+    assert log.kernels("Mul\\w*") == 0
+
+
 @pytest.mark.parametrize("name", SQUARE_NAMES)
 def test_so_do_those_of_towers_with_a_class_token(name: str, square_path: Callable[[str], Path]) -> None:
     """One of them is the last, in which the class token alone attends. Heads of texts are too small for a kernel."""

@@ -49,10 +49,11 @@ STAGES = (
     "write weights",
     "check fp32 parity",
     "run held-out inputs",
+    "measure residual stream",
+    "calibrate, pass 1",
     "convert to fp16",
     "check fp16 parity",
     "check fp16 held out",
-    "calibrate, pass 1",
     "calibrate, pass 2",
     "convert to int8",
     "check int8 parity",
@@ -158,6 +159,13 @@ def test_both_goldens_keep_every_floor(complete: Bundle) -> None:
 def test_the_manifest_says_how_each_precision_was_made(complete: Bundle) -> None:
     fp16, int8 = (complete.manifest.lowering[precision] for precision in ("fp16", "int8"))
     assert (fp16.linear, fp16.other, fp16.smoothed, fp16.calibration) == ("float16", "float16", 0, None)
+    vision, text = fp16.residual
+    assert (vision.first, text.first) == ("vision.blocks.0", "text.blocks.0")
+    for span, graph in ((vision, "vision"), (text, "text")):
+        model = ir.load(complete.path / f"{graph}.onnx")
+        names = {layer.name for layer in find_layers(model) if layer.kind == "attention"} - {"dense.attention"}
+        assert span.last == f"{graph}.blocks.{len(names) - 1}"
+    assert int8.residual == fp16.residual
     assert (int8.linear, int8.other) == ("int8", "float16")
     assert int8.smoothed > 0
     assert int8.calibration is not None
@@ -329,6 +337,8 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
     for graph in ("vision", "dense", "text"):
         assert largest_input(bundle, graph, "LayerNormalization") > LARGEST
     assert bundle.manifest.lowering[precision].moved == {}
+    # Both blocks of either tower read or write it.
+    assert bundle.manifest.lowering[precision].residual == ()
     rows = bundle.manifest.parity.measured[precision]
     assert all(row.passed for row in rows)
     if precision == "fp16":
@@ -341,6 +351,40 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
     ):
         assert np.isfinite(vectors).all()
         assert (vectors * expected).sum(axis=1).min() >= PRECISIONS[precision].limits.min_cosine
+
+
+@pytest.mark.usefixtures("quick")
+def test_parity_decides_on_a_narrow_stream_before_layers_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here no peak keeps a stream in float32, and the one that overflows goes back with no layer."""
+    monkeypatch.setattr("fgclip_rt.export.precision.residual.LARGEST", float("inf"))
+    source = changed_checkpoint(tmp_path / "checkpoint", overflow_the_residual)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert bundle.manifest.lowering["fp16"].residual == ()
+    assert bundle.manifest.lowering["fp16"].moved == {}
+    assert all(row.passed for row in bundle.manifest.parity.measured["fp16"])
+
+
+def raise_the_stream_of_images(tensors: Tensors) -> None:
+    """Make one channel of images 20,000, which float16 holds; texts keep their stream."""
+    for name, values in tensors.items():
+        if not name.startswith("vision_model"):
+            continue
+        rows = ("patch_embedding.weight", "patch_embedding.bias", "out_proj.weight", "out_proj.bias")
+        if name.endswith((*rows, "mlp.fc2.weight", "mlp.fc2.bias")):
+            values[0] = 0
+        elif name.endswith("position_embedding.weight"):
+            values[:, 0] = 0
+    for block, bias in ((0, 20_000), (1, -20_000)):
+        tensors[f"vision_model.encoder.layers.{block}.mlp.fc2.bias"][0] = bias
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_stream_near_the_end_of_float16_stays_in_float32_in_its_tower_alone(tmp_path: Path) -> None:
+    source = changed_checkpoint(tmp_path / "checkpoint", raise_the_stream_of_images)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert 16_000 < largest_input(bundle, "vision", "LayerNormalization") < LARGEST
+    (span,) = bundle.manifest.lowering["fp16"].residual
+    assert (span.first, span.last) == ("text.blocks.0", "text.blocks.1")
 
 
 def overflow_a_layer(tensors: Tensors) -> None:

@@ -29,7 +29,7 @@ from helpers import graph_inputs
 
 GRAPHS = ("vision", "dense", "text", "region")
 LIMITS = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
-LOWERING = Lowering(linear="float16", other="float16", moved={}, smoothed=0, calibration=None)
+LOWERING = Lowering(linear="float16", other="float16", moved={}, residual=(), smoothed=0, calibration=None)
 
 
 def model(**weights: Any) -> ir.Model:
