@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -227,7 +228,7 @@ class Batcher:
         with self._changed:
             self._preparing += len(jobs)
         for job, work in zip(jobs, works, strict=True):
-            job.future.add_done_callback(lambda _, work=work: self._admission.give_back(work))
+            job.future.add_done_callback(partial(self._give_back, work))
             pool = self._texts if isinstance(job.item, TextItem) else self._photos
             pool.submit(self._prepare, job)
         return [job.future for job in jobs]
@@ -254,6 +255,9 @@ class Batcher:
             pool.shutdown()
         self._runner.join()
         return answered
+
+    def _give_back(self, work: int, _: Future[Any]) -> None:
+        self._admission.give_back(work)
 
     def _leave(self) -> None:
         self._forked = True

@@ -76,7 +76,7 @@ class Lanes(Generic[_T]):
 
     def drop(self, unwanted: Callable[[Waiting[_T]], bool]) -> list[Waiting[_T]]:
         """Take out the items that nobody waits for any more."""
-        dropped = []
+        dropped: list[Waiting[_T]] = []
         for key, lane in list(self._lanes.items()):
             kept: deque[Waiting[_T]] = deque()
             for waiting in lane:

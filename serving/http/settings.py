@@ -1,0 +1,27 @@
+"""How a server behaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Settings of a server.
+
+    Attributes:
+        aliases: names that it answers to besides the bundle's own.
+        max_body: bytes of a request's body.
+        timeout: seconds that a request may take unless it says otherwise.
+        api_key_file: file of the keys, one a line, that clients must show; None asks for none.
+        allow_urls: patterns of hosts that images are fetched from.
+        log_json: write the log as JSON, a document a line.
+    """
+
+    aliases: tuple[str, ...] = ()
+    max_body: int = 64 * 2**20
+    timeout: float = 60.0
+    api_key_file: Path | None = None
+    allow_urls: tuple[str, ...] = ()
+    log_json: bool = False
