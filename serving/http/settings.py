@@ -16,7 +16,6 @@ class Settings(msgspec.Struct, frozen=True):
         timeout: seconds that a request may take unless it says otherwise.
         api_key_file: file of the keys, one a line, that clients must show; None asks for none.
         allow_urls: patterns of hosts that images are fetched from.
-        log_json: write the log as JSON, a document a line.
     """
 
     aliases: tuple[str, ...] = ()
@@ -24,4 +23,3 @@ class Settings(msgspec.Struct, frozen=True):
     timeout: float = 60.0
     api_key_file: Path | None = None
     allow_urls: tuple[str, ...] = ()
-    log_json: bool = False
