@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
 OLDEST := .venv-oldest
+SITE := site
 
-.PHONY: help install demo test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs pocket-bundle fix coverage test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -13,9 +14,13 @@ help:
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
+	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
+	@echo "make pocket-bundle export the bundle that comes with the package anew"
+	@echo "make coverage      run the tests and report the lines that they reach"
+	@echo "make fix           format the code, and mend what ruff can"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
-	@echo "make clean         remove $(VENV), $(OLDEST) and what the demo made"
+	@echo "make clean         remove $(VENV), $(OLDEST), $(SITE) and what the demo made"
 
 install: $(VENV)/installed
 
@@ -56,6 +61,10 @@ test: install lint
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# The bundle that comes with the package, anew from the checkpoint that does.
+pocket-bundle: install
+	$(BIN)/python -m tools.pocket.bundle
+
 # The runtime's tests with the oldest versions that it allows and no torch, on bundles that the usual environment makes.
 test-oldest: install $(OLDEST)/installed
 	rm -rf $(OLDEST)/bundles
@@ -80,10 +89,24 @@ bench: install
 bench-report: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.readme benchmarks
 
+# Parts of the pages are made from the code. A broken link or anchor fails. The variable hides an announcement.
+docs: install
+	$(BIN)/python -m tools.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
+
+# Format, and mend what ruff can.
+fix: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Lines that the default tests reach, of all rooms; code that runs in processes of its own counts too.
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DEMO) $(SITE) build *.egg-info

@@ -1,9 +1,9 @@
-"""A graph of a bundle as TensorRT's parser takes it: sizes fixed as the engine has them, and attention with a mask.
+"""A graph of a bundle as TensorRT's parser takes it: fixed sizes, attention with a mask, and 8-bit products in float16.
 
-The bundle's graphs hide keys with one more channel in every head (:mod:`fgclip_rt.export.graphs.attention`), for the
-sake of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
-memory, in float32. With a mask instead of the channel each attention becomes one kernel, in 16-bit types. The exporter
-names on the node what the channel was added to; a graph without these names would be slow, and is refused.
+The bundle's graphs hide keys with more channels in every head (:mod:`fgclip_rt.export.graphs.attention`), for the sake
+of onnxruntime's blocks. Heads of such a size suit none of TensorRT's fused kernels: it would write all scores to
+memory, in float32. With a mask instead of the channels each attention becomes one kernel, in 16-bit types. The exporter
+names on the node what the channels were added to; a graph without these names would be slow, and is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from fgclip_rt.errors import EngineError
 from fgclip_rt.manifest import KeyBias
+
+from .products import narrow_products
 
 
 def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
@@ -40,6 +42,7 @@ def parser_input(path: Path, fixed: Mapping[str, int]) -> bytes:
             if axis.dim_param in fixed:
                 axis.dim_value = fixed[axis.dim_param]
     _mask_attentions(model.graph)
+    narrow_products(model.graph)
     model = onnx.inliner.inline_local_functions(model)
     # Shapes recorded for intermediate values assume dynamic axes; drop them.
     del model.graph.value_info[:]
@@ -92,7 +95,7 @@ def _metadata(holder: ModelProto | NodeProto) -> dict[str, str]:
 def _mask_attentions(graph: GraphProto) -> None:
     """Give every attention that hides keys its heads' own size, and a mask in standard operators.
 
-    Nobody reads the rest of the channel's nodes, and parsers drop them.
+    Nobody reads the rest of the channels' nodes, and parsers drop them.
     """
     nodes: list[NodeProto] = []
     for node in graph.node:

@@ -28,6 +28,7 @@ from fgclip_rt.engine_files import (
 from fgclip_rt.errors import ArgumentError, EngineError, check_positive
 from fgclip_rt.outputs import cannot_write
 from fgclip_rt.progress import BeginStage, silent
+from fgclip_rt.shipped import is_shipped
 
 from .cuda import find_gpu
 from .libraries import CURRENT, LIBRARIES, EngineLibrary, needs_gpu, this_gpu
@@ -84,6 +85,11 @@ def build(
         DeviceError: CUDA cannot use the GPU that the target needs.
         OutputError: the folder cannot be written.
     """
+    if is_shipped(bundle.path):
+        raise ArgumentError(
+            f"{bundle.path.name} comes with the package, whose folder is not written to; copy it with "
+            f"'cp -r {bundle.path} FOLDER', and build engines for the copy."
+        )
     if backend not in LIBRARIES:
         raise ArgumentError(f"backend {backend!r} is unknown; choose from {', '.join(LIBRARIES)}.")
     check_positive("jobs", jobs, most=256)

@@ -18,6 +18,7 @@ import msgspec
 from . import interface
 from .errors import ArgumentError, BundleError
 from .manifest import FORMAT, FORMAT_VERSION, MOST_AREA, MOST_PATCHES, FileInfo, ImageSpec, Manifest, SquareSpec
+from .shipped import locate, names
 
 MANIFEST = "manifest.json"
 #: A cache of built engines that may come and go; the manifest does not list it.
@@ -49,7 +50,7 @@ class Bundle:
         """Open the bundle at ``folder``.
 
         Args:
-            folder: its path.
+            folder: its path, or the name of a bundle that comes with the package (:mod:`fgclip_rt.shipped`).
             check_hashes: compare every file's SHA-256 with the manifest. Without it only names and sizes are
                 compared, which is faster for large bundles and trusts the disk.
 
@@ -57,12 +58,15 @@ class Bundle:
             BundleError: the folder is not a bundle, a listed file is missing or altered, or the manifest is not as
                 specified.
         """
+        folder = locate(folder)
         path = folder / MANIFEST
         try:
             if not folder.is_dir():
                 state = "is a file" if folder.exists() else "does not exist"
                 raise BundleError(
-                    f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", code="bundle_missing"
+                    f"{folder} {state}; give a bundle's folder, as 'fgclip-rt export' makes it, or "
+                    f"{' or '.join(names())}, which comes with the package.",
+                    code="bundle_missing",
                 )
             text = path.read_bytes()
         except FileNotFoundError:

@@ -31,7 +31,7 @@ RECORD = "engine.json"
 REFIT = "refit.onnx"
 
 #: Changes when the same key would make another plan, because this package makes networks in another way.
-RECIPE = 2
+RECIPE = 3
 
 #: The reason that lies in the machine: the engine itself may be the right one.
 NO_GPU = "there is no NVIDIA GPU"

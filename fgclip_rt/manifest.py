@@ -1,7 +1,7 @@
 """The manifest of a bundle: the content of ``manifest.json``, decoded strictly.
 
 An unknown key, a missing key or a value of the wrong type is an error that names its place. The format is specified
-in the README.
+in ``docs/bundle/``.
 """
 
 from __future__ import annotations
@@ -326,6 +326,13 @@ class Calibration(Strict, frozen=True):
     sha256: str
 
 
+class Span(Strict, frozen=True):
+    """Consecutive blocks of one tower, by name, such as ``vision.blocks.0`` to ``vision.blocks.11``."""
+
+    first: str
+    last: str
+
+
 class Lowering(Strict, frozen=True):
     """Changes to the fp32 graphs that make the graphs of a lower precision.
 
@@ -333,6 +340,7 @@ class Lowering(Strict, frozen=True):
         linear: type of the linear layers, such as ``float16`` or ``int8``.
         other: type of the attention's products and of the token table.
         moved: layers that were put back to a higher type to keep the limits, with that type.
+        residual: spans of blocks whose residual stream is in float16; it is float32 elsewhere.
         smoothed: number of layers whose input channels were rescaled.
         calibration: data of the measured ranges; None if no ranges were measured.
     """
@@ -340,6 +348,7 @@ class Lowering(Strict, frozen=True):
     linear: str
     other: str
     moved: dict[str, str]
+    residual: tuple[Span, ...]
     smoothed: Natural
     calibration: Calibration | None
 

@@ -63,7 +63,7 @@ def load(
     Graphs are loaded when they are first used, so a service that embeds only texts never loads the vision tower.
 
     Args:
-        bundle: folder made by ``fgclip-rt export``.
+        bundle: folder made by ``fgclip-rt export``; or ``fg-clip2-pocket``, which comes with the package.
         device: ``auto``, ``cpu`` or ``cuda``. A device that is asked for and missing is an error. With ``auto``,
             ``model.backend`` says which device was chosen and why.
         precision: one of the bundle's; None takes its first.

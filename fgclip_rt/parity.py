@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -24,14 +25,13 @@ PARTS = ("dense", "region", "mask")
 #: Vectors [n, D] to their logits [n, m] against the reference's vectors of the other kind.
 Logits: TypeAlias = Callable[[Array], Array]
 
-#: A part of a check: runs the model, and compares the results.
-_Step: TypeAlias = Callable[[], Sequence[ParityRow]]
-
 #: The error of vectors that cannot be compared: a value is not finite, or shapes differ. JSON has no infinity.
 _NO_NUMBER = float(np.finfo(np.float64).max)
 
 _TINY = np.finfo(np.float64).tiny
 
+#: Cases of the two steps that take all images together.
+_MIXED_BATCH, _LOGITS = "mixed batch", "images × short"
 
 #: Largest distance from exact vectors, as a multiple of the distance that the float32 reference has from them. Sums in
 #: another order have errors of the same size, and the largest of many errors scatters.
@@ -42,6 +42,20 @@ _LEAST_NEAR_COSINE = 0.99
 
 #: The least cosine with exact vectors that fp32 may have, however far the float32 reference is: the floor of fp16.
 _LEAST_EXACT_COSINE = 0.9995
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A part of a check: some runs of a model, and the comparisons of their results.
+
+    Attributes:
+        graphs: the graphs that it judges; ``logits`` for the logits, ``preparation`` and ``tokens`` for these.
+        case: the inputs, in words; the ``case`` of each of its rows.
+        rows: runs the model and compares.
+    """
+
+    graphs: tuple[str, ...]
+    case: str
+    rows: Callable[[], Sequence[ParityRow]]
 
 
 def compare(
@@ -152,7 +166,7 @@ def check(
         begin: is told how many runs are compared.
         stage: the name of the work, for ``begin``.
     """
-    return _run(_steps(model, probe, limits), begin, stage)
+    return _run(probe_steps(model, probe, limits), begin, stage)
 
 
 def check_held_out(
@@ -167,11 +181,24 @@ def check_held_out(
         begin: is told how many runs are compared.
         stage: the name of the work, for ``begin``.
     """
-    return _run(_held_out_steps(model, held_out, limits), begin, stage)
+    return _run(held_out_steps(model, held_out, limits), begin, stage)
 
 
-def _run(steps: Sequence[_Step], begin: BeginStage, stage: str) -> tuple[ParityRow, ...]:
-    return tuple(row for step in tracked(begin, stage, steps) for row in step())
+def passes(steps: Sequence[Step], graphs: Collection[str], first: Collection[str] = ()) -> bool:
+    """Whether every comparison of some graphs passes; none is made after one that fails.
+
+    Args:
+        steps: steps of a check.
+        graphs: the graphs to judge; steps for other graphs are left out.
+        first: cases to begin with, because they failed before.
+    """
+    wanted = [step for step in steps if not set(graphs).isdisjoint(step.graphs)]
+    wanted.sort(key=lambda step: step.case not in first)
+    return all(row.passed for step in wanted for row in step.rows() if row.graph in graphs)
+
+
+def _run(steps: Sequence[Step], begin: BeginStage, stage: str) -> tuple[ParityRow, ...]:
+    return tuple(row for step in tracked(begin, stage, steps) for row in step.rows())
 
 
 class _Vectors:
@@ -198,8 +225,8 @@ class _Vectors:
         return self._texts[walk_type]
 
 
-def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
-    """The comparisons of a whole probe, in the order of their rows."""
+def probe_steps(model: Model, probe: Probe, limits: Limits) -> list[Step]:
+    """The steps of :func:`check`, in the order of their rows."""
     vectors = _Vectors(model, probe)
     exact = probe.exact
 
@@ -211,7 +238,7 @@ def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
         to_texts = _to_texts(model, probe, "short")
         expected = _image_features(probe.images)
         exactly = None if exact is None else _image_features(exact.images)
-        return [compare(vectors.images, expected, limits, "vision", "mixed batch", to_texts, exactly)]
+        return [compare(vectors.images, expected, limits, "vision", _MIXED_BATCH, to_texts, exactly)]
 
     def tokens(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
         encoded = model.tokenizer(texts.texts, walk_type)
@@ -228,32 +255,37 @@ def _steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
         # Logits are their own logits: the shift is their largest difference, a flip an image with another best text.
         actual = model.logits(vectors.images, vectors.texts("short"))
         exactly = None if exact is None else exact.logits
-        return [compare(actual, probe.logits, limits, "logits", "images × short", lambda rows: rows, exactly)]
+        return [compare(actual, probe.logits, limits, "logits", _LOGITS, lambda rows: rows, exactly)]
 
-    steps: list[_Step] = []
+    found: list[Step] = []
     for index, image in enumerate(probe.images):
-        steps += [partial(preparation, image), *_image_steps(model, probe, [index], limits, _image_case(image))]
-    steps.append(mixed_batch)
+        case = _image_case(image)
+        found.append(Step(("preparation",), case, partial(preparation, image)))
+        found += _image_steps(model, probe, [index], limits, case)
+    found.append(Step(("vision",), _MIXED_BATCH, mixed_batch))
     for walk_type, texts in probe.walk_types.items():
-        steps += [partial(tokens, walk_type, texts), partial(features, walk_type, texts)]
-    return [*steps, logits]
+        found.append(Step(("tokens",), walk_type, partial(tokens, walk_type, texts)))
+        found.append(Step(("text",), walk_type, partial(features, walk_type, texts)))
+    return [*found, Step(("logits",), _LOGITS, logits)]
 
 
-def _held_out_steps(model: Model, probe: Probe, limits: Limits) -> list[_Step]:
-    """The comparisons of held-out inputs, in the order of their rows."""
+def held_out_steps(model: Model, held_out: Probe, limits: Limits) -> list[Step]:
+    """The steps of :func:`check_held_out`, in the order of their rows."""
 
-    def features(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
+    def features(walk_type: str, texts: ProbeTexts, case: str) -> list[ParityRow]:
         actual = model.embed_texts(texts.texts, walk_type, normalize=False)
-        to_images = _to_images(model, probe, walk_type)
-        return [compare(actual, texts.features, limits, "text", f"held out, {walk_type}", to_images)]
+        return [compare(actual, texts.features, limits, "text", case, _to_images(model, held_out, walk_type))]
 
-    steps: list[_Step] = []
-    for bucket, indices in _by_bucket(model, probe).items():
-        steps += _image_steps(model, probe, indices, limits, f"held out, bucket {bucket}")
-    return [*steps, *(partial(features, walk_type, texts) for walk_type, texts in probe.walk_types.items())]
+    found: list[Step] = []
+    for bucket, indices in _by_bucket(model, held_out).items():
+        found += _image_steps(model, held_out, indices, limits, f"held out, bucket {bucket}")
+    for walk_type, texts in held_out.walk_types.items():
+        case = f"held out, {walk_type}"
+        found.append(Step(("text",), case, partial(features, walk_type, texts, case)))
+    return found
 
 
-def _image_steps(model: Model, probe: Probe, indices: Sequence[int], limits: Limits, case: str) -> list[_Step]:
+def _image_steps(model: Model, probe: Probe, indices: Sequence[int], limits: Limits, case: str) -> list[Step]:
     """A step for the vision graph, and one for the graphs of parts, which share the dense graph's run.
 
     Each gives one comparison per graph, over the vectors of all images of ``probe`` at ``indices`` together. Every
@@ -285,7 +317,8 @@ def _image_steps(model: Model, probe: Probe, indices: Sequence[int], limits: Lim
             rows.append(compare(actual, expected, limits, graph, case, to_names, exact))
         return rows
 
-    return [vision, parts] if graphs else [vision]
+    of_image = Step(("vision",), case, vision)
+    return [of_image, Step(tuple(graphs), case, parts)] if graphs else [of_image]
 
 
 def _joined(of_images: Sequence[dict[str, Array]], graph: str) -> Array:

@@ -46,6 +46,7 @@ LOWERING: Json = {
     "linear": "int8",
     "other": "float16",
     "moved": {"vision.blocks.0.mlp.fc2": "float16", "text_heads": "float32"},
+    "residual": [{"first": "vision.blocks.0", "last": "vision.blocks.1"}],
     "smoothed": 24,
     "calibration": {
         "method": "percentile",
@@ -197,9 +198,9 @@ def add_int8(document: Json) -> None:
     parity["measured"]["int8"] = copy.deepcopy(parity["measured"]["fp32"])
 
 
-def graph_inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
+def graph_inputs(graph: str, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Inputs of a graph of the masked golden checkpoint, with patches past one grid and a few hidden tokens."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     if graph == "text":
         ids = random.integers(0, 700, (2, 64), dtype=np.int32)
         mask = (np.arange(64) < [[64], [50]]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Pillow's resize as the README specifies it, step by step and without Pillow: integers from the weights on."""
+"""Pillow's resize as ``docs/bundle/preparation.md`` specifies it, without Pillow: integers from the weights on."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ FLOORS = (
         "children",
         "turns",
         "pixel_budget",
+        "shipped",
     ),
     ("errors", "ahead", "scores", "recent"),
     ("interface", "image_files"),

@@ -17,9 +17,6 @@ from .weights import WeightFiles, external_tensors, has_weights
 
 _T = TypeVar("_T")
 
-#: Weights that belong to no precision, of graphs that run while the bundle is made.
-_SCRATCH = "weights.scratch.safetensors"
-
 
 class Assembly:
     """The folder of a bundle that is being written.
@@ -56,15 +53,20 @@ class Assembly:
             parity=msgspec.structs.replace(parity, limits={**parity.limits, precision: limits}),
         )
 
-    def write_scratch(self, models: Mapping[str, ir.Model]) -> None:
+    def write_scratch(self, purpose: str, models: Mapping[str, ir.Model]) -> None:
         """Write models in memory to scratch files, so that onnxruntime can map their weights.
 
         :meth:`finish` removes the files.
+
+        Args:
+            purpose: a word that names the files. Models that were written for it before cannot be opened any more.
+            models: by name.
         """
-        files = {f"{name}.scratch.onnx": model for name, model in models.items()}
+        weights = f"weights.{purpose}.safetensors"
+        files = {f"{name}.{purpose}.onnx": model for name, model in models.items()}
         # Removed first, not overwritten, because an earlier file may still be mapped.
-        self._weights.remove(_SCRATCH)
-        self._weights.write(files, _SCRATCH, lasting=False)
+        self._weights.remove(weights)
+        self._weights.write(files, weights, lasting=False)
 
     def set_exact_probe(self, file: str) -> None:
         """Record the file of the probe's results in float64, which the limits of fp32 alone would refuse."""

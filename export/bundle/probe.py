@@ -18,7 +18,16 @@ from ..families.base import ReferenceModel
 from ..reference.float64 import Float64
 
 #: (height, width): one of each bucket, then extreme aspect ratios and a single pixel.
-IMAGE_SIZES = ((150, 200), (240, 256), (300, 451), (420, 448), (640, 480), (20, 1500), (2000, 30), (1, 1))
+IMAGE_SIZES: tuple[tuple[int, int], ...] = (
+    (150, 200),
+    (240, 256),
+    (300, 451),
+    (420, 448),
+    (640, 480),
+    (20, 1500),
+    (2000, 30),
+    (1, 1),
+)
 
 TEXTS = (
     "a photo of a cat",

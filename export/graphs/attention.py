@@ -6,10 +6,11 @@ FlashAttention does (https://arxiv.org/abs/2205.14135): with them, 16,384 patche
 that does not know it falls back on the definition, and ``onnx.inliner`` replaces the node by it. In a 16-bit type the
 definition keeps its softmax in float32.
 
-onnxruntime's blocks take no mask, so one more channel in every head hides keys: it holds one in every query, and in
-every key a number that is zero, or so negative that the key's weight vanishes. Modules ask for that with a key bias.
-:func:`expand_key_biases` adds the channel to the traced graph and names on each node what it was added to, so that a
-reader can use a mask instead. A mask that differs from query to query, as a causal one, is added to the scores; they
+onnxruntime's blocks take no mask, so eight more channels in every head hide keys: they hold one in every query, and in
+every key numbers whose sum is zero, or so negative that the key's weight vanishes. Modules ask for that with a key
+bias. One channel would do, but the kernels of onnxruntime's CUDA provider take only heads of a multiple of eight.
+:func:`expand_key_biases` adds the channels to the traced graph and names on each node what they were added to, so that
+a reader can use a mask instead. A mask that differs from query to query, as a causal one, is added to the scores; they
 are then held, for texts are short.
 """
 
@@ -31,6 +32,9 @@ KEY_BIASED = "KeyBiasedMultiHeadAttention"
 
 #: Added to the scores of a hidden key. Far below any score, so that its weight is zero, and finite in float16 too.
 HIDDEN = -1e4
+
+#: Channels by which heads grow; a power of two, so that its share of a bias is exact in every type.
+_CHANNELS = 8
 
 
 def multi_head_attention(
@@ -74,7 +78,7 @@ def multi_head_attention(
 
 
 def expand_key_biases(model: ir.Model) -> None:
-    """Make every :data:`KEY_BIASED` node an attention whose heads have one more channel.
+    """Make every :data:`KEY_BIASED` node an attention whose heads have eight more channels.
 
     The node's metadata then names the queries [B, Q, heads, c], the keys [B, N, heads, c] and the bias [B, N] that it
     was made from, and the model's says how many such nodes there are (:class:`fgclip_rt.manifest.KeyBias`).
@@ -87,7 +91,7 @@ def expand_key_biases(model: ir.Model) -> None:
 
 
 def _expand(graph: ir.Graph, node: ir.Node, channels: dict[ir.Value, ir.Value]) -> None:
-    """Add the channel to one attention; ``channels`` holds those of keys by their bias, which layers share."""
+    """Add the channels to one attention; ``channels`` holds those of keys by their bias, which layers share."""
     query, key, value, bias = node.inputs
     assert bias is not None
     heads = node.attributes["num_heads"].as_int()
@@ -100,11 +104,12 @@ def _expand(graph: ir.Graph, node: ir.Node, channels: dict[ir.Value, ir.Value]) 
     split, join = _constant(graph, [0, 0, heads, -1]), _constant(graph, [0, 0, -1])
     queries, keys = add("Reshape", query, split), add("Reshape", key, split)
     queries.name, keys.name = f"{node.name}.queries", f"{node.name}.keys"
-    ones_shape = add("Concat", add("Shape", query, end=2), _constant(graph, [heads, 1]), axis=0)
+    ones_shape = add("Concat", add("Shape", query, end=2), _constant(graph, [heads, _CHANNELS]), axis=0)
     ones = add("Expand", _constant(graph, 1.0), ones_shape)
     if bias not in channels:
-        unsqueezed = add("Unsqueeze", bias, _constant(graph, [2, 3]))
-        channels[bias] = add("Expand", unsqueezed, _constant(graph, [1, 1, heads, 1]))
+        share = add("Mul", bias, _constant(graph, 1 / _CHANNELS))
+        unsqueezed = add("Unsqueeze", share, _constant(graph, [2, 3]))
+        channels[bias] = add("Expand", unsqueezed, _constant(graph, [1, 1, heads, _CHANNELS]))
     wide_queries = add("Reshape", add("Concat", queries, ones, axis=-1), join)
     wide_keys = add("Reshape", add("Concat", keys, channels[bias], axis=-1), join)
 

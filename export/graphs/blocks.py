@@ -1,12 +1,14 @@
 """Transformer blocks of the graphs: the reference's weights, rewritten for inference.
 
 They consist of MatMul, elementwise operators and attention (:mod:`fgclip_rt.export.graphs.attention`). Weights are
-stored [in, out]. The query projection contains the scale of the scores, and the biases of keys and values are folded
-away. The patch projection contains the rescaling and normalisation of the pixels, so that a caller sends raw bytes.
+stored [in, out]. The query projection contains the scale of the scores. The biases of keys and values are folded away,
+and so is that of the queries where the weights allow it. The patch projection contains the rescaling and normalisation
+of the pixels, so that a caller sends raw bytes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +19,10 @@ from .attention import multi_head_attention
 
 #: Subtracted from the pixels' bytes, which are then centred on zero and fit into a symmetric int8.
 _MIDDLE = 128
+
+#: Largest shift of a LayerNorm's output that takes the bias of the queries in: as large as the output's own deviation.
+#: 8-bit types, whose steps grow with the largest number, lose more by a shift of 4 than their floors allow.
+_MOST_SHIFT = 1.0
 
 
 class Linear(nn.Module):
@@ -125,6 +131,30 @@ class Attention(nn.Module):
         return self.out(mixed)
 
 
+def fold_query_bias(norm: nn.Module, attention: Attention) -> tuple[nn.Module, Attention]:
+    """A LayerNorm and the attention that it feeds alone, without the bias of the queries, if the weights allow it.
+
+    A shift of the LayerNorm's output gives the queries their bias. It shifts all keys alike, which the softmax cancels,
+    and all values alike, which the bias of the output takes back. TensorRT then hands the projections to its attention
+    as they are; for a bias it copies the queries, the keys and the values.
+
+    Positions must not turn the keys, or these would not be shifted alike.
+    """
+    bias = attention.q.bias
+    assert isinstance(norm, nn.LayerNorm)
+    assert bias is not None
+    assert attention.out.bias is not None
+    query, value, out = (linear.weight.double() for linear in (attention.q, attention.v, attention.out))
+    shift, singular = torch.linalg.solve_ex(query.T, bias.double())
+    if singular or not shift.abs().max() <= _MOST_SHIFT:
+        return norm, attention
+    shifted = copy.deepcopy(norm)
+    shifted.bias = nn.Parameter((norm.bias.double() + shift).float(), requires_grad=False)
+    out_bias = attention.out.bias.double() - shift @ value @ out
+    q, project = Linear(attention.q.weight.T, None), Linear(attention.out.weight.T, out_bias.float())
+    return shifted, Attention(q, attention.k, attention.v, project, attention.heads)
+
+
 class Mlp(nn.Module):
     """Two linear layers around an activation."""
 
@@ -153,7 +183,8 @@ class Block(nn.Module):
         assert isinstance(layer, reference_blocks.EncoderLayer)
         attention = layer.self_attn
         projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
-        return cls(layer.layer_norm1, Attention.of(*projections, attention.heads), layer.layer_norm2, Mlp.of(layer.mlp))
+        norm1, folded = fold_query_bias(layer.layer_norm1, Attention.of(*projections, attention.heads))
+        return cls(norm1, folded, layer.layer_norm2, Mlp.of(layer.mlp))
 
     def forward(self, x: Tensor, key_bias: Tensor | None = None, score_bias: Tensor | None = None) -> Tensor:
         normed = self.norm1(x)

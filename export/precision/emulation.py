@@ -1,9 +1,10 @@
-"""16-bit graphs as a GPU rounds them, on a CPU.
+"""Graphs of 16 and 8 bits as a GPU rounds them, on a CPU.
 
 onnxruntime's CPU provider has no 16-bit kernels for these graphs. It computes the layers in float32 and removes the
 casts around them. So it shows the effect of rounded weights, and neither rounded activations nor overflow. Here each
 16-bit operator stands in float32 between explicit casts down and up, which onnxruntime keeps. Inputs and results are
 rounded, and a number beyond the type's range becomes infinite. Sums are kept in float32, as tensor cores keep them.
+Products of 8-bit numbers are written in float16, as engines write them (:mod:`fgclip_rt.engines.products`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
+from fgclip_rt.engines.products import narrow_products
+
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def emulate(model: ir.Model) -> ir.Model:
-    """A graph whose 16-bit operators are rounded float32 ones, in standard operators only."""
-    proto = onnx.inliner.inline_local_functions(ir.to_proto(model))
+    """A graph whose 16-bit operators are rounded float32 ones, in standard operators only.
+
+    Its products of 8-bit numbers are 16-bit operators.
+    """
+    proto = ir.to_proto(model)
+    narrow_products(proto.graph)
+    proto = onnx.inliner.inline_local_functions(proto)
     copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
     for node in list(copy.graph):
         if node.op_type not in ("Cast", "CastLike") and any(value.dtype in _NARROW for value in node.outputs):

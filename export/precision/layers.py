@@ -1,4 +1,7 @@
-"""The layers of a graph whose precision can be chosen: products with a weight, attention, and tables of vectors."""
+"""The layers of a graph whose precision can be chosen: products with a weight, attention, and tables of vectors.
+
+The sums of the residual stream have a type of their own, which is chosen by block.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from fgclip_rt.arrays import FloatArray
 
 from ..graphs.attention import DOMAIN, NAME
 
-Kind: TypeAlias = Literal["linear", "attention", "table"]
+Kind: TypeAlias = Literal["linear", "attention", "table", "residual"]
 
 _WEIGHT = ".weight"
 #: Marks a float32 weight that :mod:`fgclip_rt.export.precision.smoothing` has rescaled.
@@ -22,11 +25,12 @@ SMOOTHED = ".smoothed"
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, found by :func:`find_layers`.
+    """One layer, found by :func:`find_layers` or :func:`find_residuals`.
 
     Attributes:
-        name: name of its module; the same in every graph that holds the layer.
-        kind: a product with a weight [in, out], attention, or a table [rows, D].
+        name: name of its module; the same in every graph that holds the layer. A sum has the name of the norm that
+            reads the residual stream before it.
+        kind: a product with a weight [in, out], attention, a table [rows, D], or a sum with the residual stream.
         node: the node that computes it.
     """
 
@@ -36,7 +40,7 @@ class Layer:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """The inputs that are not weights: queries, keys and values of attention, none of a table."""
+        """The inputs that are not weights: queries, keys and values of attention, none of a table, both of a sum."""
         if self.kind == "table":
             return ()
         return tuple(value for value in self.node.inputs if value is not None and value.const_value is None)
@@ -57,11 +61,23 @@ def find_layers(model: ir.Model, sensitive: Sequence[str] = ()) -> list[Layer]:
         sensitive: names of layers, or of modules that hold layers, to leave out.
     """
     candidates = (_layer(node) for node in model.graph)
-    return [
-        layer
-        for layer in candidates
-        if layer is not None and not any(layer.name == name or layer.name.startswith(f"{name}.") for name in sensitive)
-    ]
+    return [layer for layer in candidates if layer is not None and not _is_part(layer.name, sensitive)]
+
+
+def find_residuals(model: ir.Model, sensitive: Sequence[str] = ()) -> list[Layer]:
+    """The sums by which blocks add to the residual stream, in a graph's order.
+
+    Args:
+        model: a traced graph, in float32.
+        sensitive: as for :func:`find_layers`.
+    """
+    found = (_residual(node) for node in model.graph)
+    return [layer for layer in found if layer is not None and not _is_part(layer.name, sensitive)]
+
+
+def block_of(residual: Layer) -> str:
+    """The name of the block that a sum belongs to."""
+    return residual.name.rpartition(".")[0]
 
 
 def array(value: ir.Value) -> FloatArray:
@@ -81,6 +97,27 @@ def _layer(node: ir.Node) -> Layer | None:
     if node.op_type == "Gather" and _is_matrix(node.inputs[0]):
         return Layer(_name(node.inputs[0]), "table", node)
     return None
+
+
+def _residual(node: ir.Node) -> Layer | None:
+    """A sum with a value that a norm reads too: pre-norm blocks add to the value that they normalise.
+
+    A sum that the graph returns is a result, in float32.
+    """
+    if node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    norms = [
+        user.name
+        for value in node.inputs
+        if value is not None and value.const_value is None
+        for user, _ in value.uses()
+        if user.op_type == "LayerNormalization"
+    ]
+    return Layer(str(norms[0]), "residual", node) if norms else None
+
+
+def _is_part(name: str, of: Sequence[str]) -> bool:
+    return any(name == whole or name.startswith(f"{whole}.") for whole in of)
 
 
 def _is_matrix(value: ir.Value | None) -> bool:

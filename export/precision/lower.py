@@ -1,9 +1,9 @@
 """A float32 graph in lower precision: explicit types and Q/DQ, layer by layer, and nothing else.
 
-Everything between the layers stays in float32: the residual stream, biases, LayerNorm, GELU, positions, pooling and
-normalisation. So a 16-bit layer stands between two casts, and an 8-bit layer reads its input and its weight through
-QuantizeLinear and DequantizeLinear. Such a file means the same to every runtime that reads types. A strongly typed
-TensorRT network does, so it needs no builder flag.
+Everything between the layers stays in float32: biases, LayerNorm, GELU, positions, pooling, normalisation, and the
+residual stream, except in blocks whose sums have another type. So a 16-bit layer stands between two casts, and an 8-bit
+layer reads its input and its weight through QuantizeLinear and DequantizeLinear. Such a file means the same to every
+runtime that reads types. A strongly typed TensorRT network does, so it needs no builder flag.
 
 8-bit quantisation is symmetric, with one scale for a layer's input and one for each output channel of its weight:
 TensorRT takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16
@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fgclip_rt.arrays import Array, FloatArray
 
-from .layers import Layer, array, find_layers
+from .layers import Layer, array, find_layers, find_residuals
 
 FLOAT = ir.DataType.FLOAT
 
@@ -41,14 +41,18 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
 
     Args:
         model: the graph; its initializers are shared with the copy.
-        types: type of each layer, by its name. A layer that is not named stays in float32.
+        types: type of each layer and of each sum of the residual stream, by its name. One that is not named stays in
+            float32.
         ranges: largest magnitude of the input of each quantised layer, by its name; values beyond it saturate.
 
     Returns:
         The copy. Rounded weights are initializers with a suffix, ``NAME.fp16``.
     """
     rewrite = _Rewrite(model.clone(), ranges)
-    for layer in find_layers(rewrite.model):
+    places = {node: place for place, node in enumerate(rewrite.model.graph)}
+    layers = [*find_layers(rewrite.model), *find_residuals(rewrite.model)]
+    # In the graph's order, because a cast stands before the first layer that reads it.
+    for layer in sorted(layers, key=lambda layer: places[layer.node]):
         dtype = types.get(layer.name, FLOAT)
         if dtype in QUANTISED:
             rewrite.quantise(layer, dtype)
@@ -92,9 +96,9 @@ class _Rewrite:
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def narrow(self, layer: Layer, dtype: ir.DataType) -> None:
-        """Compute a layer in a 16-bit type, between casts."""
+        """Compute a layer or a sum in a 16-bit type, between casts."""
         node = layer.node
-        if layer.kind != "attention":
+        if layer.kind in ("linear", "table"):
             weight = self._initializer(layer.weight.name, dtype, rounded(array(layer.weight), dtype))
             node.replace_input_with(0 if layer.kind == "table" else 1, weight)
         for index, value in enumerate(node.inputs):

@@ -1,4 +1,8 @@
-"""Inputs of linear layers while a model runs: some rows, and the range that holds nearly all values."""
+"""Values in a model while it runs.
+
+Of the inputs of linear layers: some rows, and the range that holds nearly all values. Of sums with the residual stream:
+the largest magnitude.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import FP32
 
 from .graph_backend import GraphBackend
-from .layers import Layer
+from .layers import Layer, find_residuals
 
 #: Name of the method for the manifest: :data:`_PERCENTILE` per cent of the values lie within the range.
 METHOD: Literal["percentile"] = "percentile"
@@ -29,7 +33,7 @@ _ROWS_PER_RUN = 8
 
 
 class ObservingBackend:
-    """Runs float32 graphs on the CPU, and keeps rows of the inputs of their linear layers."""
+    """Runs float32 graphs on the CPU, and keeps rows of the inputs of linear layers and the peaks of sums."""
 
     precision = FP32
     device = "cpu"
@@ -50,6 +54,9 @@ class ObservingBackend:
             layers: layers of the graphs to watch, by graph.
             find_ranges: collect histograms for :meth:`ranges`, which takes time.
         """
+        self._sums = {
+            name: [layer for layer in of_graph if layer.kind == "residual"] for name, of_graph in layers.items()
+        }
         self._layers = {
             name: [layer for layer in of_graph if layer.kind == "linear"] for name, of_graph in layers.items()
         }
@@ -57,6 +64,7 @@ class ObservingBackend:
         self._backend = GraphBackend(bundle, FP32, widened)
         # By graph and value, because several layers may read one value.
         self._rows: dict[tuple[str, str], list[FloatArray]] = {}
+        self._peaks: dict[str, Array] = {}
         self._random = np.random.default_rng(0)
         self._histograms = None
         if find_ranges:
@@ -66,11 +74,14 @@ class ObservingBackend:
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """As :meth:`fgclip_rt.backends.Backend.submit`; rows of the watched layers' inputs are kept."""
-        watched = self._watched(graph)
-        results = self._backend.submit(graph, inputs, [*outputs, *watched]).result()
-        for name, value in zip(watched, results[len(outputs) :], strict=True):
-            self._note(graph, name, value)
-        return Finished(results[: len(outputs)])
+        watched, sums = self._watched(graph), self._sums.get(graph, ())
+        wanted = [*outputs, *watched, *map(_peak, sums)]
+        results = dict(zip(wanted, self._backend.submit(graph, inputs, wanted).result(), strict=True))
+        for name in watched:
+            self._note(graph, name, results[name])
+        for layer in sums:
+            self._peaks[layer.name] = np.maximum(self._peaks.get(layer.name, 0), results[_peak(layer)])
+        return Finished([results[name] for name in outputs])
 
     def batch_size(self, graph: str, length: int) -> int:
         """The batch size of a backend for the bundle's own graphs."""
@@ -97,9 +108,17 @@ class ObservingBackend:
             if (graph, _input(layer)) in bounds
         }
 
+    def peaks(self) -> dict[str, float]:
+        """The largest magnitude that each sum read or wrote, by its name; not a number if a value was not."""
+        return {name: float(peak) for name, peak in self._peaks.items()}
+
     def _with_outputs(self, graph: str, model: ir.Model) -> ir.Model:
-        """A copy of a graph that also returns the inputs of its watched layers."""
+        """A copy of a graph that also returns the inputs of its watched layers and the peaks of its sums."""
         model = model.clone()
+        names = {layer.name for layer in self._sums.get(graph, ())}
+        for layer in find_residuals(model):
+            if layer.name in names:
+                _add_peak(model, layer)
         watched = self._watched(graph)
         for node in model.graph:
             for value in node.outputs:
@@ -119,6 +138,21 @@ class ObservingBackend:
         if self._histograms is not None:
             with contextlib.redirect_stdout(io.StringIO()):
                 self._histograms.collect({(graph, name): value})
+
+
+def _peak(layer: Layer) -> str:
+    return f"{layer.name}.peak"
+
+
+def _add_peak(model: ir.Model, layer: Layer) -> None:
+    """Have a graph return the largest magnitude of a sum's inputs and result, a scalar."""
+    sizes = [ir.node("Abs", [value]) for value in (*layer.activations, *layer.node.outputs)]
+    peaks = [ir.node("ReduceMax", size.outputs, {"keepdims": 0}) for size in sizes]
+    peak = ir.node("Max", [peak.outputs[0] for peak in peaks])
+    output = peak.outputs[0]
+    output.name, output.type, output.shape = _peak(layer), ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    model.graph.insert_after(layer.node, [*sizes, *peaks, peak])
+    model.graph.outputs.append(output)
 
 
 def _input(layer: Layer) -> str:

@@ -1,14 +1,19 @@
 """From proven float32 graphs to a lower precision that keeps its floor, or is refused.
 
 The layers get the precision's types, and the graphs are written and compared with the reference. If they fall below the
-floor, the costliest layers go back to the next higher type. This ends if the floor holds or too many have gone back.
+floor, the residual stream goes back to float32. If that does not help, as few of the costliest layers as suffice go
+back to the next higher type instead. Trials find them: a trial judges only the tower whose layers it changes, and ends
+at the first comparison that fails. The graphs that are kept are compared as a whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +21,7 @@ import onnx_ir as ir
 from fgclip_rt import parity
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import ParityError
-from fgclip_rt.manifest import Limits, Lowering, ParityRow
+from fgclip_rt.manifest import FP32, Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from fgclip_rt.progress import BeginStage, tracked
@@ -25,15 +30,21 @@ from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
 from .emulation import emulate
 from .graph_backend import GraphBackend
-from .layers import Layer, find_layers
+from .layers import Layer, block_of, find_layers, find_residuals
 from .lower import FLOAT, lower
 from .observation import ObservingBackend
 from .precisions import Precision
+from .residual import calm_blocks, spans
+from .search import smallest_set
 from .sensitivity import Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
-#: Shares of the failing graphs' layers that may go back in all, and in one round.
-_MOST, _AT_ONCE = 1 / 4, 1 / 16
+#: Share of a tower's layers that may go back.
+_MOST = 1 / 4
+
+#: Graphs that share layers or read each other's results. A change of a layer affects its tower's graphs and the logits.
+_TOWERS: tuple[tuple[str, ...], ...] = (("vision", *parity.PARTS), ("text",))
+_WHOLE = (*(graph for tower in _TOWERS for graph in tower), "logits")
 
 #: By graph of a comparison: the graphs whose layers it depends on, unless that is the graph itself.
 _DEPENDS_ON = {"region": ("dense",), "mask": ("dense",), "logits": ("vision", "text")}
@@ -61,14 +72,23 @@ class _Float32Graphs:
     Attributes:
         graphs: the graphs, by name.
         layers: layers whose type can be chosen, by graph.
+        residuals: sums with the residual stream, by graph.
         ranges: largest magnitude of each linear layer's input, by layer; empty if no layer is quantised.
         smoothed: number of layers with rescaled channels.
+        sensitivity: measures the loss from each layer, and keeps it.
     """
 
     graphs: Mapping[str, ir.Model]
     layers: Mapping[str, Sequence[Layer]]
+    residuals: Mapping[str, Sequence[Layer]]
     ranges: Mapping[str, float]
     smoothed: int
+    sensitivity: Sensitivity
+
+    @property
+    def sums(self) -> list[Layer]:
+        """The sums with the residual stream of all graphs; one that graphs share is there for each."""
+        return [residual for of_graph in self.residuals.values() for residual in of_graph]
 
 
 @dataclass
@@ -79,15 +99,34 @@ class _Plan:
         precision: the precision.
         source: the float32 graphs that it is made from.
         types: type of each layer, by its name.
+        narrow: blocks whose residual stream is in the precision's type for it.
+        set_aside: blocks that had it, while the plan is tried without.
         moved: types now of the layers that went back, by layer.
-        costs: loss from each layer alone in its present type, by graph and layer, as far as it was measured.
     """
 
     precision: Precision
     source: _Float32Graphs
     types: dict[str, ir.DataType]
+    narrow: Sequence[str]
+    set_aside: Sequence[str] = ()
     moved: dict[str, ir.DataType] = field(default_factory=dict)
-    costs: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def move(self, types: Mapping[str, ir.DataType]) -> None:
+        """Give layers that go back their types."""
+        self.types |= types
+        self.moved |= types
+
+    def all_types(self) -> dict[str, ir.DataType]:
+        """Types of the layers and of the sums with the residual stream, by name."""
+        sums = [residual.name for residual in self.source.sums if block_of(residual) in self.narrow]
+        return self.types | dict.fromkeys(sums, self.precision.residual)
+
+
+class _Candidate(NamedTuple):
+    """A layer that may go back, and the graph in which its loss is measured."""
+
+    layer: str
+    graph: str
 
 
 class Planner:
@@ -115,7 +154,6 @@ class Planner:
         self._sensitive = sensitive
         self._inputs = inputs
         self._begin = begin
-        self._eight_bits: _Float32Graphs | None = None
 
     def add(self, precision: Precision, limits: Limits) -> None:
         """Add a precision that keeps ``limits``.
@@ -123,35 +161,66 @@ class Planner:
         Raises:
             ParityError: the precision falls below them even with the most layers that may go back, and is removed.
         """
-        if not precision.is_quantised:
-            source = self._plain(self._graphs)
-        else:
-            source = self._eight_bits = self._eight_bits or self._prepare_eight_bits()
+        source = self._eight_bits if precision.is_quantised else self._float32
         layers = [layer for of_graph in source.layers.values() for layer in of_graph]
-        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers})
+        narrow = [] if precision.residual == FLOAT else calm_blocks(source.sums, self._peaks)
+        plan = _Plan(precision, source, {layer.name: precision.type_of(layer) for layer in layers}, narrow)
         while True:
             rows = self._try(plan, limits)
             failed = [row for row in rows if not row.passed]
             if not failed:
                 self._assembly.set_measured(precision.name, rows)
                 return
-            if not self._move_back(plan, failed):
+            if not self._step_back(plan, failed, limits):
                 self._assembly.remove(precision.name)
                 raise ParityError(_refusal(plan, rows, limits), {precision.name: rows}, code="precision_refused")
 
-    def _plain(self, graphs: Mapping[str, ir.Model]) -> _Float32Graphs:
-        """Graphs as they are, with no ranges."""
-        layers = {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
-        return _Float32Graphs(graphs, layers, ranges={}, smoothed=0)
+    def _source(
+        self, graphs: Mapping[str, ir.Model], ranges: Mapping[str, float] = MappingProxyType({}), smoothed: int = 0
+    ) -> _Float32Graphs:
+        """Graphs to make precisions from, which keep the losses that are measured in them."""
+        sensitivity = Sensitivity(self._assembly.write_manifest(), graphs, self._inputs.probe, ranges)
+        return _Float32Graphs(graphs, self._layers(graphs), self._residuals(graphs), ranges, smoothed, sensitivity)
 
-    def _prepare_eight_bits(self) -> _Float32Graphs:
-        """Smooth outlier channels and find the ranges of activations: two passes over the calibration inputs.
+    def _layers(self, graphs: Mapping[str, ir.Model]) -> dict[str, list[Layer]]:
+        return {name: find_layers(model, self._sensitive[name]) for name, model in graphs.items()}
 
-        All 8-bit precisions share the result. The smoothed weights lie in a scratch file from then on.
+    def _residuals(self, graphs: Mapping[str, ir.Model]) -> dict[str, list[Layer]]:
+        return {name: find_residuals(model, self._sensitive[name]) for name, model in graphs.items()}
+
+    @cached_property
+    def _float32(self) -> _Float32Graphs:
+        """The graphs as they are, for 16-bit precisions."""
+        return self._source(self._graphs)
+
+    @cached_property
+    def _calibrated(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
+        """The rows and the peaks of the calibration inputs in the float32 graphs, by layer and by sum."""
+        backend = self._observe(self._graphs, "calibrate, pass 1")
+        return backend.rows(), backend.peaks()
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        """The largest magnitude in each sum with the residual stream, on the probe and the calibration inputs."""
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
+        model, probe = Model(bundle, backend), self._inputs.probe
+        run = model.dense_features if model.graphs.has("dense") else model.embed_images
+        for image in tracked(self._begin, "measure residual stream", probe.images):
+            run(image.rgb)
+        for walk_type, texts in probe.walk_types.items():
+            model.embed_texts(texts.texts, walk_type)
+        seen = [backend.peaks()] if self._inputs.calibration is None else [backend.peaks(), self._calibrated[1]]
+        return {sum_.name: float(np.max([peaks[sum_.name] for peaks in seen])) for sum_ in self._float32.sums}
+
+    @cached_property
+    def _eight_bits(self) -> _Float32Graphs:
+        """The graphs for 8-bit precisions: outlier channels smoothed, and the ranges of activations found.
+
+        It takes two passes over the calibration inputs. The smoothed weights lie in a scratch file from then on.
         """
-        plain = self._plain(self._graphs)
-        rows = self._observe(plain, "calibrate, pass 1").rows()
-        sites = self._common_sites(plain)
+        rows, _ = self._calibrated
+        sites = self._common_sites()
         factors: dict[str, FloatArray] = {}
         for site in sites.values():
             # Readers of one value saw the same rows; a slice of it is another value.
@@ -160,19 +229,18 @@ class Planner:
             if best is not None:
                 factors[site.name] = best
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
-        self._assembly.write_scratch(graphs)
-        smoothed = self._plain(graphs)
-        ranges = self._observe(smoothed, "calibrate, pass 2", find_ranges=True).ranges()
+        self._assembly.write_scratch("smoothed", graphs)
+        ranges = self._observe(graphs, "calibrate, pass 2", find_ranges=True).ranges()
         readers = {reader.name for name in factors for reader in sites[name].readers}
-        return _Float32Graphs(graphs, smoothed.layers, ranges, len(readers))
+        return self._source(graphs, ranges, len(readers))
 
-    def _common_sites(self, source: _Float32Graphs) -> dict[str, ScalingSite]:
+    def _common_sites(self) -> dict[str, ScalingSite]:
         """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
         by_graph = {
             name: {site.name: site for site in find_sites(graph, self._sensitive[name])}
-            for name, graph in source.graphs.items()
+            for name, graph in self._graphs.items()
         }
-        layers = {name: {layer.name for layer in of_graph} for name, of_graph in source.layers.items()}
+        layers = {name: {layer.name for layer in of_graph} for name, of_graph in self._layers(self._graphs).items()}
         return {
             site.name: site
             for sites in by_graph.values()
@@ -184,12 +252,14 @@ class Planner:
             )
         }
 
-    def _observe(self, source: _Float32Graphs, stage: str, *, find_ranges: bool = False) -> ObservingBackend:
+    def _observe(self, graphs: Mapping[str, ir.Model], stage: str, *, find_ranges: bool = False) -> ObservingBackend:
         """Run float32 graphs on the calibration inputs."""
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        backend = ObservingBackend(bundle, source.graphs, source.layers, find_ranges=find_ranges)
+        residuals = self._residuals(graphs)
+        watched = {name: [*layers, *residuals[name]] for name, layers in self._layers(graphs).items()}
+        backend = ObservingBackend(bundle, graphs, watched, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
@@ -197,7 +267,8 @@ class Planner:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
         graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
-        lowered = {graph: lower(plan.source.graphs[graph], plan.types, plan.source.ranges) for graph in graphs}
+        types = plan.all_types()
+        lowered = {graph: lower(plan.source.graphs[graph], types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.write_manifest()
         files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
@@ -211,41 +282,101 @@ class Planner:
         stage = f"check {name} held out"
         return (*rows, *parity.check_held_out(model, held_out, limits, self._begin, stage))
 
-    def _move_back(self, plan: _Plan, failed: Sequence[ParityRow]) -> bool:
-        """Give the costliest layers of graphs that failed their next higher types; False if too many went already."""
-        graphs = sorted({graph for row in failed for graph in _DEPENDS_ON.get(row.graph, (row.graph,))})
-        layers = {layer.name for graph in graphs for layer in plan.source.layers.get(graph, ())}
-        left = math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers)
-        costs = self._costs(plan, graphs)
-        ranked = sorted(costs, key=lambda name: (-costs[name], name))
-        overflowing = [name for name in ranked if math.isinf(costs[name])]
-        # An overflow hides all other losses, so layers that overflow go first. One that overflows again in its next
-        # type moves on, and counts once.
-        untouched = [name for name in ranked if name not in plan.moved]
-        suspects = overflowing or untouched[: math.ceil(_AT_ONCE * len(layers))]
-        fresh = [name for name in suspects if name in untouched][: max(0, left)]
-        chosen = [name for name in overflowing if name in plan.moved] + fresh
-        for name in chosen:
-            plan.types[name] = plan.moved[name] = plan.precision.next_above(plan.types[name])
-        plan.costs = {key: cost for key, cost in plan.costs.items() if key[1] not in chosen}
-        return bool(chosen)
+    def _step_back(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
+        """Have a plan that failed lose less; False if nothing is left to do.
 
-    def _costs(self, plan: _Plan, graphs: Sequence[str]) -> dict[str, float]:
-        """The loss from each layer that is not in float32, by layer: its largest over some graphs."""
-        wanted = [
-            (graph, layer.name)
-            for graph in graphs
-            for layer in plan.source.layers.get(graph, ())
-            if plan.types[layer.name] != FLOAT
-        ]
-        missing = [key for key in wanted if key not in plan.costs]
-        sensitivity = Sensitivity(self._assembly.write_manifest(), plan.source.graphs, self._inputs.probe)
-        for graph, layer in tracked(self._begin, f"find {plan.precision.name}'s losses", missing):
-            plan.costs[graph, layer] = sensitivity.cost(graph, layer, plan.types[layer], plan.source.ranges)
-        costs: dict[str, float] = {}
-        for graph, layer in wanted:
-            costs[layer] = max(plan.costs[graph, layer], costs.get(layer, 0.0))
-        return costs
+        The residual stream goes back first, because it passes through every layer. If that does not help, layers are
+        the cause: the stream is narrow again while they move, and goes back in the end if they are not enough.
+        """
+        if plan.narrow and not plan.moved:
+            plan.narrow, plan.set_aside = [], plan.narrow
+            return True
+        if plan.set_aside:
+            plan.narrow, plan.set_aside = plan.set_aside, []
+        if self._move_back(plan, failed, limits):
+            return True
+        if plan.narrow and plan.moved:
+            plan.narrow = []
+            return True
+        return False
+
+    def _move_back(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
+        """Give layers of each tower that failed higher types; False if too many went already.
+
+        They are as few of the costliest as make the tower pass. If as many as may go do not suffice, all of these go.
+        """
+        graphs = {row.graph for row in failed}
+        # Logits depend on both towers, so they count once the towers themselves pass.
+        towers = [tower for tower in _TOWERS if not graphs.isdisjoint(tower)] or [_WHOLE]
+        moved = False
+        for tower in towers:
+            rows = [row for row in failed if row.graph in tower]
+            candidates = self._candidates(plan, tower, rows)
+            trial = partial(self._passes, plan, tower, limits, {row.case for row in rows})
+            chosen = smallest_set(candidates, trial)
+            plan.move(self._higher(plan, candidates if chosen is None else chosen))
+            moved = moved or bool(candidates)
+            if chosen is None:
+                break
+        return moved
+
+    def _candidates(self, plan: _Plan, tower: Sequence[str], failed: Sequence[ParityRow]) -> list[_Candidate]:
+        """Layers of a tower that may go back, the costliest first.
+
+        The loss from a layer is measured in one of the graphs that failed, the worst first. An overflow costs
+        infinitely much and hides all other losses, so layers that overflow come before all others.
+        """
+        measured_in: dict[str, str] = {}
+        for row in sorted(failed, key=lambda row: row.min_cosine):
+            for graph in _DEPENDS_ON.get(row.graph, (row.graph,)):
+                for layer in plan.source.layers.get(graph, ()):
+                    if plan.types[layer.name] != FLOAT and layer.name not in plan.moved:
+                        measured_in.setdefault(layer.name, graph)
+        stage, cost = f"find {plan.precision.name}'s losses", plan.source.sensitivity.cost
+        costs = {
+            layer: cost(graph, layer, plan.types[layer])
+            for layer, graph in tracked(self._begin, stage, list(measured_in.items()))
+        }
+        layers = {layer.name for graph in tower for layer in plan.source.layers.get(graph, ())}
+        left = max(0, math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers))
+        ranked = sorted(costs, key=lambda name: (-costs[name], name))
+        return [_Candidate(name, measured_in[name]) for name in ranked[:left]]
+
+    def _higher(self, plan: _Plan, chosen: Sequence[_Candidate]) -> dict[str, ir.DataType]:
+        """The types that layers get if they go back, by layer: the next, or float32 if they overflow in the next."""
+        higher = {}
+        for candidate in chosen:
+            dtype = plan.precision.next_above(plan.types[candidate.layer])
+            holds = dtype == FLOAT or math.isfinite(
+                plan.source.sensitivity.cost(candidate.graph, candidate.layer, dtype)
+            )
+            higher[candidate.layer] = dtype if holds else FLOAT
+        return higher
+
+    def _passes(
+        self,
+        plan: _Plan,
+        tower: Collection[str],
+        limits: Limits,
+        first: Collection[str],
+        chosen: Sequence[_Candidate],
+    ) -> bool:
+        """Whether a tower passes with some more layers in higher types; ``first`` are the cases to begin with."""
+        done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
+        types = plan.all_types() | self._higher(plan, chosen)
+        graphs = {
+            name: lower(graph, types, plan.source.ranges) for name, graph in plan.source.graphs.items() if name in tower
+        }
+        self._assembly.write_scratch("trial", graphs)
+        bundle = self._assembly.write_manifest()
+        emulated = {name: emulate(graph) for name, graph in graphs.items()}
+        model = Model(bundle, GraphBackend(bundle, FP32, emulated))
+        steps = parity.probe_steps(model, self._inputs.probe, limits)
+        if self._inputs.held_out is not None:
+            steps += parity.held_out_steps(model, self._inputs.held_out, limits)
+        passed = parity.passes(steps, tower, first)
+        done()
+        return passed
 
     def _lowering(self, plan: _Plan) -> Lowering:
         precision, data = plan.precision, self._inputs.calibration
@@ -253,6 +384,7 @@ class Planner:
             linear=_name(precision.linear),
             other=_name(precision.other),
             moved={name: _name(dtype) for name, dtype in plan.moved.items()},
+            residual=spans(list(dict.fromkeys(map(block_of, plan.source.sums))), plan.narrow),
             smoothed=plan.source.smoothed,
             calibration=data.record() if data is not None and precision.is_quantised else None,
         )

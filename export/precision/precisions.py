@@ -37,6 +37,11 @@ class Precision:
         """The type that a layer gets at first."""
         return self.linear if layer.kind == "linear" else self.other
 
+    @property
+    def residual(self) -> ir.DataType:
+        """The type of the residual stream where it stays small; in bfloat16 it would lose too much at every block."""
+        return ir.DataType.FLOAT16 if self.other == ir.DataType.FLOAT16 else FLOAT
+
     def next_above(self, dtype: ir.DataType) -> ir.DataType:
         """The next higher type, for a layer that loses too much in ``dtype``."""
         return self.other if dtype in QUANTISED else FLOAT

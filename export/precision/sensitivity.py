@@ -17,42 +17,51 @@ from .emulation import emulate
 from .graph_backend import GraphBackend
 from .lower import lower
 
-#: Largest number of patches of an image that is run: larger images tell little more and take longer.
-_MOST_PATCHES = 256
+#: Largest number of patches of an image that is run, and of images: more tell little more and take longer.
+_MOST_PATCHES, _MOST_IMAGES = 256, 3
 
 
 class Sensitivity:
-    """Runs a graph with one layer in another type, and compares it with itself in float32."""
+    """Runs a graph with one layer in another type, and compares it with itself in float32. Losses are kept."""
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, ir.Model], probe: Probe) -> None:
+    def __init__(
+        self, bundle: Bundle, graphs: Mapping[str, ir.Model], probe: Probe, ranges: Mapping[str, float]
+    ) -> None:
         """Prepare to run graphs.
 
         Args:
             bundle: the bundle with float32 whose folder holds the graphs' weights.
             graphs: float32 graphs, by name.
-            probe: the probe whose texts and smaller images are run.
+            probe: the probe whose texts and some of whose smaller images are run.
+            ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
         """
-        self._bundle, self._graphs = bundle, graphs
-        images = tuple(image for image in probe.images if len(image.patches) <= _MOST_PATCHES)
+        self._bundle, self._graphs, self._ranges = bundle, graphs, ranges
+        images = tuple(image for image in probe.images if len(image.patches) <= _MOST_PATCHES)[:_MOST_IMAGES]
         self._probe = Probe(images, probe.walk_types, probe.logits)
         self._exact: dict[str, FloatArray] = {}
+        self._costs: dict[tuple[str, str, ir.DataType], float] = {}
 
-    def cost(self, graph: str, layer: str, dtype: ir.DataType, ranges: Mapping[str, float]) -> float:
+    def cost(self, graph: str, layer: str, dtype: ir.DataType) -> float:
         """One minus the mean cosine between the vectors of ``graph`` with and without ``layer`` in ``dtype``.
 
         Args:
             graph: ``vision``, ``dense`` or ``text``.
             layer: one of its layers.
             dtype: the type of that layer; all others are in float32.
-            ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
 
         Returns:
             The loss; infinity if a vector is not finite.
         """
+        key = graph, layer, dtype
+        if key not in self._costs:
+            self._costs[key] = self._measure(graph, layer, dtype)
+        return self._costs[key]
+
+    def _measure(self, graph: str, layer: str, dtype: ir.DataType) -> float:
         if graph not in self._exact:
             self._exact[graph] = self._run(graph, self._graphs[graph])
         exact = self._exact[graph]
-        actual = self._run(graph, emulate(lower(self._graphs[graph], {layer: dtype}, ranges)))
+        actual = self._run(graph, emulate(lower(self._graphs[graph], {layer: dtype}, self._ranges)))
         if not np.isfinite(actual).all():
             return float("inf")
         lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(exact, axis=1)

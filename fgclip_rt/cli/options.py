@@ -53,7 +53,12 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return names or [CompletionItem(incomplete, type="file")]
 
 
-bundle = click.argument("bundle", type=PATH, metavar="BUNDLE", help="Bundle folder, made by 'fgclip-rt export'.")
+bundle = click.argument(
+    "bundle",
+    type=PATH,
+    metavar="BUNDLE",
+    help="Bundle folder, made by 'fgclip-rt export'; or fg-clip2-pocket, which comes with the package.",
+)
 precision = click.option(
     "--precision",
     shell_complete=completed(PRECISIONS),

@@ -99,6 +99,11 @@ def describe_lowering(lowering: Lowering) -> str:
     if moved := lowering.moved:
         names = ", ".join(f"{layer} to {kind}" for layer, kind in moved.items())
         parts.append(f"{len(moved)} layer{'s' if len(moved) > 1 else ''} moved back ({names})")
+    if lowering.residual:
+        spans = ", ".join(
+            span.first if span.first == span.last else f"{span.first} to {span.last}" for span in lowering.residual
+        )
+        parts.append(f"residual stream float16 in {spans}")
     if lowering.smoothed:
         parts.append(f"{lowering.smoothed} smoothed")
     if lowering.calibration is not None:

@@ -106,8 +106,8 @@ def test_operations_are_those_of_the_model(bundle_path: Path) -> None:
     width, mlp, heads = vision.hidden_size, vision.intermediate_size, vision.num_attention_heads
 
     def expected(n: int) -> int:
-        # Each head's keys have one more channel, which hides the patches past the grid.
-        block = n * (4 * width**2 + 2 * width * mlp) + n * n * (2 * width + heads)
+        # Each head's keys have eight more channels, which hide the patches past the grid.
+        block = n * (4 * width**2 + 2 * width * mlp) + n * n * (2 * width + 8 * heads)
         embedding = n * width * (vision.num_channels * vision.patch_size**2 + vision.num_patches)
         pooling = 2 * n * width * heads + 2 * width**2 + 2 * width * mlp
         return 2 * (vision.num_hidden_layers * block + embedding + pooling)

@@ -223,7 +223,10 @@ def test_inspect_shows_how_precisions_were_made_and_what_they_cost(lowered_path:
     text = run_command("inspect", lowered_path, "--all").stdout
     manifest = fgclip_rt.load(lowered_path).manifest
     assert "precisions   fp32, fp16, int8\n" in text
-    assert "fp16: linear layers float16, attention and token table float16\n" in text
+    spans = "vision.blocks.0 to vision.blocks.1, text.blocks.0 to text.blocks.1"
+    assert (
+        f"fp16: linear layers float16, attention and token table float16; residual stream float16 in {spans}\n" in text
+    )
     assert "int8: linear layers int8, attention and token table float16; " in text
     calibrated = "calibrated (percentile) on 15 images and 15 texts, 5 and 5 held out"
     assert f"; {manifest.lowering['int8'].smoothed} smoothed; {calibrated}\n" in text
@@ -382,8 +385,8 @@ def test_inspect_shows_what_a_lower_precision_costs(int8: Path) -> None:
     text = run_command("inspect", int8, "--all").stdout
     assert (
         "int8: linear layers int8, attention and token table float16; 2 layers moved back (vision.blocks.0.mlp.fc2 to "
-        "float16, text_heads to float32); 24 smoothed; calibrated (percentile) on 96 images and 97 texts, 32 and 33 "
-        "held out\n"
+        "float16, text_heads to float32); residual stream float16 in vision.blocks.0 to vision.blocks.1; 24 smoothed; "
+        "calibrated (percentile) on 96 images and 97 texts, 32 and 33 held out\n"
     ) in text
     measured = fgclip_rt.load(int8).manifest.parity.measured["int8"]
     lines = table(text, "parity at export, int8")[1:]
@@ -418,12 +421,18 @@ def test_inspect_sums_up_by_graph(int8: Path) -> None:
 
 def test_inspect_leaves_out_what_was_not_done(int8: Path) -> None:
     def edit(document: Json) -> None:
-        document["lowering"]["int8"] = LOWERING | {"moved": {"text_heads": "float32"}, "smoothed": 0}
+        document["lowering"]["int8"] = LOWERING | {
+            "moved": {"text_heads": "float32"},
+            "residual": [{"first": "vision.blocks.3", "last": "vision.blocks.3"}],
+            "smoothed": 0,
+        }
 
     edit_manifest(int8, edit)
     text = run_command("inspect", int8).stdout
-    assert "; 1 layer moved back (text_heads to float32); calibrated" in text
-    edit_manifest(int8, lambda document: document["lowering"]["int8"].update(moved={}, calibration=None))
+    assert (
+        "; 1 layer moved back (text_heads to float32); residual stream float16 in vision.blocks.3; calibrated" in text
+    )
+    edit_manifest(int8, lambda document: document["lowering"]["int8"].update(moved={}, residual=[], calibration=None))
     assert "int8: linear layers int8, attention and token table float16\n" in run_command("inspect", int8).stdout
     edit_manifest(int8, lambda document: document["lowering"].clear())
     assert "linear layers" not in run_command("inspect", int8).stdout

@@ -38,6 +38,21 @@ class BuilderLog:
         """Number of attentions that are one kernel."""
         return len(re.findall(r"^Name: _gem[mv]_mha_v\d\w*, LayerType", self.text, re.MULTILINE))
 
+    @property
+    def copies(self) -> int:
+        """Number of kernels that do nothing but copy queries, keys or values to where an attention reads them."""
+        return len(re.findall(r"^Name: __myl_\w*Move_myl\w+, LayerType: kgen", self.text, re.MULTILINE))
+
+    @property
+    def products(self) -> list[tuple[str, str]]:
+        """The types that each plain product reads and writes: its first input's and its output's."""
+        pattern = r"LayerType: gemm, Inputs: \[ \{.*?Datatype: (\w+).*?Outputs: \[ \{.*?Datatype: (\w+)"
+        return [(read, written) for read, written in re.findall(pattern, self.text)]
+
+    def kernels(self, operations: str) -> int:
+        """Number of kernels whose operations, as the builder writes them one after the other, are these."""
+        return len(re.findall(rf"^Name: __myl_{operations}_myl\d+_\d+, LayerType", self.text, re.MULTILINE))
+
 
 def builder_log(
     graph: Path, fixed: dict[str, int], profiles: dict[str, Profile], targets: tuple[str, ...] = ("sm89",)

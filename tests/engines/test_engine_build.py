@@ -756,3 +756,8 @@ def test_builds_say_nothing_on_standard_output_but_their_result(bundle: Path) ->
     error = json.loads(result.stdout)["error"]
     assert (error["code"], f"fgclip-rt: {error['message']}") == ("engine_failed", result.stderr.strip())
     assert_one_sentence(error["message"], "sm75")
+
+
+def test_the_bundle_of_the_package_is_not_written_to() -> None:
+    with pytest.raises(ArgumentError, match="copy it with 'cp -r"):
+        build(Bundle.open(Path("fg-clip2-pocket")), RTX, ["fp16"])

@@ -105,3 +105,19 @@ def test_regions_and_masks_take_no_memory_of_their_own(pocket_path: Path, square
         log = builder_log(path / spec.file, dict(spec.fixed), dict(spec.profiles))
         assert log.allocations == 0
         assert log.activations < 16 * least_tensor(width, length) + LIBRARY
+
+
+def test_queries_without_a_bias_are_not_copied(pocket_path: Path) -> None:
+    """An attention reads the product of its projections in place; a bias of the queries costs three copies."""
+    graph = Bundle.open(pocket_path).manifest.graphs["vision"]["fp16"].file
+    model = ir.load(pocket_path / graph)
+    blocks = sum(node.op_type == "MultiHeadAttention" for node in model.graph)
+    biased = sum(str(name).endswith("attention.q.bias") for name in model.graph.initializers)
+    assert 0 < biased < blocks // 2
+    profiles = {
+        "patches": Profile((1, 256, 768), (8, 256, 768), (BATCH, 256, 768)),
+        "spatial_shapes": Profile((1, 2), (8, 2), (BATCH, 2)),
+    }
+    log = builder_log(pocket_path / graph, {"patches": 256}, profiles)
+    assert log.attentions == blocks
+    assert log.copies == 3 * biased

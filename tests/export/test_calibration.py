@@ -340,11 +340,14 @@ def probe(masked_bundle_path: Path) -> Probe:
 def test_a_layer_costs_nothing_in_its_own_type_little_in_fp16_and_more_in_coarse_steps(
     bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, graph: str
 ) -> None:
-    sensitivity = Sensitivity(bundle, masked_graphs, probe)
     layer = {"vision": "vision.blocks.0.mlp.fc1", "dense": "dense.mlp.fc1", "text": "text.blocks.1.mlp.fc1"}[graph]
-    same = sensitivity.cost(graph, layer, FLOAT, {})
-    half = sensitivity.cost(graph, layer, FLOAT16, {})
-    good, saturated, crude = (sensitivity.cost(graph, layer, INT8, {layer: value}) for value in (5.0, 0.5, 200.0))
+    good, saturated, crude = (
+        Sensitivity(bundle, masked_graphs, probe, {layer: value}).cost(graph, layer, INT8)
+        for value in (5.0, 0.5, 200.0)
+    )
+    sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
+    same = sensitivity.cost(graph, layer, FLOAT)
+    half = sensitivity.cost(graph, layer, FLOAT16)
     assert same == pytest.approx(0, abs=1e-6)
     assert half < 1e-5
     assert half < good < 1e-2
@@ -355,8 +358,8 @@ def test_a_layer_costs_nothing_in_its_own_type_little_in_fp16_and_more_in_coarse
 def test_a_layer_costs_a_graph_that_does_not_hold_it_nothing(
     bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe
 ) -> None:
-    sensitivity = Sensitivity(bundle, masked_graphs, probe)
-    assert sensitivity.cost("vision", "dense.mlp.fc1", FLOAT16, {}) == pytest.approx(0, abs=1e-6)
+    sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
+    assert sensitivity.cost("vision", "dense.mlp.fc1", FLOAT16) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("error")
@@ -370,11 +373,11 @@ def test_a_layer_that_overflows_costs_infinitely_much(
     numbers = weight.const_value.numpy().copy()
     numbers[:, 0] = 70_000 if beyond == "weight" else 60_000
     weight.const_value = ir.Tensor(numbers, name=weight.name)
-    sensitivity = Sensitivity(bundle, {"vision": graph}, probe)
-    assert sensitivity.cost("vision", layer, FLOAT16, {}) == np.inf
-    assert sensitivity.cost("vision", layer, FLOAT, {}) == pytest.approx(0, abs=1e-6)
-    assert sensitivity.cost("vision", "vision.blocks.0.mlp.fc1", FLOAT16, {}) < 1e-3
-    assert np.isfinite(sensitivity.cost("vision", layer, INT8, {layer: 5.0}))
+    sensitivity = Sensitivity(bundle, {"vision": graph}, probe, {layer: 5.0})
+    assert sensitivity.cost("vision", layer, FLOAT16) == np.inf
+    assert sensitivity.cost("vision", layer, FLOAT) == pytest.approx(0, abs=1e-6)
+    assert sensitivity.cost("vision", "vision.blocks.0.mlp.fc1", FLOAT16) < 1e-3
+    assert np.isfinite(sensitivity.cost("vision", layer, INT8))
 
 
 def test_images_of_many_patches_are_not_run(
@@ -387,7 +390,17 @@ def test_images_of_many_patches_are_not_run(
         return np.ones((1, self.dim), np.float32)
 
     monkeypatch.setattr(Model, "embed_images", embed)
-    Sensitivity(bundle, masked_graphs, probe).cost("vision", "vision.patch_embedding", FLOAT16, {})
+    sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
+    sensitivity.cost("vision", "vision.patch_embedding", FLOAT16)
     assert len(probe.images) == 3
     assert len(seen) == 2 * 2
     assert max(seen) <= 256 < max(len(image.patches) for image in probe.images)
+
+
+def test_a_loss_is_measured_once(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
+    measured = sensitivity.cost("vision", "vision.patch_embedding", FLOAT16)
+    monkeypatch.setattr(Model, "embed_images", None)
+    assert sensitivity.cost("vision", "vision.patch_embedding", FLOAT16) == measured

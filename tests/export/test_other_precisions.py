@@ -64,3 +64,13 @@ def test_the_doctor_times_what_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     able = {timing.precision for timing in timings if timing.milliseconds is not None}
     assert able == ({"fp32", "int8", "fp8"} if RUNS_FP8 else {"fp32", "int8"})
     assert all(bool(timing.problem) == (timing.ratio is None) for timing in timings)
+
+
+@pytest.mark.slow
+def test_the_pocket_model_keeps_fp8(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    precisions = ("--precision", "fp32", "--precision", "fp8")
+    run_command("export", "--model", "fg-clip2-pocket", *precisions, "--output", output)
+    manifest = Bundle.open(output).manifest
+    assert manifest.precisions == ("fp32", "fp8")
+    assert all(row.passed for row in manifest.parity.measured["fp8"])

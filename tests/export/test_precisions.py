@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ from safetensors.numpy import load_file, save_file
 
 import fgclip_rt
 from exporting import hasten, unused_source
-from fgclip_rt import export
+from fgclip_rt import export, parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
 from fgclip_rt.export import PRECISIONS, CalibrationInputs
 from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
+from fgclip_rt.export.precision.emulation import emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.manifest import ParityRow
+from fgclip_rt.model import Model
+from fgclip_rt.probe import Probe
 from helpers import FP32_LIMITS, GOLDENS, WALK_TYPES, Golden, assert_one_sentence, contents, graph_inputs, raise_at
 
 MASKED = str(GOLDENS / "fgclip2-masked" / "checkpoint")
@@ -44,10 +49,11 @@ STAGES = (
     "write weights",
     "check fp32 parity",
     "run held-out inputs",
+    "measure residual stream",
+    "calibrate, pass 1",
     "convert to fp16",
     "check fp16 parity",
     "check fp16 held out",
-    "calibrate, pass 1",
     "calibrate, pass 2",
     "convert to int8",
     "check int8 parity",
@@ -153,6 +159,13 @@ def test_both_goldens_keep_every_floor(complete: Bundle) -> None:
 def test_the_manifest_says_how_each_precision_was_made(complete: Bundle) -> None:
     fp16, int8 = (complete.manifest.lowering[precision] for precision in ("fp16", "int8"))
     assert (fp16.linear, fp16.other, fp16.smoothed, fp16.calibration) == ("float16", "float16", 0, None)
+    vision, text = fp16.residual
+    assert (vision.first, text.first) == ("vision.blocks.0", "text.blocks.0")
+    for span, graph in ((vision, "vision"), (text, "text")):
+        model = ir.load(complete.path / f"{graph}.onnx")
+        names = {layer.name for layer in find_layers(model) if layer.kind == "attention"} - {"dense.attention"}
+        assert span.last == f"{graph}.blocks.{len(names) - 1}"
+    assert int8.residual == fp16.residual
     assert (int8.linear, int8.other) == ("int8", "float16")
     assert int8.smoothed > 0
     assert int8.calibration is not None
@@ -324,6 +337,8 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
     for graph in ("vision", "dense", "text"):
         assert largest_input(bundle, graph, "LayerNormalization") > LARGEST
     assert bundle.manifest.lowering[precision].moved == {}
+    # Both blocks of either tower read or write it.
+    assert bundle.manifest.lowering[precision].residual == ()
     rows = bundle.manifest.parity.measured[precision]
     assert all(row.passed for row in rows)
     if precision == "fp16":
@@ -336,6 +351,40 @@ def test_a_residual_stream_past_the_end_of_float16_is_no_harm(tmp_path: Path, pr
     ):
         assert np.isfinite(vectors).all()
         assert (vectors * expected).sum(axis=1).min() >= PRECISIONS[precision].limits.min_cosine
+
+
+@pytest.mark.usefixtures("quick")
+def test_parity_decides_on_a_narrow_stream_before_layers_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here no peak keeps a stream in float32, and the one that overflows goes back with no layer."""
+    monkeypatch.setattr("fgclip_rt.export.precision.residual.LARGEST", float("inf"))
+    source = changed_checkpoint(tmp_path / "checkpoint", overflow_the_residual)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert bundle.manifest.lowering["fp16"].residual == ()
+    assert bundle.manifest.lowering["fp16"].moved == {}
+    assert all(row.passed for row in bundle.manifest.parity.measured["fp16"])
+
+
+def raise_the_stream_of_images(tensors: Tensors) -> None:
+    """Make one channel of images 20,000, which float16 holds; texts keep their stream."""
+    for name, values in tensors.items():
+        if not name.startswith("vision_model"):
+            continue
+        rows = ("patch_embedding.weight", "patch_embedding.bias", "out_proj.weight", "out_proj.bias")
+        if name.endswith((*rows, "mlp.fc2.weight", "mlp.fc2.bias")):
+            values[0] = 0
+        elif name.endswith("position_embedding.weight"):
+            values[:, 0] = 0
+    for block, bias in ((0, 20_000), (1, -20_000)):
+        tensors[f"vision_model.encoder.layers.{block}.mlp.fc2.bias"][0] = bias
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_stream_near_the_end_of_float16_stays_in_float32_in_its_tower_alone(tmp_path: Path) -> None:
+    source = changed_checkpoint(tmp_path / "checkpoint", raise_the_stream_of_images)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert 16_000 < largest_input(bundle, "vision", "LayerNormalization") < LARGEST
+    (span,) = bundle.manifest.lowering["fp16"].residual
+    assert (span.first, span.last) == ("text.blocks.0", "text.blocks.1")
 
 
 def overflow_a_layer(tensors: Tensors) -> None:
@@ -362,6 +411,46 @@ def test_a_layer_that_neither_int8_nor_float16_suits_ends_in_float32(tmp_path: P
     bundle = export.export(source, tmp_path / "bundle", ["fp32", "int8"], inputs=calibration_inputs())
     assert all(row.passed for row in bundle.manifest.parity.measured["int8"])
     assert bundle.manifest.lowering["int8"].moved["vision.blocks.0.mlp.fc2"] == "float32"
+
+
+def overflow_a_layer_of_texts(tensors: Tensors) -> None:
+    """As :func:`overflow_a_layer`, in the text tower."""
+    mlp = "text_model.encoder.layers.0.mlp"
+    tensors[f"{mlp}.fc1.weight"][0] = 0
+    tensors[f"{mlp}.fc1.bias"][0] = 2.0**17
+    tensors[f"{mlp}.fc2.weight"][:, 0] = 2.0**-17
+    tensors[f"{mlp}.fc2.bias"] -= 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trial_runs_only_the_tower_that_failed_and_the_kept_graphs_are_measured_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[tuple[set[str], set[str]]] = []
+    passes = parity.passes
+
+    def noted(steps: Sequence[parity.Step], graphs: Collection[str], first: Collection[str]) -> bool:
+        ran: set[str] = set()
+
+        def note(step: parity.Step) -> Sequence[ParityRow]:
+            ran.update(step.graphs)
+            return step.rows()
+
+        watched = [parity.Step(step.graphs, step.case, partial(note, step)) for step in steps]
+        judged.append((set(graphs), ran))
+        return passes(watched, graphs, first)
+
+    monkeypatch.setattr(parity, "passes", noted)
+    source = changed_checkpoint(tmp_path / "checkpoint", overflow_a_layer_of_texts)
+    bundle = export.export(source, tmp_path / "bundle", ["fp32", "fp16"])
+    assert bundle.manifest.lowering["fp16"].moved == {"text.blocks.0.mlp.fc2": "float32"}
+    assert judged == [({"text"}, {"text"})]
+    assert not [path.name for path in bundle.path.iterdir() if "trial" in path.name]
+    files = {graph: entries["fp16"].file for graph, entries in bundle.manifest.graphs.items()}
+    emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
+    model = Model(bundle, GraphBackend(bundle, "fp16", emulated))
+    rows = parity.check(model, Probe.of(bundle), PRECISIONS["fp16"].limits)
+    assert bundle.manifest.parity.measured["fp16"] == rows
 
 
 @pytest.mark.usefixtures("quick")

@@ -29,7 +29,7 @@ from helpers import graph_inputs
 
 GRAPHS = ("vision", "dense", "text", "region")
 LIMITS = Limits(max_error=None, min_cosine=0.5, dense_share=1.0)
-LOWERING = Lowering(linear="float16", other="float16", moved={}, smoothed=0, calibration=None)
+LOWERING = Lowering(linear="float16", other="float16", moved={}, residual=(), smoothed=0, calibration=None)
 
 
 def model(**weights: Any) -> ir.Model:
@@ -324,15 +324,15 @@ def test_scratch_files_are_gone_at_the_end(assembly: Assembly, masked_graphs: Ma
             if str(value.name).endswith("mlp.fc1.weight") and value.const_value is not None:
                 value.const_value = ir.Tensor(value.const_value.numpy() * 2, name=str(value.name) + ".smoothed")
                 value.name = str(value.name) + ".smoothed"
-    assembly.write_scratch(changed)
-    assert "weights.scratch.safetensors" in locations(assembly.folder / "vision.scratch.onnx").values()
+    assembly.write_scratch("smoothed", changed)
+    assert "weights.smoothed.safetensors" in locations(assembly.folder / "vision.smoothed.onnx").values()
     types = {layer.name: ir.DataType.FLOAT for layer in find_layers(changed["vision"])}
     assembly.write("fp16", {name: lower(graph, types, {}) for name, graph in changed.items()}, LIMITS, LOWERING)
     assembly.set_measured("fp16", [])
     before = results(assembly.write_manifest(), "fp16")
     assembly.finish(["fp32", "fp16"])
     assert_whole(assembly.folder, ["fp32", "fp16"])
-    assert not [name for name in assembly.manifest.files if "scratch" in name]
+    assert not [name for name in assembly.manifest.files if "smoothed" in name]
     after = results(Bundle.open(assembly.folder), "fp16")
     np.testing.assert_array_equal(after["vision"][0], before["vision"][0])
     plain = results(Bundle.open(assembly.folder), "fp32")

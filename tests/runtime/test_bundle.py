@@ -261,6 +261,7 @@ def delete(*keys: str | int) -> Callable[[Json], None]:
         (assign("lowering", "fp32", value={}), ["linear", "lowering"]),
         (assign("lowering", "fp32", value=LOWERING | {"smoothed": -1}), ["smoothed", "lowering"]),
         (assign("lowering", "fp32", value=LOWERING | {"moved": {"text_heads": 16}}), ["moved", "lowering"]),
+        (assign("lowering", "fp32", value=LOWERING | {"residual": [{"first": "a"}]}), ["last", "residual"]),
         (assign("lowering", "fp32", value=LOWERING | {"calibration": {}}), ["method", "calibration"]),
         (assign("parity", "limits", "fp32", "max_error", value="none"), ["max_error", "limits"]),
         (assign("parity", "limits", "fp32", "min_cosine", value=None), ["min_cosine", "limits"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +378,49 @@ def test_a_probe_keeps_the_texts_of_each_walk_type(held_out: Probe, tmp_path: Pa
         np.testing.assert_array_equal(loaded.walk_types[name].features, part.features)
         np.testing.assert_array_equal(loaded.walk_types[name].input_ids, part.input_ids)
     assert len(loaded.images) == len(held_out.images)
+
+
+def recorded_steps(ran: list[str], failing: Collection[str] = ()) -> list[parity.Step]:
+    """Steps for an image's graphs and for texts, which note when they run; rows named ``graph, case`` may fail."""
+
+    def step(graphs: tuple[str, ...], case: str) -> parity.Step:
+        def rows() -> list[ParityRow]:
+            ran.append(f"{graphs[0]}, {case}")
+            expected = np.ones((1, 2), np.float32)
+            return [
+                parity.compare(-expected if f"{graph}, {case}" in failing else expected, expected, FP32, graph, case)
+                for graph in graphs
+            ]
+
+        return parity.Step(graphs, case, rows)
+
+    return [
+        step(("vision",), "one"),
+        step(("dense", "region"), "one"),
+        step(("vision",), "two"),
+        step(("text",), "short"),
+    ]
+
+
+def test_only_steps_of_wanted_graphs_run() -> None:
+    ran: list[str] = []
+    steps = recorded_steps(ran, {"text, short", "region, one"})
+    assert parity.passes(steps, ("vision", "dense"))
+    assert ran == ["vision, one", "dense, one", "vision, two"]
+
+
+def test_nothing_runs_after_a_failure_and_earlier_failures_run_first() -> None:
+    ran: list[str] = []
+    assert not parity.passes(recorded_steps(ran, {"region, one"}), ("vision", "dense", "region"))
+    assert ran == ["vision, one", "dense, one"]
+    ran.clear()
+    assert not parity.passes(recorded_steps(ran, {"vision, two"}), ("vision", "dense"), first={"two"})
+    assert ran == ["vision, two"]
+
+
+def test_the_steps_of_a_check_name_their_rows(pocket: Model, pocket_path: Path, held_out: Probe) -> None:
+    recorded = Probe.of(Bundle.open(pocket_path))
+    for step in (*parity.probe_steps(pocket, recorded, FP32), *parity.held_out_steps(pocket, held_out, FP32)):
+        rows = step.rows()
+        assert [row.graph for row in rows] == list(step.graphs)
+        assert {row.case for row in rows} == {step.case}

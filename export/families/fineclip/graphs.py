@@ -109,4 +109,5 @@ def text_graph(model: reference.FineClip, end_token: int) -> TextGraph:
 def _text_block(block: nn.Module) -> blocks.Block:
     assert isinstance(block, reference.TextBlock)
     mlp = blocks.Mlp(block.mlp.c_fc, block.mlp.c_proj, block.mlp.activation)
-    return blocks.Block(block.ln_1, blocks.Attention.of_packed(block.attn), block.ln_2, mlp)
+    norm, attention = blocks.fold_query_bias(block.ln_1, blocks.Attention.of_packed(block.attn))
+    return blocks.Block(norm, attention, block.ln_2, mlp)
