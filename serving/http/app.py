@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from ..batcher import Batcher
 from . import embeddings, openapi, questions, status
-from .bodies import too_large
 from .failures import RequestError, failure
+from .limits import BodyLimits
 from .metrics import Metrics
 from .service import Service
 from .settings import Settings
@@ -78,11 +78,11 @@ class Application:
             routes=routes,
             exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
-            max_body_size=settings.max_body,
         )
+        self._limited = BodyLimits(self.app, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+        await self._limited(scope, receive, send)
 
     def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
         async def answer(request: Request) -> Response:
@@ -135,7 +135,6 @@ class Application:
         known = {
             404: RequestError(f"there is no {request.url.path}; see /docs.", "not_found"),
             405: RequestError(f"{request.url.path} does not take {request.method}; see /docs.", "method_not_allowed"),
-            413: too_large(self.service),
         }.get(error.status_code, RequestError(f"{error.detail}; see /docs."))
         self._count(request, "other", known.status, known.code, 0.0)
         return failure(known)

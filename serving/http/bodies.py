@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from .failures import RequestError
 from .service import LARGE_BODY, Service
@@ -31,7 +31,7 @@ async def receive(service: Service, request: Request, kind: type[_T]) -> tuple[_
         raise RequestError(
             f"the body is of type {media!r}; send application/json or multipart/form-data.", "unsupported_media_type"
         )
-    data = await _read(service, request)
+    data = await request.body()
     decode = msgspec.json.Decoder(kind).decode
     try:
         decoded = await service.in_thread(decode, data) if len(data) > LARGE_BODY else decode(data)
@@ -47,11 +47,7 @@ async def _receive_form(service: Service, request: Request, kind: type[_T]) -> t
             uploads = [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
             fields, texts = _fields(form)
     except HTTPException as error:
-        if error.status_code == 413:
-            raise too_large(service) from None
         raise RequestError(f"the form cannot be read ({error.detail}); send multipart/form-data.") from None
-    except ClientDisconnect:
-        raise
     try:
         return msgspec.convert(fields, kind, strict=False), uploads, texts
     except msgspec.ValidationError as error:
@@ -79,21 +75,3 @@ def _value(text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text
-
-
-async def _read(service: Service, request: Request) -> bytes:
-    try:
-        return await request.body()
-    except HTTPException as error:
-        if error.status_code == 413:
-            raise too_large(service) from None
-        raise
-
-
-def too_large(service: Service) -> RequestError:
-    """The error of a body over the limit."""
-    return RequestError(
-        f"the body has more than {service.settings.max_body:,} bytes; send fewer or smaller images at once, or start "
-        "the server with a larger --max-body.",
-        "body_too_large",
-    )

@@ -25,6 +25,8 @@ def warm(batcher: Batcher) -> None:
     if model.graphs.has("dense"):
         items += [DenseItem(photo, bucket) for bucket in buckets]
     for item in items:
+        if batcher.work_of(item) > batcher.max_work:
+            continue  # no request may ask for it
         (future,) = batcher.submit([item])
         answer = future.result()
         if isinstance(item, DenseItem):
