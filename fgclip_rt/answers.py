@@ -335,16 +335,47 @@ def score(
     skipped = [Skipped(names[each.index], each.error.code, str(each.error)) for each in found.failures]
     if not found.rows and found.failures:
         raise found.failures[0].error
-    return Scores(
-        images=[names[row] for row in found.rows],
-        texts=list(texts),
-        cosines=scores.cosines(found.vectors, text_embeds).tolist(),
-        logits=model.logits(found.vectors, text_embeds).tolist(),
-        probabilities=model.probabilities(found.vectors, text_embeds).tolist(),
-        activation=model.manifest.score.activation,
+    scored = scores_of(
+        model,
+        [names[row] for row in found.rows],
+        texts,
+        found.vectors,
+        text_embeds,
         unrotated=len(found.unrotated),
-        skipped=skipped,
-        error=_left_out(skipped, len(names)) if skipped else msgspec.UNSET,
+    )
+    if not skipped:
+        return scored
+    return msgspec.structs.replace(scored, skipped=skipped, error=_left_out(skipped, len(names)))
+
+
+def scores_of(
+    model: Model,
+    names: Sequence[str],
+    texts: Sequence[str],
+    image_embeds: FloatArray,
+    text_embeds: FloatArray,
+    *,
+    unrotated: int,
+) -> Scores:
+    """How well each text describes each image, by their vectors of length one.
+
+    Args:
+        model: the model that the vectors are of.
+        names: of the images.
+        texts: the texts.
+        image_embeds: float32 [n, D].
+        text_embeds: float32 [m, D].
+        unrotated: number of images that carry an EXIF rotation that was not applied.
+    """
+    return Scores(
+        images=list(names),
+        texts=list(texts),
+        cosines=scores.cosines(image_embeds, text_embeds).tolist(),
+        logits=model.logits(image_embeds, text_embeds).tolist(),
+        probabilities=model.probabilities(image_embeds, text_embeds).tolist(),
+        activation=model.manifest.score.activation,
+        unrotated=unrotated,
+        skipped=[],
     )
 
 

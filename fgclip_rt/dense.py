@@ -34,6 +34,7 @@ class DenseImage:
         patches: Patches,
         embed_texts: Callable[[Iterable[str], str], FloatArray],
         box_shares: BoxShares | None,
+        features: FloatArray | None = None,
     ) -> None:
         """Join a prepared image and the graphs of its model.
 
@@ -42,12 +43,13 @@ class DenseImage:
             patches: the prepared image.
             embed_texts: turns texts of a walk type into vectors of length one, float32 [m, D].
             box_shares: the manifest's; None if the model has no regions.
+            features: the reference's dense features, float32 [h·w, D], if the tower has run already.
         """
         self.patches = patches
         self._graphs = graphs
         self._embed_texts = embed_texts
         self._box_shares = box_shares
-        self._dense: FloatArray | None = None
+        self._dense = None if features is None else features[None]
         self._renew_lock()
         forks.call_in_children(self._renew_lock)
 

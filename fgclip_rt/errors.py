@@ -15,6 +15,7 @@
     ├── ParityError                            a graph does not give the reference's numbers
     ├── BenchmarkError                         a benchmark cannot be run or read
     ├── OutputError                            a file or folder cannot be written
+    ├── ServingError                           a server cannot take or answer a request now
     └── MissingDependencyError (ImportError)   a package of an extra is not installed
 
 There is one warning too, :class:`SpecialTokenWarning`.
@@ -81,6 +82,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "parity_failed": "A graph does not give the reference's numbers.",
         "precision_refused": "A lower precision would change vectors more than its limits allow.",
         "benchmark_failed": "A benchmark could not be run, or its results cannot be read.",
+        "overloaded": "The server has as much work waiting as it may; ask again later.",
+        "work_too_large": "The request is more work than the server ever lets wait.",
+        "deadline_passed": "The request's time was over before it could run.",
+        "shutting_down": "The server takes no more requests.",
         "output_exists": "The output exists and was not to be replaced.",
         "output_unfinished": "An interrupted run has begun the output, and this run is not to go on with it.",
         "output_unwritable": "The output cannot be written.",
@@ -220,6 +225,12 @@ class OutputError(FgclipError):
     """An output path exists already or cannot be written."""
 
     code = "output_unwritable"
+
+
+class ServingError(FgclipError):
+    """A server cannot take a request, or could not answer it in time."""
+
+    code = "overloaded"
 
 
 class MissingDependencyError(FgclipError, ImportError):

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from .arrays import Array, ByteArray, FloatArray, IntArray
-from .backends import Backend, Result
+from .backends import Backend, Finished, Result
 from .bundle import Bundle
 from .errors import ArgumentError
 from .interface import (
@@ -138,6 +138,11 @@ class Output(msgspec.Struct, frozen=True):
     """One output of a graph that may still be running."""
 
     pending: Result
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the output is known to be there; False if :meth:`result` may wait."""
+        return isinstance(self.pending, Finished)
 
     def result(self) -> FloatArray:
         """The output; waits until it is ready.

@@ -470,8 +470,42 @@ class Model:
             ArgumentError: the model has no dense features, or does not take this number of patches.
         """
         self.graphs.check_has("dense")
-        patches = self._reader.prepare(image, max_num_patches, exif_transpose=exif_transpose)
-        return DenseImage(self.graphs, patches, self.embed_texts, self.manifest.box_shares)
+        return self.dense_image(self.prepare(image, max_num_patches, exif_transpose=exif_transpose))
+
+    def prepare(
+        self,
+        image: ImageSource,
+        max_num_patches: int | None = None,
+        name: str | None = None,
+        *,
+        exif_transpose: bool | None = None,
+    ) -> Patches:
+        """Read an image and resize it to patches, as :meth:`embed_images` does.
+
+        Args:
+            image: as for :meth:`embed_images`.
+            max_num_patches: likewise.
+            name: its name in messages; None for its path.
+            exif_transpose: as for :meth:`embed_images`.
+
+        Raises:
+            ImageError: the image cannot be read or resized.
+            ArgumentError: the model does not take this number of patches.
+        """
+        return self._reader.prepare(image, max_num_patches, name, exif_transpose)
+
+    def dense_image(self, patches: Patches, features: FloatArray | None = None) -> DenseImage:
+        """A prepared image, for its boxes, masks and maps.
+
+        Args:
+            patches: as :meth:`prepare` returns them.
+            features: the reference's dense features, float32 [h·w, D], if the tower has run already.
+
+        Raises:
+            ArgumentError: the model has no dense features.
+        """
+        self.graphs.check_has("dense")
+        return DenseImage(self.graphs, patches, self.embed_texts, self.manifest.box_shares, features)
 
     @overload
     def dense_features(

@@ -41,6 +41,7 @@ FLOORS = (
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
     ("answers",),
+    ("serving",),
     ("export",),
     ("benchmarks",),
     ("cli",),
@@ -80,7 +81,7 @@ HEAVY = {
 def sources() -> dict[str, Path]:
     """Source files by module name without ``fgclip_rt``; the trainer's names begin with ``tools``."""
     found = {}
-    for folder in ("fgclip_rt", "export", "engines", "benchmarks", "tools"):
+    for folder in ("fgclip_rt", "export", "engines", "serving", "benchmarks", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / "fgclip_rt" if folder == "fgclip_rt" else ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -163,7 +164,7 @@ def test_every_room_has_its_floor() -> None:
 
 
 def test_a_checkout_has_the_rooms_under_the_names_that_they_are_imported_by() -> None:
-    for room in ("export", "engines", "benchmarks"):
+    for room in ("export", "engines", "serving", "benchmarks"):
         assert (ROOT / "fgclip_rt" / room).resolve() == ROOT / room
 
 

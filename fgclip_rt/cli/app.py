@@ -25,6 +25,7 @@ COMMANDS = {
     "score": "Print how well each text describes each image.",
     "regions": "Print the cosine of each text with each box of an image.",
     "heatmap": "Draw where in an image each text is found.",
+    "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
     "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",
     "scene": "Draw a scene that fg-clip2-pocket understands, and print its captions.",
     "bench": "Measure how fast a bundle is on this machine, beside its peers.",

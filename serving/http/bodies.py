@@ -1,0 +1,77 @@
+"""Reading a request's body, as JSON or as a form with files."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from .failures import RequestError
+from .service import LARGE_BODY, Service
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+async def receive(service: Service, request: Request, kind: type[_T]) -> tuple[_T, list[bytes], list[str]]:
+    """Read a body as ``kind``: a JSON document; or a form of fields with its names, fields ``text``, and files.
+
+    Returns:
+        The document, the files, and the texts of the form.
+
+    Raises:
+        RequestError: it is neither, or not of this kind, or too large.
+    """
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media == "multipart/form-data":
+        return await _receive_form(service, request, kind)
+    if media not in ("application/json", "text/json") and not media.endswith("+json"):
+        raise RequestError(
+            f"the body is of type {media!r}; send application/json or multipart/form-data.", "unsupported_media_type"
+        )
+    data = await request.body()
+    decode = msgspec.json.Decoder(kind).decode
+    try:
+        decoded = await service.in_thread(decode, data) if len(data) > LARGE_BODY else decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not the JSON that is asked for ({error}); see /docs.") from None
+    return decoded, [], []
+
+
+async def _receive_form(service: Service, request: Request, kind: type[_T]) -> tuple[_T, list[bytes], list[str]]:
+    try:
+        # A file goes to a temporary file beyond one megabyte; the whole is bounded by the application.
+        async with request.form(max_files=10_000, max_fields=10_000, max_part_size=service.settings.max_body) as form:
+            uploads = [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
+            fields, texts = _fields(form)
+    except HTTPException as error:
+        raise RequestError(f"the form cannot be read ({error.detail}); send multipart/form-data.") from None
+    try:
+        return msgspec.convert(fields, kind, strict=False), uploads, texts
+    except msgspec.ValidationError as error:
+        raise RequestError(f"the form's fields are not those that are asked for ({error}); see /docs.") from None
+
+
+def _fields(form: FormData) -> tuple[dict[str, Any], list[str]]:
+    """The form's settings, of which lists and numbers are JSON, and its texts."""
+    fields: dict[str, Any] = {}
+    texts = []
+    for name, value in form.multi_items():
+        if not isinstance(value, str):
+            continue
+        if name == "text":
+            texts.append(value)
+        else:
+            fields[name] = _value(value)
+    return fields, texts
+
+
+def _value(text: str) -> Any:
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text

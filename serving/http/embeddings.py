@@ -1,0 +1,107 @@
+"""``/v1/embeddings``: a superset of OpenAI's, for text and images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+
+from fgclip_rt.arrays import FloatArray
+
+from ..items import EmbeddedText
+from .bodies import receive
+from .failures import RequestError
+from .inputs import EmbeddingsRequest, parse
+from .service import Service, usage
+
+Vector = list[float] | str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of texts and patches of images, together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """One vector, of length one; null for an input that could not be embedded, if that was asked for."""
+
+    index: int
+    embedding: Vector | None
+    object: Literal["embedding"] = "embedding"
+    error: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class EmbeddingsAnswer(msgspec.Struct, frozen=True):
+    """Vectors in the order of the inputs."""
+
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    object: Literal["list"] = "list"
+
+
+async def embeddings(service: Service, request: Request) -> EmbeddingsAnswer:
+    """Vectors of texts and images.
+
+    Raises:
+        RequestError: the request cannot be answered.
+    """
+    asked, uploads, texts = await receive(service, request, EmbeddingsRequest)
+    service.check_model(asked.model)
+    model = service.model
+    if asked.dimensions not in (None, model.dim):
+        raise RequestError(
+            f"dimensions is {asked.dimensions}, and this model's vectors have {model.dim}; leave it out.",
+            param="dimensions",
+        )
+    if texts:
+        asked.input = [*_listed(asked.input), *texts]
+    answers = await service.embed(request, await service.fetch(parse(asked, uploads)))
+    for index, answer in enumerate(answers):
+        if isinstance(answer, EmbeddedText) and answer.truncated and asked.truncate == "error":
+            answers[index] = RequestError(
+                f"input {index} has more tokens than {asked.walk_type!r} texts may have; shorten it, or pass "
+                "truncate='end'.",
+                "text_truncated",
+            )
+    failures = [(index, RequestError.of(each)) for index, each in enumerate(answers) if isinstance(each, Exception)]
+    if failures and asked.on_error == "raise":
+        raise together(failures)
+    reasons = {index: error.message for index, error in failures}
+    data = [
+        Embedding(index, None, error=reasons[index])
+        if index in reasons
+        else Embedding(index, written(answer.vector, asked.encoding_format))
+        for index, answer in enumerate(answers)
+    ]
+    total = usage(answers)
+    return EmbeddingsAnswer(data, asked.model or model.manifest.model.name, Usage(total, total))
+
+
+def together(failures: Sequence[tuple[int, RequestError]]) -> RequestError:
+    """One error for all inputs that failed. The status is that of the gravest."""
+    worst = max((error for _, error in failures), key=lambda error: error.status)
+    if len(failures) == 1:
+        return RequestError(worst.message, worst.code, "input")
+    which = ", ".join(str(index) for index, _ in failures)
+    return RequestError(f"inputs {which} failed, the first because {failures[0][1].message}", worst.code, "input")
+
+
+def written(vector: FloatArray, encoding: Literal["float", "base64"]) -> Vector:
+    """A vector as JSON numbers, or as the base64 of its float32 numbers, little-endian."""
+    if encoding == "base64":
+        return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def _listed(given: object) -> list[object]:
+    if given is msgspec.UNSET:
+        return []
+    return list(given) if isinstance(given, list) else [given]

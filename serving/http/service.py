@@ -1,0 +1,199 @@
+"""The state of a server, and how its endpoints ask the batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from fgclip_rt.dense import DenseImage
+from fgclip_rt.errors import FgclipError
+from fgclip_rt.model import Model
+
+from ..batcher import Batcher
+from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
+from .failures import RequestError
+from .fetch import Fetcher
+from .inputs import Parsed, Remote
+from .keys import Keys
+from .settings import Settings
+
+_T = TypeVar("_T")
+
+#: A header by which a client says how long it waits, in milliseconds.
+_TIMEOUT_HEADER = "x-request-timeout-ms"
+
+#: Bytes of a body from which on it is parsed by a thread: below, that takes less than a millisecond.
+LARGE_BODY = 2**18
+
+#: Threads that parse large bodies, fetch images, and compute what comes after a tower: boxes, masks and maps.
+_THREADS = 8
+
+
+class Service:
+    """A server's model and queue, once they are loaded.
+
+    Attributes:
+        settings: its settings.
+        draining: whether it is about to end, and ready for nothing new.
+        failed: why the model could not be loaded; None if it could, or is being loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare to serve.
+
+        Raises:
+            ArgumentError: the file of keys cannot be used.
+        """
+        self.settings = settings
+        self.draining = False
+        self.failed: BaseException | None = None
+        self._keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
+        self._fetcher = Fetcher(settings.allow_urls, settings.max_body)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fgclip-rt-http")
+        self._batcher: Batcher | None = None
+
+    def start(self, batcher: Batcher) -> None:
+        """Answer requests by a batcher from now on."""
+        self._batcher = batcher
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def batcher(self) -> Batcher:
+        """The batcher.
+
+        Raises:
+            RequestError: the model is still being loaded, or could not be.
+        """
+        if self._batcher is None:
+            if self.failed is not None:
+                raise RequestError("the model could not be loaded; the server's log says why.", "internal_error")
+            raise RequestError("the model is being loaded; ask again later.", "loading")
+        return self._batcher
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._batcher is not None and not self.draining
+
+    @property
+    def model(self) -> Model:
+        """The model, as :attr:`batcher`."""
+        return self.batcher.model
+
+    def check_key(self, request: Request) -> None:
+        """Refuse a client that shows no key, if one is needed.
+
+        Raises:
+            RequestError: it shows none that is known.
+        """
+        if self._keys is not None and not self._keys.allow(request.headers.get("authorization")):
+            raise RequestError(
+                "the request shows no key that this server knows; send 'authorization: Bearer KEY'.", "unauthorized"
+            )
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not served here. Its vectors would be taken for another's.
+
+        Raises:
+            RequestError: it is another.
+        """
+        served = (self.model.manifest.model.name, *self.settings.aliases)
+        if name is not None and name not in served:
+            raise RequestError(
+                f"this server has no model {name!r}; it has {', '.join(served)}.", "model_not_found", "model"
+            )
+
+    async def in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function that takes milliseconds or more, without holding up other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def fetch(self, parsed: Sequence[Parsed]) -> list[Item | RequestError]:
+        """Fetch those of some inputs that are to be fetched."""
+
+        async def fetched(each: Parsed) -> Item | RequestError:
+            if not isinstance(each, Remote):
+                return each
+            try:
+                data = await self.in_thread(self._fetcher.fetch, each.url)
+            except RequestError as error:
+                return RequestError(f"{each.item.name}: {error.message}", error.code)
+            return msgspec.structs.replace(each.item, source=data)
+
+        return list(await asyncio.gather(*map(fetched, parsed)))
+
+    async def run(self, request: Request, items: Sequence[Item]) -> list[Any]:
+        """The answers to items, or their errors, in their order. A client that goes away takes its items with it.
+
+        Raises:
+            RequestError: they are too much work, now or ever, or were not answered in time.
+        """
+        seconds = self._seconds(request)
+        try:
+            submitted = self.batcher.submit(items, timeout=seconds)
+        except FgclipError as error:
+            raise RequestError.of(error) from None
+        answers = asyncio.gather(*map(asyncio.wrap_future, submitted), return_exceptions=True)
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait({answers, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answers.done():
+                return answers.result()
+            raise RequestError(
+                f"the request was not answered within {seconds:g} s; ask again, or allow more.", "deadline_passed"
+            )
+        finally:
+            gone.cancel()
+            # This cancels what is still waiting, so that nothing runs that nobody reads.
+            answers.cancel()
+
+    async def embed(self, request: Request, inputs: Sequence[Item | RequestError]) -> list[Any]:
+        """As :meth:`run`, with inputs of which some are errors already."""
+        items = [each for each in inputs if not isinstance(each, RequestError)]
+        answers = iter(await self.run(request, items) if items else [])
+        return [each if isinstance(each, RequestError) else next(answers) for each in inputs]
+
+    async def dense(self, request: Request, image: ImageItem) -> DenseImage:
+        """An image whose tower has run.
+
+        Raises:
+            RequestError: it cannot be read, or as for :meth:`run`.
+        """
+        fields = {name: getattr(image, name) for name in image.__struct_fields__}
+        (answer,) = await self.run(request, [DenseItem(**fields)])
+        if isinstance(answer, BaseException):
+            raise RequestError.of(answer, "image")
+        assert isinstance(answer, DenseImage)
+        return answer
+
+    def _seconds(self, request: Request) -> float:
+        said = request.headers.get(_TIMEOUT_HEADER)
+        if said is None:
+            return self.settings.timeout
+        try:
+            seconds = float(said) / 1000
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            raise RequestError(f"{_TIMEOUT_HEADER} is {said!r}; give milliseconds, as a positive number.")
+        return min(seconds, self.settings.timeout)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has gone away. The body was read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def usage(answers: Sequence[object]) -> int:
+    """Tokens of texts and patches of images, together."""
+    tokens = sum(answer.tokens for answer in answers if isinstance(answer, EmbeddedText))
+    return tokens + sum(answer.patches for answer in answers if isinstance(answer, EmbeddedImage))
