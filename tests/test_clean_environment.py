@@ -1,17 +1,46 @@
-"""The runtime in an environment that holds its own requirements and nothing else: no torch, onnx or transformers."""
+"""The sdist, the wheel made of it, and the wheel in an environment of its own: no torch, onnx or transformers."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: Folders and files of a checkout that a distribution is made of.
+SOURCES = (
+    "benchmarks",
+    "docker",
+    "docs",
+    "engines",
+    "examples",
+    "export",
+    "fgclip_rt",
+    "serving",
+    "tests",
+    "tools",
+    ".dockerignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "NOTICE",
+    "PACKAGE.md",
+    "README.md",
+    "SECURITY.md",
+    "pyproject.toml",
+)
 PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 
 
@@ -19,19 +48,36 @@ PHOTO = ROOT / "tests/goldens/fgclip2/images/0_astronaut_200x150.png"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources; building in place would leave traces."""
     folder = tmp_path_factory.mktemp("clean") / "source"
-    for name in ("fgclip_rt", "benchmarks", "engines", "export"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder)
+    folder.mkdir()
+    for name in SOURCES:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def bare(source: Path) -> Path:
-    """The ``bin`` folder of a new environment that holds the runtime and nothing else."""
-    venv = source.with_name("venv")
+def sdist(source: Path) -> Path:
+    """The archive of the sources."""
+    return build(source, "sdist")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """The wheel that is built of that archive and of nothing else."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(sdist.parent, filter="data")
+    return build(sdist.with_name(sdist.name.removesuffix(".tar.gz")), "wheel")
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path) -> Path:
+    """The ``bin`` folder of a new environment that holds the wheel, its requirements and nothing else."""
+    venv = wheel.with_name("venv")
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    install(venv / "bin", f"{source}")
+    install(venv / "bin", f"{wheel}")
     return venv / "bin"
 
 
@@ -56,12 +102,21 @@ def used_bare(bare: Path, bundle_path: Path) -> dict[str, subprocess.CompletedPr
 @pytest.fixture(scope="module")
 def clean(
     bare: Path,
-    source: Path,
+    wheel: Path,
     used_bare: dict[str, subprocess.CompletedProcess[str]],  # noqa: ARG001 (it must run first)
 ) -> Path:
     """The same environment, with the command line."""
-    install(bare, f"{source}[cli]")
+    install(bare, f"{wheel}[cli]")
     return bare
+
+
+def build(folder: Path, kind: str) -> Path:
+    """Builds an ``sdist`` or a ``wheel`` of a folder of sources, and gives its path."""
+    code = f"import sys; from setuptools.build_meta import build_{kind}; build_{kind}(sys.argv[1])"
+    output = folder.with_name(kind)
+    subprocess.run([sys.executable, "-c", code, output], cwd=folder, capture_output=True, check=True)
+    (path,) = output.iterdir()
+    return path
 
 
 def install(programs: Path, what: str) -> None:
@@ -78,6 +133,57 @@ def run(clean: Path, *arguments: object, status: int = 0) -> subprocess.Complete
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     return result
+
+
+def test_the_sdist_holds_the_sources_with_all_that_the_tests_need(source: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {entry.name.partition("/")[2] for entry in archive if entry.isfile()}
+    expected = {path.relative_to(source).as_posix() for name in SOURCES for path in files(source / name)}
+    assert expected <= names
+    assert {"tests/conftest.py", "tests/helpers.py", "tests/goldens/fgclip2/expected.npz"} <= expected
+    added = {name for name in names - expected if not name.startswith(("fgclip_rt.egg-info/", "fgclip_rt/"))}
+    assert added == {"PKG-INFO", "setup.cfg"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        described = BytesParser().parsebytes(archive.read(metadata))
+    own = {name for name in names if ".dist-info/" not in name}
+    # The rooms are links in the sources.
+    package = {path.relative_to(source).as_posix() for path in files(source / "fgclip_rt")}
+    left_out = {name for name in package if name.startswith(("fgclip_rt/models/", "fgclip_rt/benchmarks/page/"))}
+    markdown = {name for name in package if name.endswith(".md")}
+    results = {name for name in package if name.startswith("fgclip_rt/benchmarks/results/")}
+    assert own == package - left_out - markdown - results
+    assert {"fgclip_rt/py.typed", "fgclip_rt/bundles/fg-clip2-pocket/weights.fp16.safetensors"} <= own
+    assert {Path(name).name for name in names - own} >= {"LICENSE", "NOTICE"}
+    assert described["License-Expression"] == "Apache-2.0"
+    # An index page knows no other file of the repository.
+    assert not re.search(r"\]\((?!https://)", str(described.get_payload()))
+
+
+def files(path: Path) -> list[Path]:
+    """All files below a folder, through links too; a file itself."""
+    if path.is_file():
+        return [path]
+    return [
+        Path(folder, name)
+        for folder, _, names in os.walk(path, followlinks=True)
+        for name in names
+        if "__pycache__" not in folder
+    ]
+
+
+def test_the_quick_start_runs_from_the_wheel_alone(clean: Path, tmp_path: Path) -> None:
+    scene = tmp_path / "scene.png"
+    run(clean, "scene", "--seed", "21", "--output", scene)
+    run(clean, "verify", "fg-clip2-pocket")
+    texts = ["--text", "a big spotted yellow star", "--text", "a green moon"]
+    answer = run(clean, "score", "fg-clip2-pocket", scene, "--json", *texts)
+    ((star, moon),) = json.loads(answer.stdout)["probabilities"]
+    assert star > 2 * moon
 
 
 def test_the_bare_runtime_embeds_and_its_command_says_what_it_needs(

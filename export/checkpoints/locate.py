@@ -107,7 +107,9 @@ def _shipped(name: str, folder: Path, revision: str | None) -> Checkpoint:
         )
     if not folder.is_dir():
         raise CheckpointError(
-            f"{name} is missing from this installation ({folder}); install fgclip-rt again.", code="checkpoint_missing"
+            f"the checkpoint of {name} comes with the sources of fgclip-rt and not with this installation ({folder}); "
+            f"export it in a checkout, or load the bundle {name}.",
+            code="checkpoint_missing",
         )
     return CheckpointFolder(folder, name=name, source=name, revision=None, origin="shipped")
 
