@@ -1,0 +1,19 @@
+//! Reads a bundle of fgclip-rt and runs it through onnxruntime.
+//!
+//! This crate knows nothing of C: `fgclip-rt-capi` turns it into a C library. Its results are those of the Python
+//! runtime. Patches and token ids are equal bit for bit; vectors are too, with the same libonnxruntime and batches.
+
+pub mod boxes;
+pub mod bundle;
+pub mod error;
+pub mod grid;
+pub mod machine;
+pub mod manifest;
+pub mod masks;
+pub mod model;
+pub mod patches;
+pub mod resize;
+pub mod runtime;
+pub mod session;
+pub mod text;
+pub mod tokenizer;
