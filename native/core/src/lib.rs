@@ -5,15 +5,20 @@
 
 pub mod boxes;
 pub mod bundle;
+mod decode;
 pub mod error;
 pub mod grid;
+pub mod interface;
 pub mod machine;
 pub mod manifest;
 pub mod masks;
+mod messages;
 pub mod model;
+mod onnx;
 pub mod patches;
 pub mod resize;
 pub mod runtime;
 pub mod session;
 pub mod text;
 pub mod tokenizer;
+pub mod weights;
