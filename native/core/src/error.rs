@@ -102,6 +102,8 @@ pub struct Error {
     pub status: Status,
     /// Position in the call of the image, text, box or mask at fault.
     pub index: Option<i64>,
+    /// Capacity that the caller's memory needs, if it is too small.
+    pub needed: Option<u64>,
     /// The fault, then the remedy.
     pub message: String,
 }
@@ -112,7 +114,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of the whole call.
     pub fn new(status: Status, message: impl Into<String>) -> Error {
-        Error { status, index: None, message: message.into() }
+        Error { status, index: None, needed: None, message: message.into() }
     }
 
     /// The same error of one image, text, box or mask of the call.

@@ -6,6 +6,7 @@
 pub mod boxes;
 pub mod bundle;
 mod decode;
+pub mod device;
 pub mod error;
 pub mod grid;
 pub mod interface;
@@ -18,6 +19,7 @@ mod onnx;
 pub mod patches;
 pub mod resize;
 pub mod runtime;
+pub mod scores;
 pub mod session;
 pub mod text;
 pub mod tokenizer;
