@@ -1,5 +1,6 @@
 //! The one error of this crate: a status for programs and a sentence for people.
 
+use std::ffi::CStr;
 use std::fmt;
 
 /// Defines [`Status`] and the name of each, which is the `code` of the Python runtime's errors.
@@ -17,9 +18,14 @@ macro_rules! statuses {
             pub const ALL: &'static [Status] = &[$(Status::$name),*];
 
             /// The name of the status, which Python calls the `code` of an error, such as `bundle_missing`.
-            pub fn name(self) -> &'static str {
+            pub fn name(self) -> &'static CStr {
                 match self {
-                    $(Status::$name => $code,)*
+                    $(Status::$name => const {
+                        match CStr::from_bytes_with_nul(concat!($code, "\0").as_bytes()) {
+                            Ok(name) => name,
+                            Err(_) => panic!("a name has no NUL"),
+                        }
+                    },)*
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null, null_mut};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -60,6 +61,8 @@ pub struct Fault {
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static OPENING: Mutex<()> = Mutex::new(());
+/// The process that opened the library; 0 if none has.
+static OWNER: AtomicI32 = AtomicI32::new(0);
 
 /// Receives onnxruntime's messages: severity (2 warning, 3 error, 4 fatal) and text.
 pub type Log = Box<dyn Fn(i32, &CStr) + Send + Sync>;
@@ -87,6 +90,7 @@ pub fn open(path: Option<&Path>) -> Result<&'static Runtime> {
         return Ok(runtime);
     }
     let runtime = find(path)?;
+    OWNER.store(process(), Ordering::SeqCst);
     drop(opening);
     Ok(RUNTIME.get_or_init(|| runtime))
 }
@@ -94,6 +98,17 @@ pub fn open(path: Option<&Path>) -> Result<&'static Runtime> {
 /// The library, if one is open.
 pub fn opened() -> Option<&'static Runtime> {
     RUNTIME.get()
+}
+
+/// Whether this process was forked from the one that opened the library: its threads did not come along.
+pub fn forked() -> bool {
+    let owner = OWNER.load(Ordering::SeqCst);
+    owner != 0 && owner != process()
+}
+
+fn process() -> i32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::getpid() }
 }
 
 fn check_same(runtime: &Runtime, path: Option<&Path>) -> Result<()> {
