@@ -94,7 +94,7 @@ static void test_model(fgclip_model *model) {
     ANSWERS(FGCLIP_WALK_TYPE_MISSING, fgclip_model_token_count(model, "medium", &number, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(NULL, 1, 1, 0, &grid, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(model, 1, 1, 0, NULL, &error));
-    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(model, 0, 1, 0, &grid, &error));
+    ANSWERS(FGCLIP_IMAGE_UNSUPPORTED, fgclip_model_grid(model, 0, 1, 0, &grid, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(model, 1, 1, 4000000000u, &grid, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_warm(NULL, 0, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_warm(model, 32, &error));

@@ -95,8 +95,7 @@ export! {
         let receiver = log.map(|log| {
             let user = User(user);
             let receiver = move |severity: i32, message: &CStr| {
-                // SAFETY: the header asks for a function that any thread may call with this pointer.
-                unsafe { log(user.pointer(), severity, message.as_ptr()) };
+                log(user.pointer(), severity, message.as_ptr());
             };
             Box::new(receiver) as runtime::Log
         });
@@ -146,9 +145,6 @@ export! {
         grid: *mut fgclip_grid,
     ) {
         let (grid, model) = (writable(grid, "grid")?, &given(model, "model")?.model);
-        if width == 0 || height == 0 {
-            return Err(invalid(format!("an image has {width}×{height} pixels; pass one that is not empty.")));
-        }
         grid.write(c_grid(model, model.layout(width, height, nonzero(max_num_patches))?));
         Ok(())
     }

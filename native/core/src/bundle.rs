@@ -51,11 +51,15 @@ impl Bundle {
     /// Opens the bundle in a folder.
     pub fn open(folder: &Path, check: Check) -> Result<Bundle> {
         let place = folder.join(MANIFEST);
-        if !folder.is_dir() {
-            let state = if folder.exists() { "is a file" } else { "does not exist" };
-            let message =
-                format!("{} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", folder.display());
-            return Err(Error::new(Status::BundleMissing, message));
+        match fs::metadata(folder) {
+            Ok(state) if state.is_dir() => {}
+            Err(error) if !is_absence(&error) => return Err(unreadable(&place, &error)),
+            found => {
+                let state = if found.is_ok() { "is a file" } else { "does not exist" };
+                let message =
+                    format!("{} {state}; give a bundle's folder, as 'fgclip-rt export' makes it.", folder.display());
+                return Err(Error::new(Status::BundleMissing, message));
+            }
         }
         let text = fs::read(&place).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::new(
@@ -144,6 +148,11 @@ impl Bundle {
         );
         Err(Error::new(Status::BundleAltered, message))
     }
+}
+
+/// Whether an error means that nothing has the name.
+fn is_absence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP))
 }
 
 /// Whether a file holds what the manifest says, whatever its times are.

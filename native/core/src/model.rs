@@ -224,6 +224,10 @@ impl Model {
 
     /// Where an image of these sides is prepared to.
     pub fn layout(&self, width: u32, height: u32, max_num_patches: Option<u32>) -> Result<Layout> {
+        if width == 0 || height == 0 {
+            let message = format!("an image has {width}×{height} pixels; pass one that is not empty.");
+            return Err(Error::new(Status::ImageUnsupported, message));
+        }
         let spec = &self.bundle.manifest.image;
         let refused = |message: String| Err(Error::new(Status::ArgumentInvalid, message));
         match &spec.sizes {
