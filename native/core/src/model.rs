@@ -897,7 +897,8 @@ fn cannot_prepare(fault: Fault) -> Error {
 
 fn open_tokenizer(bundle: &Bundle) -> Result<Tokenizer> {
     let spec = &bundle.manifest.text;
-    Tokenizer::from_json(&bundle.read(&spec.tokenizer)?)
+    let shortest = spec.walk_types.iter().map(|(_, kind)| kind.length).min().unwrap_or(0);
+    Tokenizer::from_json(&bundle.read(&spec.tokenizer)?, &spec.tokenizer, shortest as usize)
 }
 
 /// Number of patches of a grid.
