@@ -146,7 +146,8 @@ static void test_busy(const char *bundle) {
     }
     ANSWERS(FGCLIP_OK, fgclip_context_cancel(job.context, &error));
     CHECK(pthread_join(thread, NULL) == 0);
-    CHECK(refused);
+    /* If this thread came first, the other was refused. */
+    CHECK(refused || job.status == FGCLIP_ARGUMENT_INVALID);
     free(out);
     free((void *)job.image.data);
     fgclip_context_free(job.context);
