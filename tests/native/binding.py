@@ -163,9 +163,7 @@ class Library:
         """Open a bundle; options are the fields of the struct, with texts as strings."""
         given = {key: value.encode() if isinstance(value, str) else value for key, value in options.items()}
         handle = _Pointer()
-        self.call(
-            "model_open", str(bundle).encode(), ctypes.byref(sized(Options, **given)), ctypes.byref(handle)
-        )
+        self.call("model_open", str(bundle).encode(), ctypes.byref(sized(Options, **given)), ctypes.byref(handle))
         return NativeModel(self, handle)
 
 
@@ -213,7 +211,7 @@ class NativeModel:
         return out
 
     def embed_texts(self, texts: Sequence[str], walk_type: str = "short", features: int = 0) -> np.ndarray:
-        listed, lengths, request = text_request(texts, walk_type, features)
+        listed, _lengths, request = text_request(texts, walk_type, features)
         out = np.full((len(texts), self.dim), np.nan, np.float32)
         self.library.call(
             "embed_texts", self.context, listed, size(len(texts)), ctypes.byref(request), pointer(out), size(out.size)
@@ -222,7 +220,7 @@ class NativeModel:
 
     def tokenize(self, texts: Sequence[str], walk_type: str = "short") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids, mask and whether each text was cut, as ``fgclip_rt.text.Tokens`` has them."""
-        listed, lengths, request = text_request(texts, walk_type, 0)
+        listed, _lengths, request = text_request(texts, walk_type, 0)
         cut = np.full(len(texts), 255, np.uint8)
         request.truncated = pointer(cut)
         ids = np.full((len(texts), self.token_count(walk_type)), -1, np.int32)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from native.binding import Library
 from native.conftest import NATIVE
 
 Compile = Callable[[str, bool], Path]
+
+pytestmark = pytest.mark.usefixtures("library")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,11 @@ def program(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
         if not path.exists():
             linked = [build / "libfgclip_rt.a"] if static else [f"-L{build}", "-lfgclip_rt", f"-Wl,-rpath,{build}"]
             subprocess.run(
-                ["cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{NATIVE / 'include'}"]
-                + [NATIVE / "tests" / f"{name}.c", "-o", path, *linked, "-lgcc_s", "-lpthread", "-lm", "-ldl"],
+                [
+                    *("cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic"),
+                    *(f"-I{NATIVE / 'include'}", NATIVE / "tests" / f"{name}.c", "-o", path),
+                    *(*linked, "-lgcc_s", "-lpthread", "-lm", "-ldl"),
+                ],
                 check=True,
             )
         return path
@@ -42,25 +46,21 @@ def run(*arguments: object) -> str:
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["shared", "static"])
-def test_bad_arguments_are_refused(program: Compile, library: Library, pocket_path: Path, static: bool) -> None:
+def test_bad_arguments_are_refused(program: Compile, pocket_path: Path, static: bool) -> None:
     assert run(program("arguments", static), pocket_path) == ""
 
 
 @pytest.mark.parametrize("name", ["fork", "exit", "cancel", "busy"])
-def test_processes_and_threads(program: Compile, library: Library, pocket_path: Path, name: str) -> None:
+def test_processes_and_threads(program: Compile, pocket_path: Path, name: str) -> None:
     assert run(program("processes", False), name, pocket_path) == ""
 
 
-def test_the_library_can_be_closed_and_opened_again(
-    program: Compile, library: Library, pocket_path: Path, build: Path
-) -> None:
+def test_the_library_can_be_closed_and_opened_again(program: Compile, pocket_path: Path, build: Path) -> None:
     # Linked to the static library, so that the shared one is opened here for the first time.
     assert run(program("processes", True), "dlclose", pocket_path, build / "libfgclip_rt.so") == ""
 
 
-def test_a_damaged_graph_prints_nothing(
-    program: Compile, library: Library, pocket_path: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_graph_prints_nothing(program: Compile, pocket_path: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(pocket_path, bundle)
     graph = bundle / "text.onnx"
@@ -68,6 +68,6 @@ def test_a_damaged_graph_prints_nothing(
     assert run(program("processes", False), "log", bundle) == ""
 
 
-def test_threads_share_a_model(program: Compile, library: Library, pocket_path: Path) -> None:
+def test_threads_share_a_model(program: Compile, pocket_path: Path) -> None:
     begin, end = map(int, run(program("threads", False), pocket_path, 8, 2000).split())
     assert end < begin * 1.1 + 4096

@@ -83,9 +83,8 @@ def test_its_signatures_are_those_of_the_code(header: str) -> None:
 
 def test_its_statuses_are_those_of_the_code_and_of_python(library: Library) -> None:
     macros = dict(re.findall(r"#define FGCLIP_([A-Z_]+) (\d{3})\b", HEADER.read_text()))
-    code = re.findall(r"(\d{3}), \"(\w+)\";", (NATIVE / "core/src/error.rs").read_text().replace(" = ", " "))
-    rust = {name.upper(): number for number, name in re.findall(r"\w+ = (\d{3}), \"(\w+)\";", (NATIVE / "core/src/error.rs").read_text())}
-    assert macros == rust, code
+    code = (NATIVE / "core/src/error.rs").read_text()
+    assert macros == {name.upper(): number for number, name in re.findall(r"= (\d{3}), \"(\w+)\";", code)}
     assert all(library.name(int(number)) == name.lower() for name, number in macros.items())
     own = {"buffer_too_small", "runtime_missing", "cancelled", "forked", "internal"}
     assert {name.lower() for name in macros} - own <= set(CODES)
@@ -107,7 +106,7 @@ def test_its_structs_are_those_of_the_binding(tmp_path: Path) -> None:
     expected = {name: ctypes.sizeof(kind) for name, kind in STRUCTS.items()}
     for name, kind in STRUCTS.items():
         expected |= {f"{name}.{field}": getattr(kind, field).offset for field, *_ in kind._fields_}
-    assert dict((name, int(size)) for name, size in map(str.split, printed.splitlines())) == expected
+    assert {name: int(size) for name, size in map(str.split, printed.splitlines())} == expected
 
 
 def test_its_versions_are_those_of_the_library(library: Library) -> None:

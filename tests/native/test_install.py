@@ -1,4 +1,4 @@
-"""The installed tree: programs are built from it with pkg-config and CMake, with both libraries, wherever it is moved."""
+"""The installed tree: programs are built from it with pkg-config and CMake, with both libraries, after it was moved."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ endforeach()
 @pytest.fixture(scope="module")
 def tree(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prefix of an installed tree, moved after it was installed."""
+    assert build.is_dir()
     if BUILT is not None:
         pytest.skip("the library was built elsewhere")
     folder = tmp_path_factory.mktemp("install")
@@ -91,9 +92,7 @@ def test_cmake(source: Path, tree: Path, library: Library, pocket_path: Path) ->
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     built = source / "built"
-    subprocess.run(
-        ["cmake", "-S", source, "-B", built, f"-DCMAKE_PREFIX_PATH={tree}"], check=True, capture_output=True
-    )
+    subprocess.run(["cmake", "-S", source, "-B", built, f"-DCMAKE_PREFIX_PATH={tree}"], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", built], check=True, capture_output=True)
     for kind in ("fgclip_rt", "static"):
         check(built / f"with_{kind}", pocket_path, library, tree)

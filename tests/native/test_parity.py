@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fgclip_rt
+from fgclip_rt.boxes import BoxFormat
 from fgclip_rt.graphs import ImageInputs, TextInputs
 from fgclip_rt.model import Model
 from helpers import picture
@@ -123,7 +124,7 @@ def test_vectors_of_regions_are_equal(pair: Pair, images: list[np.ndarray]) -> N
     model, native = pair
     pixels = images[1]
     height, width = pixels.shape[:2]
-    formats = {
+    formats: dict[BoxFormat, list[list[float]]] = {
         "xyxy": [[0, 0, width, height], [10.5, 20.25, 90.7, 110.1], [-30, -5, 50, 60]],
         "xywh": [[10, 20, 30.3, 40.4]],
         "normalized": [[0.1, 0.2, 0.7, 0.9], [-0.2, 0.0, 1.2, 1.0]],
@@ -131,9 +132,9 @@ def test_vectors_of_regions_are_equal(pair: Pair, images: list[np.ndarray]) -> N
     features = native.dense(pixels, features=1)
     for box_format, boxes in formats.items():
         expected = model.embed_regions(pixels, boxes, box_format=box_format)
-        boxes = np.array(boxes)
-        np.testing.assert_array_equal(native.regions(pixels, boxes, box_format), expected)
-        np.testing.assert_array_equal(native.regions(pixels, boxes, box_format, features), expected)
+        given = np.array(boxes)
+        np.testing.assert_array_equal(native.regions(pixels, given, box_format), expected)
+        np.testing.assert_array_equal(native.regions(pixels, given, box_format, features), expected)
     assert native.regions(pixels, np.zeros((0, 4))).shape == (0, model.dim)
 
 
@@ -174,7 +175,9 @@ def test_the_manifest_is_that_of_the_bundle(pair: Pair) -> None:
 
 
 def test_separate_weights_give_the_same_vectors(
-    library: Library, pocket_path: Path, images: list[np.ndarray], pocket: Model
+    library: Library,
+    pocket_path: Path,
+    images: list[np.ndarray],
 ) -> None:
     shared = library.open(pocket_path, threads=1)
     for options in ({"weights": 1}, {"memory": 1}, {"spinning": 1}, {"check": 1}):

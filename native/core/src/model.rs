@@ -3,6 +3,7 @@
 //! Batches are cut as the Python runtime cuts them (`fgclip_rt/batching.py`), because the numbers of a vector may depend
 //! on what runs beside it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -22,7 +23,7 @@ use crate::patches::{self, Pixels};
 use crate::runtime::{self, Fault, Runtime};
 use crate::scores;
 use crate::session::{Input, Prepacked, Provider, Runs, Session, SessionOptions, Values, Weight};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, lower};
 use crate::weights::Weights;
 
 /// Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
@@ -448,10 +449,10 @@ impl Model {
 
     /// One vector per text, [n, D] into `out`. Whether each text lost its end goes to `truncated`, if given. The index of
     /// an error is that of the text. Equal texts run once.
-    pub fn embed_texts(
+    pub fn embed_texts<'t>(
         &self,
         runs: &Runs,
-        texts: &[&str],
+        texts: &[&'t str],
         request: &TextRequest,
         out: &mut [f32],
         mut truncated: Option<&mut [u8]>,
@@ -460,17 +461,22 @@ impl Model {
         let (width, length) = (self.dim(), kind.length as usize);
         let out = room(out, product(texts.len(), width)?, "floats")?;
         let size = self.batch_size(length);
-        let mut first: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
+        // Equal characters mean equal tokens, and some models read no capitals.
+        let lowercase = self.bundle.manifest.text.lowercase;
+        let characters = |text: &'t str| if lowercase { Cow::Owned(lower(text)) } else { Cow::Borrowed(text) };
+        let mut first: HashMap<Cow<str>, usize> = HashMap::with_capacity(texts.len());
+        let mut earlier = Vec::with_capacity(texts.len());
         let (mut rows, mut ids, mut mask) = (Vec::new(), Vec::new(), Vec::new());
         for (index, text) in texts.iter().enumerate() {
             self.check_running(runs)?;
-            if let Some(earlier) = first.get(text) {
+            let equal = *first.entry(characters(text)).or_insert(index);
+            earlier.push(equal);
+            if equal != index {
                 if let Some(truncated) = truncated.as_deref_mut() {
-                    truncated[index] = truncated[*earlier];
+                    truncated[index] = truncated[equal];
                 }
                 continue;
             }
-            first.insert(text, index);
             let row = append(&mut ids, length)?;
             let cut = self.tokenize(text, kind, row, Some(append(&mut mask, length)?)).map_err(|error| error.at(index))?;
             if let Some(truncated) = truncated.as_deref_mut() {
@@ -485,10 +491,9 @@ impl Model {
             }
         }
         self.run_texts(runs, kind, &rows, &ids, &mask, !request.features, out)?;
-        for (index, text) in texts.iter().enumerate() {
-            let earlier = first[text];
-            if earlier != index {
-                out.copy_within(earlier * width..(earlier + 1) * width, index * width);
+        for (index, equal) in earlier.into_iter().enumerate() {
+            if equal != index {
+                out.copy_within(equal * width..(equal + 1) * width, index * width);
             }
         }
         Ok(())
