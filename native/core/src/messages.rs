@@ -52,7 +52,7 @@ fn is_printable(char: char) -> bool {
         ' '..='~' => true,
         '\0'..='\x7f' => false,
         // Behind a letter, only what cannot be printed is escaped.
-        _ => !format!("{:?}", String::from_iter(['a', char])).contains('\\'),
+        _ => !String::from_iter(['a', char]).escape_debug().any(|escaped| escaped == '\\'),
     }
 }
 
