@@ -1,6 +1,6 @@
 //! What surrounds every function of the header.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
+use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
 use std::sync::Once;
 
 use fgclip_rt_core::error::{Error, Result, Status};
@@ -51,7 +51,8 @@ pub fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn forked() -> Error {
-    let message = "this process was forked after a model was opened, and onnxruntime's threads did not come along; open \
+    let message =
+        "this process was forked after a model was opened, and onnxruntime's threads did not come along; open \
                    models after the fork.";
     Error::new(Status::Forked, message)
 }

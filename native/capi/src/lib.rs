@@ -5,7 +5,7 @@
 mod guard;
 mod types;
 
-use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::ffi::{c_char, c_void, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -16,7 +16,7 @@ use fgclip_rt_core::error::{Error, Result, Status};
 use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
-use fgclip_rt_core::model::{ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest, cells, product};
+use fgclip_rt_core::model::{cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest};
 use fgclip_rt_core::patches::{PixelFormat, Pixels};
 use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
@@ -599,7 +599,7 @@ unsafe fn pixels(image: &fgclip_image) -> Result<Pixels<'_>> {
     let stride = if image.stride == 0 { row } else { image.stride };
     // The last row need not have the bytes behind its pixels.
     let above = (image.height as usize).saturating_sub(1);
-    let size = product(stride, above)?.checked_add(row).unwrap_or(usize::MAX);
+    let size = product(stride, above)?.saturating_add(row);
     let size = if image.height == 0 { 0 } else { size };
     // SAFETY: as the caller promises.
     let data = unsafe { list(image.data, size, "image.data")? };

@@ -2,8 +2,8 @@
 
 #![allow(non_camel_case_types)]
 
-use std::ffi::{CStr, c_char, c_void};
-use std::mem::{MaybeUninit, offset_of};
+use std::ffi::{c_char, c_void, CStr};
+use std::mem::{offset_of, MaybeUninit};
 
 use fgclip_rt_core::error::{Error, Result, Status};
 

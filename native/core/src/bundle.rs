@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, Status};
-use crate::manifest::{FileInfo, MANIFEST, Manifest};
+use crate::manifest::{FileInfo, Manifest, MANIFEST};
 use crate::messages::{joined, quoted};
 
 /// How thoroughly the files of a bundle are compared with the manifest.
@@ -96,8 +96,7 @@ impl Bundle {
         if available.contains(&name) {
             return Ok(name.to_owned());
         }
-        let message =
-            format!("this bundle has no precision {}; choose from {}.", quoted(name), joined(available));
+        let message = format!("this bundle has no precision {}; choose from {}.", quoted(name), joined(available));
         Err(Error::new(Status::PrecisionMissing, message))
     }
 
@@ -142,10 +141,8 @@ impl Bundle {
         if same {
             return Ok(Stamp::of(&state));
         }
-        let message = format!(
-            "{} is not the file that was exported; copy the bundle again, or export it again.",
-            path.display()
-        );
+        let message =
+            format!("{} is not the file that was exported; copy the bundle again, or export it again.", path.display());
         Err(Error::new(Status::BundleAltered, message))
     }
 }

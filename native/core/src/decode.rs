@@ -47,7 +47,11 @@ impl<'a> Node<'a> {
 
     /// An error at this place.
     pub fn fault(&self, message: &str) -> String {
-        if self.path == "$" { message.into() } else { format!("{message} - at `{}`", self.path) }
+        if self.path == "$" {
+            message.into()
+        } else {
+            format!("{message} - at `{}`", self.path)
+        }
     }
 
     /// The value as an object with exactly the given keys; `optional` ones may lack.
@@ -132,7 +136,11 @@ impl Decode for f64 {
 
 impl<T: Decode> Decode for Option<T> {
     fn decode(node: &Node) -> Decoded<Self> {
-        if node.value.is_null() { Ok(None) } else { T::decode(node).map(Some) }
+        if node.value.is_null() {
+            Ok(None)
+        } else {
+            T::decode(node).map(Some)
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The interface of a bundle's graphs: names, types and shapes of their tensors, as this version runs them.
 
+use std::slice::from_ref;
+
 use crate::manifest::{Axis, GraphFile, Manifest, Sizes, TensorSpec};
 use crate::messages::quoted;
 
@@ -146,7 +148,7 @@ fn tensors(manifest: &Manifest, graph: Graph) -> (Vec<TensorSpec>, Vec<TensorSpe
         }
         Graph::Text => {
             let ids = [batch.clone(), tokens];
-            let mut inputs = vec![spec(INPUT_IDS, "int32", &ids), spec(WALK_TYPE, "int32", &[batch.clone()])];
+            let mut inputs = vec![spec(INPUT_IDS, "int32", &ids), spec(WALK_TYPE, "int32", from_ref(&batch))];
             inputs.extend(manifest.text.attention_mask.then(|| spec(ATTENTION_MASK, "int32", &ids)));
             (inputs, vectors(&batch, graph))
         }
@@ -156,7 +158,7 @@ fn tensors(manifest: &Manifest, graph: Graph) -> (Vec<TensorSpec>, Vec<TensorSpe
                 dense(),
                 grids.clone(),
                 spec(BOXES, "float32", &[boxes.clone(), size(4)]),
-                spec(BOX_IMAGES, "int32", &[boxes.clone()]),
+                spec(BOX_IMAGES, "int32", from_ref(&boxes)),
             ];
             (inputs, vectors(&boxes, graph))
         }
@@ -165,7 +167,7 @@ fn tensors(manifest: &Manifest, graph: Graph) -> (Vec<TensorSpec>, Vec<TensorSpe
             let inputs = vec![
                 dense(),
                 spec(MASKS, "float32", &[masks.clone(), patches.clone()]),
-                spec(MASK_IMAGES, "int32", &[masks.clone()]),
+                spec(MASK_IMAGES, "int32", from_ref(&masks)),
             ];
             (inputs, vectors(&masks, graph))
         }

@@ -79,7 +79,12 @@ mod tests {
         assert_eq!(quota("-1\n 100000"), None);
         assert_eq!(quota("50000 100000"), Some(0.0));
         let root = std::env::temp_dir().join(format!("fgclip-rt-groups-{}", std::process::id()));
-        for (name, text) in [("a/cpu.max", "max 100000"), ("cpu.max", "300000 100000"), ("cpu/b/cpu.cfs_quota_us", "200000\n"), ("cpu/b/cpu.cfs_period_us", "100000\n")] {
+        for (name, text) in [
+            ("a/cpu.max", "max 100000"),
+            ("cpu.max", "300000 100000"),
+            ("cpu/b/cpu.cfs_quota_us", "200000\n"),
+            ("cpu/b/cpu.cfs_period_us", "100000\n"),
+        ] {
             let path = root.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();

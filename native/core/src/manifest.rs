@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use crate::decode::{Decode, Decoded, Node, Ordered, one_of, optional, real, strict, whole};
+use crate::decode::{one_of, optional, real, strict, whole, Decode, Decoded, Node, Ordered};
 use crate::error::{Error, Result, Status};
 use crate::interface;
 use crate::messages::{printable, quoted};
@@ -412,11 +412,13 @@ impl ImageSpec {
 impl Manifest {
     /// Decodes the text of a `manifest.json`; `place` is its path, for messages.
     pub fn decode(text: &[u8], place: &str) -> Result<Manifest> {
-        let invalid = |fault: String| Error::new(Status::BundleInvalid, format!("{place} {fault}; export the bundle again."));
+        let invalid =
+            |fault: String| Error::new(Status::BundleInvalid, format!("{place} {fault}; export the bundle again."));
         let document: Value =
             serde_json::from_slice(text).map_err(|error| invalid(format!("is not JSON ({error})")))?;
         if document.get("format").and_then(Value::as_str) != Some(FORMAT) {
-            let message = format!("{place} is not the manifest of an fgclip-rt bundle; point at a folder made by export.");
+            let message =
+                format!("{place} is not the manifest of an fgclip-rt bundle; point at a folder made by export.");
             return Err(Error::new(Status::BundleInvalid, message));
         }
         match document.get("format_version").and_then(Value::as_u64) {

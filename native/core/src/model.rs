@@ -14,7 +14,7 @@ use crate::bundle::{Bundle, Check};
 use crate::device::{self, Device};
 use crate::error::{Error, Result, Status};
 use crate::grid::{self, Grid};
-use crate::interface::{Graph, describe};
+use crate::interface::{describe, Graph};
 use crate::machine::usable_cores;
 use crate::manifest::{GraphFile, Sizes, WalkType};
 use crate::messages::{joined, quoted, shortened};
@@ -23,7 +23,7 @@ use crate::patches::{self, Pixels};
 use crate::runtime::{self, Fault, Runtime};
 use crate::scores;
 use crate::session::{Input, Prepacked, Provider, Runs, Session, SessionOptions, Values, Weight};
-use crate::tokenizer::{Tokenizer, lower};
+use crate::tokenizer::{lower, Tokenizer};
 use crate::weights::Weights;
 
 /// Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
@@ -149,7 +149,8 @@ impl Model {
         let precision = bundle.precision(options.precision.as_deref())?;
         let threads = options.threads.unwrap_or_else(|| usable_cores() as u32);
         if !(1..=MOST_THREADS).contains(&threads) {
-            let message = format!("threads is {threads}; pass a whole number from 1 to {MOST_THREADS}, or 0 to have it chosen.");
+            let message =
+                format!("threads is {threads}; pass a whole number from 1 to {MOST_THREADS}, or 0 to have it chosen.");
             return Err(Error::new(Status::ArgumentInvalid, message));
         }
         let tokenizer = open_tokenizer(&bundle)?;
@@ -157,12 +158,8 @@ impl Model {
         let (provider, why) = device::choose(runtime, options.device, options.device_number)?;
         let shared = provider == Provider::Cpu && !options.separate_weights;
         let prepacked = shared.then(|| Prepacked::new(runtime)).transpose().map_err(cannot_prepare)?;
-        let sessions = Sessions {
-            open: Default::default(),
-            opening: Mutex::new(()),
-            prepacked,
-            weights: Weights::default(),
-        };
+        let sessions =
+            Sessions { open: Default::default(), opening: Mutex::new(()), prepacked, weights: Weights::default() };
         let session_options = SessionOptions { threads, provider, spinning: !options.no_spinning };
         let (name, number) = match provider {
             Provider::Cpu => ("cpu", None),
@@ -478,7 +475,8 @@ impl Model {
                 continue;
             }
             let row = append(&mut ids, length)?;
-            let cut = self.tokenize(text, kind, row, Some(append(&mut mask, length)?)).map_err(|error| error.at(index))?;
+            let cut =
+                self.tokenize(text, kind, row, Some(append(&mut mask, length)?)).map_err(|error| error.at(index))?;
             if let Some(truncated) = truncated.as_deref_mut() {
                 truncated[index] = u8::from(cut);
             }
@@ -578,13 +576,7 @@ impl Model {
         (tokens / length).max(1)
     }
 
-    fn write_patches(
-        &self,
-        scratch: &mut patches::Scratch,
-        pixels: &Pixels,
-        grid: Grid,
-        out: &mut [u8],
-    ) -> Result<()> {
+    fn write_patches(&self, scratch: &mut patches::Scratch, pixels: &Pixels, grid: Grid, out: &mut [u8]) -> Result<()> {
         let spec = &self.bundle.manifest.image;
         patches::write_patches(pixels, grid, spec.patch_size, spec.resample, scratch, out)
     }
@@ -648,12 +640,7 @@ impl Model {
     }
 
     /// Runs into the rows of `out` at `indices`: at once if these follow one another, and else by way of other memory.
-    fn scattered(
-        &self,
-        indices: &[usize],
-        out: &mut [f32],
-        run: impl FnOnce(&mut [f32]) -> Result<()>,
-    ) -> Result<()> {
+    fn scattered(&self, indices: &[usize], out: &mut [f32], run: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
         let Some(first) = indices.first() else { return Ok(()) };
         let width = self.dim();
         if indices.windows(2).all(|pair| pair[0] + 1 == pair[1]) {
@@ -738,7 +725,11 @@ impl Model {
     }
 
     fn check_running(&self, runs: &Runs) -> Result<()> {
-        if runs.is_cancelled() { Err(cancelled()) } else { Ok(()) }
+        if runs.is_cancelled() {
+            Err(cancelled())
+        } else {
+            Ok(())
+        }
     }
 
     fn shrink(&self, scratch: &mut Scratch) {
@@ -838,7 +829,8 @@ impl Model {
             );
             return Error::new(Status::OutOfMemory, message);
         }
-        if self.provider != Provider::Cpu && ![INVALID_ARGUMENT, INVALID_GRAPH, INVALID_PROTOBUF].contains(&fault.code) {
+        if self.provider != Provider::Cpu && ![INVALID_ARGUMENT, INVALID_GRAPH, INVALID_PROTOBUF].contains(&fault.code)
+        {
             let message = format!(
                 "onnxruntime could not open the {name} graph on the GPU ({reason}); check the GPU's number, its memory \
                  and its driver with nvidia-smi, or use device 'cpu'."
@@ -915,7 +907,8 @@ pub fn cells(grid: Grid) -> usize {
 fn room<'a, T>(out: &'a mut [T], needed: usize, unit: &str) -> Result<&'a mut [T]> {
     let available = out.len();
     out.get_mut(..needed).ok_or_else(|| {
-        let message = format!("the memory for the result holds {available} {unit}, and {needed} are needed; pass more.");
+        let message =
+            format!("the memory for the result holds {available} {unit}, and {needed} are needed; pass more.");
         Error { needed: Some(needed as u64), ..Error::new(Status::BufferTooSmall, message) }
     })
 }

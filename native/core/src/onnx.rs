@@ -176,7 +176,14 @@ mod tests {
             offset: 8,
             length: Some(2400),
         };
-        let rest = [&[0x10, 1][..], &field(8, b"w"), &entry("location", "w.bin"), &entry("offset", "8"), &entry("length", "2400")].concat();
+        let rest = [
+            &[0x10, 1][..],
+            &field(8, b"w"),
+            &entry("location", "w.bin"),
+            &entry("offset", "8"),
+            &entry("length", "2400"),
+        ]
+        .concat();
         let plain = [&[0x08, 2, 0x08, 0xac, 2][..], &rest].concat();
         let packed = [field(1, &[2, 0xac, 2]), rest.clone()].concat();
         assert_eq!(externals(&model(&plain)).unwrap(), [external.clone()]);
@@ -187,7 +194,8 @@ mod tests {
     #[test]
     fn damaged_models_are_refused() {
         let no_number = model(&[entry("location", "x"), entry("offset", "-1")].concat());
-        for message in [&[0x3a][..], &[0x3a, 9, 1], &[0x3b, 0], &[0xff; 11], &model(&entry("offset", "1")), &no_number] {
+        for message in [&[0x3a][..], &[0x3a, 9, 1], &[0x3b, 0], &[0xff; 11], &model(&entry("offset", "1")), &no_number]
+        {
             assert!(externals(message).is_err(), "{message:?}");
         }
     }

@@ -4,9 +4,9 @@
 //! released, because releasing it at exit crashes beside other users of CUDA (onnxruntime #24579, #21207).
 
 use std::env;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::path::{Path, PathBuf};
-use std::ptr::{NonNull, null, null_mut};
+use std::ptr::{null, null_mut, NonNull};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
@@ -77,7 +77,11 @@ pub fn set_log(log: Option<Log>) {
 /// The severity from which on a session that is opened now sends messages.
 pub fn log_severity() -> c_int {
     let has_log = LOG.read().unwrap_or_else(PoisonError::into_inner).is_some();
-    if has_log { WARNINGS } else { FATAL }
+    if has_log {
+        WARNINGS
+    } else {
+        FATAL
+    }
 }
 
 /// The library of this process, opened if none is open yet.

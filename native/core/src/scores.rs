@@ -44,7 +44,8 @@ pub fn probabilities(logits: &mut [f32], texts: usize, activation: Activation) {
         Activation::Softmax => {
             for row in logits.chunks_exact_mut(texts.max(1)) {
                 let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let weights: Vec<f64> = row.iter().map(|logit| (f64::from(*logit) - f64::from(largest)).exp()).collect();
+                let weights: Vec<f64> =
+                    row.iter().map(|logit| (f64::from(*logit) - f64::from(largest)).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 for (cell, weight) in row.iter_mut().zip(weights) {
                     *cell = (weight / sum) as f32;

@@ -1,7 +1,7 @@
 //! Sessions of onnxruntime: one graph, ready to run into the caller's memory.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::ptr::{NonNull, null_mut};
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
+use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use ort_sys::{
 
 use crate::manifest::{Axis, TensorSpec};
 use crate::onnx::External;
-use crate::runtime::{Fault, Runtime, c_string, log_severity};
+use crate::runtime::{c_string, log_severity, Fault, Runtime};
 use crate::weights::Mapped;
 
 type Outcome<T> = Result<T, Fault>;
@@ -474,8 +474,7 @@ impl Config {
             let updated =
                 self.runtime.check((api.UpdateTensorRTProviderOptions)(provider, keys.as_ptr(), values.as_ptr(), 1));
             let added = updated.and_then(|()| {
-                self.runtime
-                    .check((api.SessionOptionsAppendExecutionProvider_TensorRT_V2)(self.raw.as_ptr(), provider))
+                self.runtime.check((api.SessionOptionsAppendExecutionProvider_TensorRT_V2)(self.raw.as_ptr(), provider))
             });
             (api.ReleaseTensorRTProviderOptions)(provider);
             added

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::Mmap;
 
-use crate::bundle::{Bundle, Stamp, holds, unreadable};
+use crate::bundle::{holds, unreadable, Bundle, Stamp};
 use crate::error::{Error, Result, Status};
 use crate::manifest::FileInfo;
 
@@ -51,7 +51,8 @@ impl Mapped {
             if now == *stamp {
                 return Ok(());
             }
-            let same_file = fs::metadata(&self.path).is_ok_and(|other| (other.dev(), other.ino()) == (state.dev(), state.ino()));
+            let same_file =
+                fs::metadata(&self.path).is_ok_and(|other| (other.dev(), other.ino()) == (state.dev(), state.ino()));
             if same_file && holds(&self.path, &state, &self.info) {
                 *stamp = now;
                 return Ok(());
