@@ -5,10 +5,11 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs pocket-bundle fix coverage test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-slow test-oldest bench bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
+	@echo "make native        build the C library, which needs cargo and a C compiler, into native/build"
 	@echo "make test          lint, check types, and run the tests"
 	@echo "make test-slow     run the tests that take minutes or gigabytes"
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
@@ -53,6 +54,10 @@ demo: install
 	$(BIN)/fgclip-rt heatmap $(DEMO)/pocket $(DEMO)/scene.png --output $(DEMO)/overlay.png --overlay \
 		--text "a big spotted yellow star" --text "the huge plain black heart"
 	@echo "Look at $(DEMO)/scene.png, map.png and overlay.png. In each language one text says dots and one says stripes."
+
+# It says what is missing; `make -C native install PREFIX=...` puts it into a tree.
+native:
+	$(MAKE) -C native
 
 # Tests of a file stay in one process, which has one thread: more threads than cores would wait for each other.
 test: install lint

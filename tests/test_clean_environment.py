@@ -25,6 +25,7 @@ SOURCES = (
     "examples",
     "export",
     "fgclip_rt",
+    "native",
     "serving",
     "tests",
     "tools",
@@ -52,7 +53,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         path = ROOT / name
         if path.is_dir():
-            shutil.copytree(path, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "target"))
         else:
             shutil.copy(path, folder)
     return folder

@@ -1,0 +1,73 @@
+"""The tests that are written in C: compiled pedantically, run, and silent on standard error."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from native.conftest import NATIVE
+
+Compile = Callable[[str, bool], Path]
+
+pytestmark = pytest.mark.usefixtures("library")
+
+
+@pytest.fixture(scope="module")
+def program(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles one of ``native/tests`` with the shared or the static library."""
+    folder = tmp_path_factory.mktemp("c")
+
+    def compiled(name: str, static: bool = False) -> Path:
+        path = folder / f"{name}-{'static' if static else 'shared'}"
+        if not path.exists():
+            linked = [build / "libfgclip_rt.a"] if static else [f"-L{build}", "-lfgclip_rt", f"-Wl,-rpath,{build}"]
+            subprocess.run(
+                [
+                    *("cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic"),
+                    *(f"-I{NATIVE / 'include'}", NATIVE / "tests" / f"{name}.c", "-o", path),
+                    *(*linked, "-lgcc_s", "-lpthread", "-lm", "-ldl"),
+                ],
+                check=True,
+            )
+        return path
+
+    return compiled
+
+
+def run(*arguments: object) -> str:
+    """What a program prints on standard output; it must succeed and print nothing on standard error."""
+    result = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["shared", "static"])
+def test_bad_arguments_are_refused(program: Compile, pocket_path: Path, static: bool) -> None:
+    assert run(program("arguments", static), pocket_path) == ""
+
+
+@pytest.mark.parametrize("name", ["fork", "exit", "cancel", "busy"])
+def test_processes_and_threads(program: Compile, pocket_path: Path, name: str) -> None:
+    assert run(program("processes", False), name, pocket_path) == ""
+
+
+def test_the_library_can_be_closed_and_opened_again(program: Compile, pocket_path: Path, build: Path) -> None:
+    # Linked to the static library, so that the shared one is opened here for the first time.
+    assert run(program("processes", True), "dlclose", pocket_path, build / "libfgclip_rt.so") == ""
+
+
+def test_a_damaged_graph_prints_nothing(program: Compile, pocket_path: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(pocket_path, bundle)
+    graph = bundle / "text.onnx"
+    graph.write_bytes(b"\xff" * graph.stat().st_size)
+    assert run(program("processes", False), "log", bundle) == ""
+
+
+def test_threads_share_a_model(program: Compile, pocket_path: Path) -> None:
+    begin, end = map(int, run(program("threads", False), pocket_path, 8, 2000).split())
+    assert end < begin * 1.1 + 4096
