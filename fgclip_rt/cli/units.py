@@ -13,7 +13,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0}
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-class _Quantity(click.ParamType):
+class _Quantity(click.ParamType[float]):
     """A number and a unit, without a space between them."""
 
     def __init__(self, name: str, units: Mapping[str, float], example: str) -> None:

@@ -15,7 +15,7 @@ from fgclip_rt.arrays import FloatArray
 from ..items import EmbeddedText
 from .bodies import receive
 from .failures import RequestError
-from .inputs import EmbeddingsRequest, parse
+from .inputs import EmbeddingsRequest, Input, InputObject, parse
 from .service import Service, usage
 
 Vector = list[float] | str
@@ -101,7 +101,7 @@ def written(vector: FloatArray, encoding: Literal["float", "base64"]) -> Vector:
     return numbers
 
 
-def _listed(given: object) -> list[object]:
+def _listed(given: str | InputObject | list[Input] | msgspec.UnsetType) -> list[Input]:
     if given is msgspec.UNSET:
         return []
     return list(given) if isinstance(given, list) else [given]

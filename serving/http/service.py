@@ -141,10 +141,13 @@ class Service:
             submitted = self.batcher.submit(items, timeout=seconds)
         except FgclipError as error:
             raise RequestError.of(error) from None
-        answers = asyncio.gather(*map(asyncio.wrap_future, submitted), return_exceptions=True)
-        gone = asyncio.ensure_future(_gone(request))
+        answers: asyncio.Future[list[Any]] = asyncio.gather(
+            *map(asyncio.wrap_future, submitted), return_exceptions=True
+        )
+        gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({answers, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {answers, gone}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
                 return answers.result()
             raise RequestError(
