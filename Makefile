@@ -104,7 +104,7 @@ fix: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Lines that the default tests reach, of all rooms; code that runs in processes of its own counts too.
+# Lines that the default tests reach in their own process. Much runs in others, such as every command in a new environment.
 coverage: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
 
