@@ -82,5 +82,11 @@ def test_calibration_on_files_makes_a_bundle_that_keeps_its_floor(tmp_path: Path
     captions = tmp_path / "captions.txt"
     captions.write_text("\n".join(text for kind in texts.values() for text in kind), encoding="utf-8")
     lines = run("calibration.py", BUNDLE, tmp_path / "scenes", captions, tmp_path / "bundle")
-    assert min(float(line.rpartition(" ")[2]) for line in lines) >= 0.99
-    assert fgclip_rt.load(tmp_path / "bundle").manifest.precisions == ("fp32", "int8")
+    # Some vectors of a dense map may lie below the floor.
+    floored = [float(line.rpartition(" ")[2]) for line in lines if not line.startswith("dense, ")]
+    assert min(floored) >= 0.99
+    manifest = fgclip_rt.load(tmp_path / "bundle").manifest
+    assert manifest.precisions == ("fp32", "int8")
+    calibration = manifest.lowering["int8"].calibration
+    assert calibration is not None
+    assert calibration.images + calibration.held_out_images == len(images)
