@@ -26,6 +26,7 @@ from .errors import (
     MissingDependencyError,
     OutputError,
     ParityError,
+    ServingError,
     SpecialTokenWarning,
     TextError,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "RandomWeightsWarning",
+    "ServingError",
     "SpecialTokenWarning",
     "TextError",
     "__version__",

@@ -20,6 +20,7 @@ from fgclip_rt.export.graphs.attention import add_definition
 from fgclip_rt.export.graphs.regions import RegionGraph
 from fgclip_rt.export.graphs.text import TextGraph
 from fgclip_rt.export.graphs.trace import GraphSource
+from fgclip_rt.export.graphs.trace import trace as traced
 from helpers import GOLDENS
 
 #: Model and files of a checkpoint, as commands take them, by the golden's name.
@@ -48,12 +49,22 @@ SENSITIVE = {"vision": ("pooling",), "dense": ("pooling",), "text": ("text_heads
 Trace = Callable[[GraphSource], ir.Model]
 
 
+def _biases(names: Iterable[str]) -> set[str]:
+    """The biases of queries, which a graph has or has not by the values of its weights."""
+    return {name for name in names if name.endswith("attention.q.bias")}
+
+
 def trace_as_in(bundle: Path) -> Trace:
-    """A quick way to trace a checkpoint: the graphs of a bundle of the same sizes, with the checkpoint's weights."""
+    """A quick way to trace a checkpoint: the graphs of a bundle of the same sizes, with the checkpoint's weights.
+
+    Its weights decide which biases a graph has. A graph with others than the bundle's is traced as usual.
+    """
 
     def trace(source: GraphSource) -> ir.Model:
         model = ir.load(bundle / f"{MODULES[type(source.module)]}.onnx")
         parameters = dict(source.module.named_parameters())
+        if _biases(parameters) != _biases(model.graph.initializers):
+            return traced(source)
         for name, value in model.graph.initializers.items():
             assert value.const_value is not None
             values = parameters[name].numpy() if name in parameters else value.const_value.numpy()

@@ -53,7 +53,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         path = ROOT / name
         if path.is_dir():
-            shutil.copytree(path, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "target"))
+            shutil.copytree(
+                path, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "build", "target")
+            )
         else:
             shutil.copy(path, folder)
     return folder

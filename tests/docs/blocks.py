@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 REASONS = ("network", "gpu", "gigabytes", "minutes")
 
 #: Commands that a block which is only checked may use besides those that are looked into.
-_OTHERS = ("cat", "cd", "cp", "mv")
+_OTHERS = ("cat", "cc", "cd", "cp", "curl", "mv")
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (?P<mark>[a-z]+(: [a-z]+)?) -->\n\Z")
@@ -103,8 +103,10 @@ def _check(words: list[str]) -> None:
         name, *rest = arguments
         load_command(name).make_context(name, rest)
     elif program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-        assert set(arguments) <= set(targets), words
+        folder = ROOT / arguments[1] if arguments[0] == "-C" else ROOT
+        targets = re.findall(r"^([a-z-]+):", (folder / "Makefile").read_text("utf-8"), re.MULTILINE)
+        wanted = {each for each in arguments[2 * (arguments[0] == "-C") :] if "=" not in each}
+        assert wanted <= set(targets), words
     elif program == "pip":
         _check_extras(arguments)
     elif program == "python":

@@ -79,6 +79,7 @@ def small(masked_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "linear": "int8",
         "other": "float32",
         "moved": {"a": "float32"},
+        "residual": [{"first": "a.0", "last": "a.1"}],
         "smoothed": 1,
         "calibration": {
             "method": "minmax",
@@ -94,8 +95,8 @@ def small(masked_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def copied(bundle: Path, target: Path) -> Path:
-    """A copy whose files are links to those of the other, but for the manifest."""
-    shutil.copytree(bundle, target, copy_function=os.link)
+    """A copy whose files are symbolic links to those of the other, but for the manifest; onnx refuses hard ones."""
+    shutil.copytree(bundle, target, copy_function=os.symlink)
     manifest = target / "manifest.json"
     manifest.unlink()
     shutil.copyfile(bundle / "manifest.json", manifest)

@@ -48,7 +48,7 @@ def run(
     log_json: bool,
     max_image_pixels: int | None,
 ) -> None:
-    """Serve a bundle by HTTP, to clients of OpenAI's embeddings and to your own.
+    """Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.
 
     The port answers at once, and /readyz says when the model does. SIGTERM ends the server: what it has taken, it
     answers. /docs shows what may be asked.
