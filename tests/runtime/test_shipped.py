@@ -32,6 +32,21 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
         fgclip_rt.load(NAME)
 
 
+def test_so_does_a_link_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(NAME).symlink_to("gone")
+    with pytest.raises(BundleError, match="does not exist"):
+        fgclip_rt.load(NAME)
+
+
+def test_its_folder_is_known_by_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shipped.locate(NAME)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    assert all(map(shipped.is_shipped, (folder, Path(NAME).absolute(), Path("..", "bundles", NAME), tmp_path / "link")))
+    assert not shipped.is_shipped(tmp_path)
+
+
 def test_only_the_bare_name_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in (f"other/{NAME}", tmp_path / NAME, "fg-clip2-packet", ".", ".."):
