@@ -7,7 +7,7 @@ import random
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 import oracle
 from fgclip_rt.boxes import BOX_FORMATS, BoxUnitsWarning, grid_boxes
-from fgclip_rt.errors import BoxError, BundleError, MaskError, TextError
+from fgclip_rt.errors import FgclipError
 from fgclip_rt.manifest import NaflexSpec, TextSpec, WalkTypeSpec
 from fgclip_rt.masks import mask_weights
 from fgclip_rt.preparation import NaflexPreparation, _cut, _resize
@@ -30,11 +30,18 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 BUCKETS = (128, 256, 576, 784, 1024)
 FORMATS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0), "rgba": (0, 1, 2), "bgra": (2, 1, 0), "gray": (0, 0, 0)}
+#: Characters that have had a case in some version of Unicode and none in others, which shows after a sigma.
+CHANGED = {"\u0295"}
 NAMES = ("fgclip1", "fgclip2")
 
 HARD_TEXTS = (
     *("", " ", "a", "a cat", "A Photo of a CAT, ÄÉŠ Ω", "ΟΔΟΣ ΟΔΟΣ. ΑΣ", "İstanbul ıI", "naïve ½\u0301", "ﬁ ǅ ß ẞ"),
-    *("一只黑猫坐在红色的椅子上", "一个繁忙的街头市场 with fruit 🦊 " * 40, "👩\u200d👩\u200d👧 🏳️\u200d🌈", "a\u200bb\u200c\u200d\ufeffc"),
+    *(
+        "一只黑猫坐在红色的椅子上",
+        "一个繁忙的街头市场 with fruit 🦊 " * 40,
+        "👩\u200d👩\u200d👧 🏳️\u200d🌈",
+        "a\u200bb\u200c\u200d\ufeffc",
+    ),
     *("\x00", "a\x00b", "\x01\x1b[1m\x7f", "\u2028\u2029\u0085\u3000\xa0", "\U0010ffff\ufffe\uffff", "\t\r\n \x0b\x0c"),
     *("<eos>", "<pad> <EOS>", "<|endoftext|>", "<0x0A>", "▁▁ ▁", "&amp; &lt;", "don't I'LL", "1" * 300, "-" * 9000),
     *("a" * 9000, "cat " * 5000, " " * 20_000, "e\u0301" * 5000, "的" * 9000, "abc 的 " * 2500, "x" + "\u0301" * 9000),
@@ -47,6 +54,14 @@ def core() -> Iterator[Oracle]:
     program = Oracle(oracle.build())
     yield program
     program.close()
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of the Python runtime, or its error."""
+    try:
+        return call(*arguments)
+    except FgclipError as error:
+        return error
 
 
 def drawn_sizes(seed: int, count: int) -> list[tuple[int, int]]:
@@ -156,16 +171,15 @@ def test_boxes_are_equal_and_equally_refused(core: Oracle) -> None:
             format=box_format,
             shares=shares,
         )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", BoxUnitsWarning)
-                expected = grid_boxes(boxes, (height, width), grid, box_format, shares)  # type: ignore[arg-type]
-        except BoxError as error:
-            assert isinstance(answer, Refusal), (boxes, error)
-            assert answer.status == error.code, (boxes, error, answer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BoxUnitsWarning)
+            expected = attempt(grid_boxes, boxes, (height, width), grid, box_format, shares)
+        if isinstance(expected, FgclipError):
+            assert isinstance(answer, Refusal), (boxes, expected)
+            assert answer.status == expected.code, (boxes, expected, answer)
             # The fault is told in the same words; the remedy names options, which differ.
-            assert answer.message.split(";")[0] == str(error).split(";")[0]
-            outcomes.add(error.code)
+            assert answer.message.split(";")[0] == str(expected).split(";")[0]
+            outcomes.add(expected.code)
         else:
             assert not isinstance(answer, Refusal), (boxes, answer)
             assert answer[1] == expected.tobytes(), boxes
@@ -195,10 +209,9 @@ def test_masks_agree(core: Oracle) -> None:
             rows=rows,
             columns=columns,
         )
-        try:
-            expected = mask_weights(masks, (height, width), (rows, columns))
-        except MaskError as error:
-            assert answer[:2] == (str(error), error.code)
+        expected = attempt(mask_weights, masks, (height, width), (rows, columns))
+        if isinstance(expected, FgclipError):
+            assert answer[:2] == (str(expected), expected.code)
         else:
             assert not isinstance(answer, Refusal), answer
             found = np.frombuffer(answer[1], "<f4").reshape(expected.shape)
@@ -221,12 +234,11 @@ def check_texts(core: Oracle, content: str, texts: list[str]) -> None:
         for text in texts:
             for kind, length in (("short", 64), ("long", 196)):
                 answer = core.ask("encode", text.encode(), lowercase=lowercase, length=length, pad=0)
-                try:
-                    expected = tokenizer([text], kind)
-                except TextError as error:
-                    assert isinstance(answer, Refusal), (text[:50], error)
-                    assert answer.status == error.code
-                    assert answer.message == str(error).replace("text 0 ", "a text ", 1)
+                expected = attempt(tokenizer, [text], kind)
+                if isinstance(expected, FgclipError):
+                    assert isinstance(answer, Refusal), (text[:50], expected)
+                    assert answer.status == expected.code
+                    assert answer.message == str(expected).replace("text 0 ", "a text ", 1)
                     continue
                 assert not isinstance(answer, Refusal), (text[:50], answer)
                 assert answer[0]["ids"] == expected.input_ids[0].tolist(), text[:50]
@@ -235,7 +247,7 @@ def check_texts(core: Oracle, content: str, texts: list[str]) -> None:
 
 
 def generated_texts(seed: int, count: int) -> list[str]:
-    """Texts of pieces that normalizers, patterns and merges look at, with any characters that Unicode 14 has between."""
+    """Texts of pieces that normalizers, patterns and merges look at, with any assigned characters between."""
     draw = random.Random(seed)
     pieces = [text for text in HARD_TEXTS if len(text) < 100]
 
@@ -287,7 +299,10 @@ def test_malformed_tokenizers_get_the_same_verdict(core: Oracle) -> None:
     crafted = [
         *("", "{", "null", "[]", "1", "[" * 1000, json.dumps(document)[:-1], json.dumps(document) + "x"),
         *(changed("model/dropout", dropout) for dropout in (0.1, 0.0, None)),
-        *(changed("post_processor/single", pieces) for pieces in ([text, text, eos], [eos], [text], [text, *[eos] * 64])),
+        *(
+            changed("post_processor/single", pieces)
+            for pieces in ([text, text, eos], [eos], [text], [text, *[eos] * 64])
+        ),
         changed("model/vocab/☃", 2**31),
         changed("model/vocab/☃", 2**31 - 1),
         changed("post_processor/special_tokens/<eos>/ids", [2**31]),
@@ -298,12 +313,11 @@ def test_malformed_tokenizers_get_the_same_verdict(core: Oracle) -> None:
     accepted = 0
     for content in crafted:
         answer = core.ask("tokenizer", content.encode(), shortest=64)
-        try:
-            Tokenizer(content, text_spec(True))
-        except BundleError as error:
-            assert isinstance(answer, Refusal), (content[-80:], error)
-            assert answer.status == error.code
-            assert answer.message.split("(")[0] == str(error).split("(")[0]
+        expected = attempt(Tokenizer, content, text_spec(lowercase=True))
+        if isinstance(expected, FgclipError):
+            assert isinstance(answer, Refusal), (content[-80:], expected)
+            assert answer.status == expected.code
+            assert answer.message.split("(")[0] == str(expected).split("(")[0]
         else:
             assert not isinstance(answer, Refusal), (content[-80:], answer)
             accepted += 1
@@ -311,14 +325,17 @@ def test_malformed_tokenizers_get_the_same_verdict(core: Oracle) -> None:
 
 
 def test_lower_case_is_that_of_python(core: Oracle) -> None:
-    """Only characters differ that Python's Unicode lacks."""
-    known = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) not in ("Cs", "Cn")]
+    """Alone, and next to a sigma, whose lower case depends on the letters around it."""
+    codes = range(sys.maxunicode + 1)
+    known = [chr(code) for code in codes if chr(code) != "\n" and unicodedata.category(chr(code)) not in ("Cs", "Cn")]
+    others = set()
     for context in ("{}", "aΣ{}", "{}Σ", "aΣ{}a", "a{}Σ "):
-        # A line break is no letter, so each character stands alone.
+        # A line break is no letter, so each line stands alone.
         text = "\n".join(context.format(char) for char in known)
         _, found = core.result("lower", text.encode())
-        for char, line, expected in zip(known, found.decode().split("\n"), text.lower().split("\n"), strict=False):
-            assert line == expected, (context, hex(ord(char)))
+        pairs = zip(known, found.decode().split("\n"), text.lower().split("\n"), strict=True)
+        others |= {char for char, line, expected in pairs if line != expected}
+    assert others <= CHANGED
 
 
 def test_characters_whose_lower_case_is_newer_than_python(core: Oracle) -> None:
