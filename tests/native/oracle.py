@@ -16,7 +16,7 @@ class Refusal(NamedTuple):
 
     message: str
     status: str
-    index: int | None
+    at: int | None
 
 
 class Oracle:

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 BUCKETS = (128, 256, 576, 784, 1024)
 FORMATS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0), "rgba": (0, 1, 2), "bgra": (2, 1, 0), "gray": (0, 0, 0)}
-#: Characters that have had a case in some version of Unicode and none in others, which shows after a sigma.
-CHANGED = {"\u0295"}
+#: Characters that count as a letter with a case, or as a mark on one, in some versions of Unicode only. Next to a sigma
+#: that shows.
+CHANGED = {"\u0295", "\U0001171e"}
 NAMES = ("fgclip1", "fgclip2")
 
 HARD_TEXTS = (

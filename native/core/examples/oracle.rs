@@ -6,13 +6,13 @@
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::time::Instant;
 
-use fgclip_rt_core::boxes::{BoxFormat, Shares, grid_boxes};
+use fgclip_rt_core::boxes::{grid_boxes, BoxFormat, Shares};
 use fgclip_rt_core::error::Result;
-use fgclip_rt_core::grid::{Grid, bucket, target_grid};
-use fgclip_rt_core::masks::{Masks, mask_weights};
-use fgclip_rt_core::patches::{Filter, PixelFormat, Pixels, Scratch, write_patches};
-use fgclip_rt_core::tokenizer::{Tokenizer, lower};
-use serde_json::{Value, json};
+use fgclip_rt_core::grid::{bucket, target_grid, Grid};
+use fgclip_rt_core::masks::{mask_weights, Masks};
+use fgclip_rt_core::patches::{write_patches, Filter, PixelFormat, Pixels, Scratch};
+use fgclip_rt_core::tokenizer::{lower, Tokenizer};
+use serde_json::{json, Value};
 
 /// A line of JSON, and the bytes behind it.
 type Answer = (Value, Vec<u8>);
@@ -74,8 +74,7 @@ impl Oracle {
                     Some("bicubic") => Filter::Bicubic,
                     other => panic!("{other:?} is no filter"),
                 };
-                let pixels =
-                    Pixels::new(bytes, small("width"), small("height"), number("stride") as usize, format)?;
+                let pixels = Pixels::new(bytes, small("width"), small("height"), number("stride") as usize, format)?;
                 let (grid, patch) = (grid(), small("patch"));
                 let mut out = vec![0; (grid.rows * grid.columns * patch * patch * 3) as usize];
                 let mut seconds = Vec::new();
@@ -94,8 +93,7 @@ impl Oracle {
                     Some("normalized") => BoxFormat::Normalized,
                     other => panic!("{other:?} is no format"),
                 };
-                let shares =
-                    if request["shares"] == "float64" { Shares::Float64 } else { Shares::Float32 };
+                let shares = if request["shares"] == "float64" { Shares::Float64 } else { Shares::Float32 };
                 let scaled = grid_boxes(&boxes, small("width"), small("height"), grid(), format, shares)?;
                 Ok((json!({}), scaled.into_iter().flatten().flat_map(f32::to_le_bytes).collect()))
             }
@@ -126,9 +124,7 @@ impl Oracle {
                 let encoded = tokenizer.encode(text, lowercase, length, pad, &mut ids, Some(&mut mask))?;
                 Ok((json!({"ids": ids, "mask": mask, "truncated": encoded.truncated}), Vec::new()))
             }
-            "lower" => {
-                Ok((json!({}), lower(std::str::from_utf8(bytes).expect("texts are UTF-8")).into_bytes()))
-            }
+            "lower" => Ok((json!({}), lower(std::str::from_utf8(bytes).expect("texts are UTF-8")).into_bytes())),
             other => panic!("{other} is no request"),
         }
     }

@@ -101,10 +101,7 @@ fn corners(index: usize, numbers: &[f64; 4], width: u32, height: u32, format: Bo
     let refuse = |status, fault: String| Err(refused(status, index, numbers, &fault));
     let meaning = format.meaning();
     if !numbers.iter().all(|number| number.is_finite()) {
-        return refuse(
-            Status::BoxInvalid,
-            format!("has a coordinate that is not a finite number; give {meaning}."),
-        );
+        return refuse(Status::BoxInvalid, format!("has a coordinate that is not a finite number; give {meaning}."));
     }
     let (width, height, unit) = if format == BoxFormat::Normalized {
         if !numbers.iter().all(|number| (LEAST_SHARE..=LARGEST_SHARE).contains(number)) {
@@ -117,10 +114,7 @@ fn corners(index: usize, numbers: &[f64; 4], width: u32, height: u32, format: Bo
     } else {
         if numbers.iter().any(|number| number.abs() > FARTHEST) {
             let farthest = grouped(FARTHEST as u64);
-            return refuse(
-                Status::BoxInvalid,
-                format!("reaches over {farthest} pixels; give {meaning} of the image."),
-            );
+            return refuse(Status::BoxInvalid, format!("reaches over {farthest} pixels; give {meaning} of the image."));
         }
         (f64::from(width), f64::from(height), format!("of {width}×{height} pixels"))
     };
@@ -186,7 +180,11 @@ fn general(number: f64) -> String {
 }
 
 fn without_zeros(digits: &str) -> &str {
-    if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits }
+    if digits.contains('.') {
+        digits.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        digits
+    }
 }
 
 #[cfg(test)]
@@ -238,8 +236,9 @@ mod tests {
 
     #[test]
     fn an_error_names_its_box() {
-        let error = grid_boxes(&[[0.0, 0.0, 9.0, 9.0], [5.5, 1.0, 1.0, 2.0]], 64, 64, GRID, BoxFormat::Xyxy, Shares::Float64)
-            .unwrap_err();
+        let error =
+            grid_boxes(&[[0.0, 0.0, 9.0, 9.0], [5.5, 1.0, 1.0, 2.0]], 64, 64, GRID, BoxFormat::Xyxy, Shares::Float64)
+                .unwrap_err();
         assert_eq!(error.index, Some(1));
         assert!(error.message.starts_with("box 1 (5.5,1,1,2) is reversed; "), "{error}");
     }

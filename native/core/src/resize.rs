@@ -246,9 +246,8 @@ impl Axis {
 
 fn scalar_line(weights: &[i32], place: impl Fn(usize) -> usize, ring: &[u8], line: &mut [u8]) {
     for (at, byte) in line.iter_mut().enumerate() {
-        let parts = weights.iter().enumerate().map(|(row, weight)| {
-            weight.wrapping_mul(i32::from(ring[place(row) + at]))
-        });
+        let parts =
+            weights.iter().enumerate().map(|(row, weight)| weight.wrapping_mul(i32::from(ring[place(row) + at])));
         *byte = to_byte(parts.fold(HALF, i32::wrapping_add));
     }
 }
@@ -315,7 +314,7 @@ fn cubic(x: f64) -> f64 {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{BITS, BLOCK, Block, COLOURS, HALF, LANES, LOW_BITS, ROWS, Span};
+    use super::{Block, Span, BITS, BLOCK, COLOURS, HALF, LANES, LOW_BITS, ROWS};
     use crate::patches::PixelFormat;
 
     /// Resizes rows horizontally, each to its place in the ring.
@@ -378,13 +377,7 @@ mod avx2 {
     /// `pairs` are the weights of `count` rows, at least one. The line's length is a multiple of [`LANES`], and each
     /// place in the ring is as long.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn line(
-        pairs: &[[i32; 2]],
-        count: usize,
-        place: impl Fn(usize) -> usize,
-        ring: &[u8],
-        line: &mut [u8],
-    ) {
+    pub unsafe fn line(pairs: &[[i32; 2]], count: usize, place: impl Fn(usize) -> usize, ring: &[u8], line: &mut [u8]) {
         let half = _mm256_set1_epi32(HALF);
         for (number, bytes) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let zero = _mm256_setzero_si256();
@@ -498,7 +491,13 @@ mod tests {
         let value = |pixel: i64| {
             let x = ((pixel as f64 - centre + 0.5) * (1.0 / stretch)).abs();
             match filter {
-                Filter::Bilinear => if x < 1.0 { 1.0 - x } else { 0.0 },
+                Filter::Bilinear => {
+                    if x < 1.0 {
+                        1.0 - x
+                    } else {
+                        0.0
+                    }
+                }
                 Filter::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
                 Filter::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
                 Filter::Bicubic => 0.0,

@@ -41,9 +41,9 @@ impl Starts {
         let plain = added.iter().all(|token| !(token.lstrip || token.rstrip || token.single_word));
         let normalizer = steps(&serde_json::to_value(tokenizer.get_normalizer())?);
         let pre_tokenizer = steps(&serde_json::to_value(tokenizer.get_pre_tokenizer())?);
-        let finds_words = pre_tokenizer.first().is_some_and(|step| {
-            step["type"] == "Split" && step["behavior"] == "Removed" && step["invert"] == true
-        });
+        let finds_words = pre_tokenizer
+            .first()
+            .is_some_and(|step| step["type"] == "Split" && step["behavior"] == "Removed" && step["invert"] == true);
         let holds_space = |token: &AddedToken| token.content.contains(SPACES);
         Ok(Starts {
             splits_words: finds_words && plain && !added.iter().any(holds_space),
@@ -127,7 +127,8 @@ fn normalized(tokenizer: &Tokenizer, text: &str) -> Result<String> {
 
 /// Whether the longest start has more than `count` ids, and all have the same first ones.
 fn agree(tokenizer: &Tokenizer, text: &str, ends: &[usize], count: usize) -> Result<bool> {
-    let ids = |end: usize| Ok::<_, tokenizers::Error>(tokenizer.encode_char_offsets(&text[..end], false)?.get_ids().to_vec());
+    let ids =
+        |end: usize| Ok::<_, tokenizers::Error>(tokenizer.encode_char_offsets(&text[..end], false)?.get_ids().to_vec());
     let longest = ids(ends[0])?;
     if longest.len() <= count {
         return Ok(false);

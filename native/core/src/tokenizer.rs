@@ -5,13 +5,13 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use tokenizers::{ModelWrapper, PostProcessor, TruncationDirection};
 
 use crate::error::{Error, Result, Status};
 use crate::messages::{grouped, quoted};
-use crate::text::{MOST, Starts};
+use crate::text::{Starts, MOST};
 
 /// Texts that between them meet unknown characters, runs of one character and the edges of words.
 const PROBES: [&str; 2] = ["a cat", "一只黑猫 🦊 naïve ½\u{301} \u{10ffff}\u{1}"];
@@ -46,9 +46,8 @@ impl Tokenizer {
             let message = format!("{name} cannot be read (it is not UTF-8); export the bundle again.");
             return Err(Error::new(Status::BundleUnreadable, message));
         }
-        read(json, shortest).map_err(|fault| {
-            Error::new(Status::BundleInvalid, format!("{name} {fault}; export the bundle again."))
-        })
+        read(json, shortest)
+            .map_err(|fault| Error::new(Status::BundleInvalid, format!("{name} {fault}; export the bundle again.")))
     }
 
     /// Tokenises a text, cut from the right so that the end token stays, and padded on the right with `pad`.
@@ -109,7 +108,8 @@ impl Tokenizer {
 
 /// A text in lower case, as Python's `str.lower` makes it.
 ///
-/// The two differ where their versions of Unicode do: 55 letters were added between 14.0, Python 3.11's, and 17.0.
+/// The two differ where their versions of Unicode do: 55 letters were added between 14.0, Python 3.11's, and 17.0, and
+/// two characters next to a sigma count otherwise, U+0295 and U+1171E.
 pub fn lower(text: &str) -> String {
     text.to_lowercase()
 }
@@ -206,7 +206,7 @@ fn reason(fault: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::{json, Value};
 
     use super::*;
 
