@@ -108,7 +108,8 @@ impl Tokenizer {
 
 /// A text in lower case, as Python's `str.lower` makes it.
 ///
-/// The two differ where their versions of Unicode do: 55 letters were added between 14.0, Python 3.11's, and 17.0.
+/// The two differ where their versions of Unicode do: 55 letters were added between 14.0, Python 3.11's, and 17.0, and
+/// two characters next to a sigma count otherwise, U+0295 and U+1171E.
 pub fn lower(text: &str) -> String {
     text.to_lowercase()
 }
