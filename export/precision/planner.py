@@ -257,8 +257,10 @@ class Planner:
         data = self._inputs.calibration
         assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        residuals = self._residuals(graphs)
-        watched = {name: [*layers, *residuals[name]] for name, layers in self._layers(graphs).items()}
+        watched = self._layers(graphs)
+        if not find_ranges:  # the sums are those of the first pass, whose graphs are not smoothed
+            residuals = self._residuals(graphs)
+            watched = {name: [*layers, *residuals[name]] for name, layers in watched.items()}
         backend = ObservingBackend(bundle, graphs, watched, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend

@@ -70,7 +70,7 @@ async def embeddings(service: Service, request: Request) -> EmbeddingsAnswer:
                 "truncate='end'.",
                 "text_truncated",
             )
-    failures = [(index, RequestError.of(each)) for index, each in enumerate(answers) if isinstance(each, Exception)]
+    failures = failures_in(answers)
     if failures and asked.on_error == "raise":
         raise together(failures)
     reasons = {index: error.message for index, error in failures}
@@ -82,6 +82,21 @@ async def embeddings(service: Service, request: Request) -> EmbeddingsAnswer:
     ]
     total = usage(answers)
     return EmbeddingsAnswer(data, asked.model or model.manifest.model.name, Usage(total, total))
+
+
+def failures_in(answers: Sequence[object]) -> list[tuple[int, RequestError]]:
+    """The errors among answers, each with its place."""
+    return [(index, RequestError.of(each)) for index, each in enumerate(answers) if isinstance(each, Exception)]
+
+
+def check_all(answers: Sequence[object]) -> None:
+    """Refuse a request of which an input failed.
+
+    Raises:
+        RequestError: one did; it names all that did.
+    """
+    if failures := failures_in(answers):
+        raise together(failures)
 
 
 def together(failures: Sequence[tuple[int, RequestError]]) -> RequestError:

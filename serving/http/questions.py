@@ -22,7 +22,7 @@ from fgclip_rt.model import Model
 
 from ..items import ImageItem, TextItem
 from .bodies import receive
-from .embeddings import Vector, together, written
+from .embeddings import Vector, check_all, written
 from .failures import RequestError
 from .inputs import ImageOptions, InputSource, image
 from .service import Service
@@ -103,9 +103,7 @@ async def score(service: Service, request: Request) -> answers.Scores:
         raise RequestError("the request needs 'images' and 'texts'; give at least one of each.")
     inputs = [*await service.fetch(found), *(TextItem(text, asked.walk_type) for text in asked.texts)]
     embedded = await service.embed(request, inputs)
-    failures = [(index, RequestError.of(each)) for index, each in enumerate(embedded) if isinstance(each, Exception)]
-    if failures:
-        raise together(failures)
+    check_all(embedded)
     images, described = embedded[: len(found)], embedded[len(found) :]
     return answers.scores_of(
         service.model,
@@ -182,9 +180,7 @@ async def embed_texts(service: Service, request: Request, texts: Sequence[str], 
         RequestError: one of them cannot be embedded.
     """
     embedded = await service.run(request, [TextItem(text, walk_type) for text in texts])
-    failures = [(index, RequestError.of(each)) for index, each in enumerate(embedded) if isinstance(each, Exception)]
-    if failures:
-        raise together(failures)
+    check_all(embedded)
     return np.stack([each.vector for each in embedded])
 
 
