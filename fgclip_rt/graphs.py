@@ -199,6 +199,16 @@ class Graphs:
         """Vectors of texts, float32 [B, D]: of length one, or the reference's own features."""
         return self.run("text", texts, normalize=normalize)
 
+    def whole_and_dense(self, images: ImageInputs) -> tuple[FloatArray, FloatArray]:
+        """The reference's features of images [B, D] and of their patches [B, N, D], from one run of ``dense``.
+
+        Waits until they are ready.
+        """
+        self.check_has("dense")
+        inputs = feed(images, self._files["dense"])
+        whole, dense = self._backend.submit("dense", inputs, [IMAGE_FEATURES, DENSE_FEATURES]).result()
+        return whole, dense
+
     def region(self, regions: RegionInputs, *, normalize: bool = True) -> Output:
         """Vectors of boxes, float32 [R, D]: of length one, or the reference's own features."""
         return self.run("region", regions, normalize=normalize)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from .arrays import Array
+from .arrays import Array, ByteArray, FloatArray
+from .dense import DenseImage
 from .graphs import ImageInputs
-from .images import ImageSource
 from .manifest import FromExact, Limits, ParityRow
 from .model import Model
 from .probe import Probe, ProbeImage, ProbeTexts
@@ -32,6 +32,9 @@ _TINY = np.finfo(np.float64).tiny
 
 #: Cases of the two steps that take all images together.
 _MIXED_BATCH, _LOGITS = "mixed batch", "images × short"
+
+#: Patches of the largest image of the mixed batch, if enough images are as small.
+_MOST_MIXED = 256
 
 #: Largest distance from exact vectors, as a multiple of the distance that the float32 reference has from them. Sums in
 #: another order have errors of the same size, and the largest of many errors scatters.
@@ -207,18 +210,28 @@ class _Vectors:
     def __init__(self, model: Model, probe: Probe) -> None:
         self._model = model
         self._probe = probe
+        self._images: dict[int, Array] = {}
         self._texts: dict[str, Array] = {}
 
-    @cached_property
+    def image(self, index: int) -> Array:
+        """Features [1, D] of an image that runs alone."""
+        if index not in self._images:
+            self._images[index] = self._model.embed_images([self._probe.images[index].rgb], normalize=False)
+        return self._images[index]
+
     def images(self) -> Array:
-        """Features [n, D] of all images, from one run: every grid beside every other, as a server may batch them."""
-        batch = [self._model.preparation(_pillow(image)) for image in self._probe.images]
+        """Features [n, D] of all images, each of which runs alone."""
+        return np.concatenate([self.image(index) for index in range(len(self._probe.images))])
+
+    def mixed(self, indices: Sequence[int]) -> Array:
+        """Features [k, D] of images from one run: every grid beside every other, as a server may batch them."""
+        batch = [self._model.preparation(_pillow(self._probe.images[index])) for index in indices]
         return self._model.graphs.vision(ImageInputs.of(batch), normalize=False).result()
 
     def texts(self, walk_type: str) -> Array:
         """Features [m, D] of the texts of ``walk_type``; [0, D] if the probe has no such texts."""
         if walk_type not in self._probe.walk_types:
-            return self.images[:0]
+            return np.zeros((0, self._model.dim), np.float32)
         if walk_type not in self._texts:
             texts = self._probe.walk_types[walk_type].texts
             self._texts[walk_type] = self._model.embed_texts(texts, walk_type, normalize=False)
@@ -234,11 +247,25 @@ def probe_steps(model: Model, probe: Probe, limits: Limits) -> list[Step]:
         patches = model.preparation(_pillow(image)).pixels
         return [compare_exactly(patches, image.patches, "preparation", _image_case(image))]
 
-    def mixed_batch() -> list[ParityRow]:
+    def vision(index: int, case: str) -> list[ParityRow]:
+        one = slice(index, index + 1)
         to_texts = _to_texts(model, probe, "short")
-        expected = _image_features(probe.images)
-        exactly = None if exact is None else _image_features(exact.images)
-        return [compare(vectors.images, expected, limits, "vision", _MIXED_BATCH, to_texts, exactly)]
+        exactly = None if exact is None else _image_features(exact.images[one])
+        return [
+            compare(vectors.image(index), _image_features(probe.images[one]), limits, "vision", case, to_texts, exactly)
+        ]
+
+    def mixed_batch() -> list[ParityRow]:
+        indices = _mixed(probe)
+        to_texts = _to_texts(model, probe, "short")
+        expected = _image_features(probe.images)[indices]
+        exactly = None if exact is None else _image_features(exact.images)[indices]
+        return [compare(vectors.mixed(indices), expected, limits, "vision", _MIXED_BATCH, to_texts, exactly)]
+
+    def rows_of_parts(image: ProbeImage, index: int, case: str) -> list[ParityRow]:
+        found = image_parts(model, model.dense(_pillow(image)), image.boxes, image.masks)
+        exactly = None if exact is None else [_reference(exact.images[index])]
+        return _compare_parts(model, probe, [found], [_reference(image)], limits, case, exactly)
 
     def tokens(walk_type: str, texts: ProbeTexts) -> list[ParityRow]:
         encoded = model.tokenizer(texts.texts, walk_type)
@@ -253,15 +280,18 @@ def probe_steps(model: Model, probe: Probe, limits: Limits) -> list[Step]:
 
     def logits() -> list[ParityRow]:
         # Logits are their own logits: the shift is their largest difference, a flip an image with another best text.
-        actual = model.logits(vectors.images, vectors.texts("short"))
+        actual = model.logits(vectors.images(), vectors.texts("short"))
         exactly = None if exact is None else exact.logits
         return [compare(actual, probe.logits, limits, "logits", _LOGITS, lambda rows: rows, exactly)]
 
+    parts = _parts(model)
     found: list[Step] = []
     for index, image in enumerate(probe.images):
         case = _image_case(image)
         found.append(Step(("preparation",), case, partial(preparation, image)))
-        found += _image_steps(model, probe, [index], limits, case)
+        found.append(Step(("vision",), case, partial(vision, index, case)))
+        if parts:
+            found.append(Step(parts, case, partial(rows_of_parts, image, index, case)))
     found.append(Step(("vision",), _MIXED_BATCH, mixed_batch))
     for walk_type, texts in probe.walk_types.items():
         found.append(Step(("tokens",), walk_type, partial(tokens, walk_type, texts)))
@@ -270,7 +300,20 @@ def probe_steps(model: Model, probe: Probe, limits: Limits) -> list[Step]:
 
 
 def held_out_steps(model: Model, held_out: Probe, limits: Limits) -> list[Step]:
-    """The steps of :func:`check_held_out`, in the order of their rows."""
+    """The steps of :func:`check_held_out`, in the order of their rows.
+
+    The features of images come from the dense graph, if there is one, which has all layers of the vision graph: so the
+    tower runs once for all comparisons of an image.
+    """
+    parts = _parts(model)
+
+    def images(indices: Sequence[int], case: str) -> list[ParityRow]:
+        seen = [held_out.images[index] for index in indices]
+        found = [see(model, image.rgb, image.boxes, image.masks) for image in seen]
+        features, to_captions = np.stack([whole for whole, _ in found]), _to_texts(model, held_out, "short")
+        row = compare(features, _image_features(seen), limits, "vision", case, to_captions)
+        recorded = list(map(_reference, seen))
+        return [row, *_compare_parts(model, held_out, [of_image for _, of_image in found], recorded, limits, case)]
 
     def features(walk_type: str, texts: ProbeTexts, case: str) -> list[ParityRow]:
         actual = model.embed_texts(texts.texts, walk_type, normalize=False)
@@ -278,47 +321,59 @@ def held_out_steps(model: Model, held_out: Probe, limits: Limits) -> list[Step]:
 
     found: list[Step] = []
     for bucket, indices in _by_bucket(model, held_out).items():
-        found += _image_steps(model, held_out, indices, limits, f"held out, bucket {bucket}")
+        case = f"held out, bucket {bucket}"
+        found.append(Step(("vision", *parts), case, partial(images, indices, case)))
     for walk_type, texts in held_out.walk_types.items():
         case = f"held out, {walk_type}"
         found.append(Step(("text",), case, partial(features, walk_type, texts, case)))
     return found
 
 
-def _image_steps(model: Model, probe: Probe, indices: Sequence[int], limits: Limits, case: str) -> list[Step]:
-    """A step for the vision graph, and one for the graphs of parts, which share the dense graph's run.
+def _mixed(probe: Probe) -> list[int]:
+    """The indices of the images that run in one batch: small ones, because each takes the time of the largest.
 
-    Each gives one comparison per graph, over the vectors of all images of ``probe`` at ``indices`` together. Every
-    image runs alone, so that the memory for one suffices; batches are for other tests.
+    They are two if all images are large.
     """
-    graphs = [graph for graph in PARTS if model.graphs.has(graph)]
-    images = [probe.images[index] for index in indices]
-    exact_images = None if probe.exact is None else [probe.exact.images[index] for index in indices]
+    small = [index for index, image in enumerate(probe.images) if len(image.patches) <= _MOST_MIXED]
+    return small if len(small) > 1 else list(range(len(probe.images)))[:2]
 
-    def vision() -> list[ParityRow]:
-        features = np.concatenate([model.embed_images([image.rgb], normalize=False) for image in images])
-        to_captions = _to_texts(model, probe, "short")
-        exact = None if exact_images is None else _image_features(exact_images)
-        return [compare(features, _image_features(images), limits, "vision", case, to_captions, exact)]
 
-    def parts() -> list[ParityRow]:
-        to_names = _to_texts(model, probe, "box")
-        results = [image_parts(model, _pillow(image), image.boxes, image.masks) for image in images]
-        recorded = [_reference(image) for image in images]
-        exactly = None if exact_images is None else [_reference(image) for image in exact_images]
-        rows = []
-        for graph in graphs:
-            # A graph without recorded vectors in the probe has not been proven.
-            if any(graph not in vectors for vectors in (*results, *recorded)):
-                rows.append(_incomparable(graph, case, len(images), judged=to_names is not None))
-                continue
-            actual, expected = _joined(results, graph), _joined(recorded, graph)
-            exact = None if exactly is None else _joined(exactly, graph)
-            rows.append(compare(actual, expected, limits, graph, case, to_names, exact))
-        return rows
+def _parts(model: Model) -> tuple[str, ...]:
+    """The graphs of parts of an image that a model has."""
+    return tuple(graph for graph in PARTS if model.graphs.has(graph))
 
-    of_image = Step(("vision",), case, vision)
-    return [of_image, Step(tuple(graphs), case, parts)] if graphs else [of_image]
+
+def _compare_parts(
+    model: Model,
+    probe: Probe,
+    actual: Sequence[dict[str, Array]],
+    expected: Sequence[dict[str, Array]],
+    limits: Limits,
+    case: str,
+    exact: Sequence[dict[str, Array]] | None = None,
+) -> list[ParityRow]:
+    """One comparison per graph of parts, over the vectors of all images together.
+
+    Args:
+        model: the model that is judged.
+        probe: what its texts are taken from.
+        actual: for each image, the model's vectors by graph.
+        expected: likewise, the reference's.
+        limits: the limits to keep.
+        case: the inputs, in words.
+        exact: likewise, exact vectors; None if there are none.
+    """
+    to_names = _to_texts(model, probe, "box")
+    rows = []
+    for graph in _parts(model):
+        # A graph without recorded vectors in the probe has not been proven.
+        if any(graph not in vectors for vectors in (*actual, *expected)):
+            rows.append(_incomparable(graph, case, len(actual), judged=to_names is not None))
+            continue
+        exactly = None if exact is None else _joined(exact, graph)
+        joined = _joined(actual, graph), _joined(expected, graph)
+        rows.append(compare(*joined, limits, graph, case, to_names, exactly))
+    return rows
 
 
 def _joined(of_images: Sequence[dict[str, Array]], graph: str) -> Array:
@@ -332,27 +387,36 @@ def _reference(image: ProbeImage) -> dict[str, Array]:
     return {graph: recorded for graph, recorded in vectors.items() if recorded is not None}
 
 
-def image_parts(model: Model, image: ImageSource, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
-    """The vectors of the parts of an image, by graph, from one run of the dense graph; empty if the model has none.
+def image_parts(model: Model, dense: DenseImage, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
+    """The vectors of the parts of an image, by graph, from one run of the dense graph.
 
     Args:
         model: a loaded bundle.
-        image: the image.
+        dense: the image.
         boxes: [r, 4], xyxy in pixels of the image, for a model that has regions.
         masks: [m, h, w], on the image's grid, for a model that has masks.
 
     Returns:
         Features, not normalised: ``dense`` [h·w, D], and ``region`` [r, D] and ``mask`` [m, D] if there are any.
     """
-    if not model.graphs.has("dense"):
-        return {}
-    dense = model.dense(image)
     vectors: dict[str, Array] = {"dense": dense.features(normalize=False).reshape(-1, model.dim)}
     if model.graphs.has("region") and boxes is not None:
         vectors["region"] = dense.regions(boxes, normalize=False)
     if model.graphs.has("mask") and masks is not None:
         vectors["mask"] = dense.masks(masks, normalize=False)
     return vectors
+
+
+def see(model: Model, rgb: ByteArray, boxes: Array | None, masks: Array | None) -> tuple[FloatArray, dict[str, Array]]:
+    """Features [D] of an image uint8 [H, W, 3], and :func:`image_parts`, from one run of one graph.
+
+    The parts are empty if the model has no dense features.
+    """
+    if not model.graphs.has("dense"):
+        return model.embed_images([rgb], normalize=False)[0], {}
+    patches = model.prepare(rgb)
+    whole, features = model.graphs.whole_and_dense(ImageInputs.of([patches]))
+    return whole[0], image_parts(model, model.dense_image(patches, features[0]), boxes, masks)
 
 
 def _by_bucket(model: Model, probe: Probe) -> dict[int, list[int]]:

@@ -19,7 +19,7 @@ from fgclip_rt.errors import ArgumentError
 from fgclip_rt.images import load_image
 from fgclip_rt.manifest import Calibration
 from fgclip_rt.model import Model
-from fgclip_rt.parity import image_parts
+from fgclip_rt.parity import see
 from fgclip_rt.preparation import Patches
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent, tracked
@@ -128,12 +128,12 @@ class CalibrationData:
 def _seen(model: Model, rgb: ByteArray, patches: Patches) -> ProbeImage:
     """An image with the results of a model."""
     boxes, masks = probe_boxes(patches), probe_masks(*patches.grid)
-    parts = image_parts(model, rgb, boxes, masks)
+    features, parts = see(model, rgb, boxes, masks)
     return ProbeImage(
         rgb=rgb,
         patches=patches.pixels,
         grid=np.array(patches.grid, np.int32),
-        features=model.embed_images(rgb, normalize=False)[0],
+        features=features,
         dense=parts.get("dense"),
         boxes=boxes if "region" in parts else None,
         regions=parts.get("region"),

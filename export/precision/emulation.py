@@ -17,6 +17,9 @@ from fgclip_rt.engines.products import narrow_products
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
+#: Operators that compute nothing, and whose CPU kernels take every type.
+EXACT = ("Cast", "CastLike", "Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
 
 def emulate(model: ir.Model) -> ir.Model:
     """A graph whose 16-bit operators are rounded float32 ones, in standard operators only.
@@ -27,19 +30,22 @@ def emulate(model: ir.Model) -> ir.Model:
     narrow_products(proto.graph)
     proto = onnx.inliner.inline_local_functions(proto)
     copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+    ups: dict[ir.Value, ir.Value] = {}
     for node in list(copy.graph):
-        if node.op_type not in ("Cast", "CastLike") and any(value.dtype in _NARROW for value in node.outputs):
-            _emulate(copy, node)
+        if node.op_type not in EXACT and any(value.dtype in _NARROW for value in node.outputs):
+            _emulate(copy, node, ups)
     return copy
 
 
-def _emulate(model: ir.Model, node: ir.Node) -> None:
-    """Put one operator between a cast up of its inputs and a cast down of its results."""
+def _emulate(model: ir.Model, node: ir.Node, ups: dict[ir.Value, ir.Value]) -> None:
+    """Put one operator between casts up of its inputs, which others share, and a cast down of its results."""
     for index, value in enumerate(node.inputs):
         if value is not None and value.dtype in _NARROW:
-            up = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
-            model.graph.insert_before(node, up)
-            node.replace_input_with(index, up.outputs[0])
+            if value not in ups:
+                up = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+                model.graph.insert_before(node, up)
+                ups[value] = up.outputs[0]
+            node.replace_input_with(index, ups[value])
     for output in node.outputs:
         assert output.dtype is not None
         down = ir.node("Cast", [output], attributes={"to": output.dtype})

@@ -6,14 +6,11 @@ the largest magnitude.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from fgclip_rt.arrays import Array, FloatArray
 from fgclip_rt.backends import Finished, Result
@@ -27,7 +24,8 @@ from .layers import Layer, find_residuals
 METHOD: Literal["percentile"] = "percentile"
 
 _PERCENTILE = 99.999
-_BINS = 2048
+#: Largest magnitudes of a value that are kept, of which :data:`_PERCENTILE` needs one. They suffice for 3.2 billion.
+_KEPT = 2**15
 #: Rows that are kept of each run, besides the row with the largest value.
 _ROWS_PER_RUN = 8
 
@@ -52,7 +50,7 @@ class ObservingBackend:
             bundle: the bundle whose folder holds the weights of the graphs.
             graphs: float32 graphs, by name.
             layers: layers of the graphs to watch, by graph.
-            find_ranges: collect histograms for :meth:`ranges`, which takes time.
+            find_ranges: collect magnitudes for :meth:`ranges`, which takes time.
         """
         self._sums = {
             name: [layer for layer in of_graph if layer.kind == "residual"] for name, of_graph in layers.items()
@@ -66,11 +64,7 @@ class ObservingBackend:
         self._rows: dict[tuple[str, str], list[FloatArray]] = {}
         self._peaks: dict[str, Array] = {}
         self._random = np.random.default_rng(0)
-        self._histograms = None
-        if find_ranges:
-            self._histograms = HistogramCollector(
-                METHOD, symmetric=True, num_bins=_BINS, num_quantized_bins=0, percentile=_PERCENTILE, scenario="same"
-            )
+        self._magnitudes: dict[tuple[str, str], _Largest] | None = {} if find_ranges else None
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """As :meth:`fgclip_rt.backends.Backend.submit`; rows of the watched layers' inputs are kept."""
@@ -98,14 +92,12 @@ class ObservingBackend:
 
     def ranges(self) -> dict[str, float]:
         """Largest magnitude worth representing in the input of each layer that ran, by its name."""
-        assert self._histograms is not None
-        with contextlib.redirect_stdout(io.StringIO()):  # the collector prints its progress
-            bounds = self._histograms.compute_collection_result()
+        assert self._magnitudes is not None
         return {
-            layer.name: max(abs(float(bound)) for bound in bounds[graph, _input(layer)][:2])
+            layer.name: self._magnitudes[graph, _input(layer)].percentile(_PERCENTILE)
             for graph, layers in self._layers.items()
             for layer in layers
-            if (graph, _input(layer)) in bounds
+            if (graph, _input(layer)) in self._magnitudes
         }
 
     def peaks(self) -> dict[str, float]:
@@ -135,9 +127,33 @@ class ObservingBackend:
         largest = int(np.abs(rows).max(axis=1).argmax())
         chosen = self._random.choice(len(rows), min(_ROWS_PER_RUN, len(rows)), replace=False)
         self._rows.setdefault((graph, name), []).append(rows[[*chosen, largest]])
-        if self._histograms is not None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._histograms.collect({(graph, name): value})
+        if self._magnitudes is not None:
+            self._magnitudes.setdefault((graph, name), _Largest()).add(value)
+
+
+class _Largest:
+    """The largest magnitudes of a value over many runs."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._kept = np.zeros(0, np.float32)
+        self._least = np.float32(0)
+
+    def add(self, values: FloatArray) -> None:
+        """Take the values of a run into account."""
+        sizes = np.abs(values).ravel()
+        self._count += sizes.size
+        kept = np.concatenate([self._kept, sizes[sizes >= self._least]])
+        if len(kept) > 2 * _KEPT:
+            kept = np.partition(kept, len(kept) - _KEPT)[-_KEPT:]
+            self._least = kept.min()
+        self._kept = kept
+
+    def percentile(self, percent: float) -> float:
+        """The magnitude that ``percent`` of all values do not exceed."""
+        beyond = min(int(self._count * (1 - percent / 100)), len(self._kept) - 1)
+        place = len(self._kept) - 1 - beyond
+        return float(np.partition(self._kept, place)[place])
 
 
 def _peak(layer: Layer) -> str:

@@ -201,7 +201,9 @@ class Planner:
 
     @cached_property
     def _peaks(self) -> dict[str, float]:
-        """The largest magnitude in each sum with the residual stream, on the probe and the calibration inputs."""
+        """The largest magnitude in each sum with the residual stream, on the calibration inputs, or on the probe."""
+        if self._inputs.calibration is not None:
+            return self._calibrated[1]
         bundle = self._assembly.write_manifest()
         backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
         model, probe = Model(bundle, backend), self._inputs.probe
@@ -210,8 +212,7 @@ class Planner:
             run(image.rgb)
         for walk_type, texts in probe.walk_types.items():
             model.embed_texts(texts.texts, walk_type)
-        seen = [backend.peaks()] if self._inputs.calibration is None else [backend.peaks(), self._calibrated[1]]
-        return {sum_.name: float(np.max([peaks[sum_.name] for peaks in seen])) for sum_ in self._float32.sums}
+        return backend.peaks()
 
     @cached_property
     def _eight_bits(self) -> _Float32Graphs:

@@ -192,7 +192,10 @@ def test_the_recorded_probe_is_judged_by_the_other_kind(pocket: Model) -> None:
         assert (row.logit_shift is None) == (row.flips is None) == (row.graph in ("preparation", "tokens")), row
         assert row.logit_shift is None or row.logit_shift < 0.01
     counts = {(row.graph, row.case): row.count for row in rows}
-    assert counts["vision", "mixed batch"] == counts["logits", "images × short"] == len(probe.images)
+    assert counts["logits", "images × short"] == len(probe.images)
+    # Large images would have each of the others take their time.
+    small = [image for image in probe.images if len(image.patches) <= 256]
+    assert counts["vision", "mixed batch"] == len(small) == 5
     assert counts["tokens", "box"] == counts["text", "box"] == len(probe.walk_types["box"].texts)
     for graph, count in (("vision", 1), ("dense", 9 * 12), ("region", 4), ("preparation", 9 * 12)):
         assert counts[graph, "200×150, 9×12 patches"] == count
@@ -270,7 +273,7 @@ def test_a_held_out_probe_is_compared_by_bucket_and_walk_type(pocket: Model, hel
     rows = parity.check_held_out(pocket, held_out, FP32, progress)
     assert tuple((row.graph, row.case) for row in rows) == CASES
     buckets = {pocket.preparation.bucket(*image.rgb.shape[1::-1]) for image in held_out.images}
-    assert progress.finished() == {"check held out": 2 * len(buckets) + len(held_out.walk_types)}
+    assert progress.finished() == {"check held out": len(buckets) + len(held_out.walk_types)}
     for row in rows:
         assert row.passed
         assert row.min_cosine == pytest.approx(1, abs=1e-9)
