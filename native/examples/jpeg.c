@@ -2,9 +2,9 @@
  *
  * Usage: jpeg BUNDLE PHOTO.jpg TEXT...
  *
- * libfgclip_rt has no decoder, because a service has one, with its own limits and its sandbox. Its pixels are those of
- * the Python package if it does three things as here: libjpeg's default transform, the turn that EXIF asks for, and no
- * gray rest in the place of a file's missing end.
+ * libfgclip_rt has no decoder, because a service has one, with its own limits and its sandbox. Pixels are those of the
+ * Python package, with its exif_transpose=True, if three things are as here: libjpeg's default transform, the turn that
+ * EXIF asks for, and a file that ends early is refused instead of filled with gray.
  */
 #include <fgclip_rt.h>
 #include <setjmp.h>
