@@ -70,7 +70,7 @@ def test_a_program_is_built_from_the_source_tarball(build: Path, tmp_path: Path,
         "CARGO_HOME": str(tmp_path / "cargo"),
     }
     subprocess.run(
-        ["make", "-C", source, "install", "PREFIX=/", f"DESTDIR={tmp_path / 'prefix'}"],
+        ["make", "-C", source, "install", f"PREFIX={tmp_path / 'prefix'}"],
         check=True,
         env=environment,
         timeout=1800,

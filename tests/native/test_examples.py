@@ -1,5 +1,5 @@
-"""The examples and the C++ header: compiled pedantically with sanitizers, run on the bundle that comes with the package,
-and held to the Python runtime."""
+"""The examples and the C++ header: compiled pedantically with sanitizers, run on the package's bundle, and held to the
+Python runtime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import subprocess
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -159,7 +158,10 @@ def test_a_pool_of_threads_embeds_every_image(
     paths = [*scenes, tmp_path / "missing.ppm", *scenes]
     lines = run(program(EXAMPLES / "threads.c", "c99"), POCKET, 3, 60000, *paths).splitlines()
     vectors = model.embed_images(list(map(str, scenes)))
-    expected = [f"{path}: {vector[0]:.4f} {vector[1]:.4f} ... (160 floats)" for path, vector in zip(scenes, vectors)]
+    expected = [
+        f"{path}: {vector[0]:.4f} {vector[1]:.4f} ... (160 floats)"
+        for path, vector in zip(scenes, vectors, strict=True)
+    ]
     missing = f"{paths[len(scenes)]}: {paths[len(scenes)]} cannot be opened; check its path and permissions."
     assert lines == [*expected, missing, *expected]
 
@@ -364,11 +366,13 @@ def test_the_header_of_cpp_has_every_function() -> None:
 
 def test_blocks_of_the_page_are_parts_of_the_examples() -> None:
     """So they are compiled and run here; the page shows each as it stands there, but for its indentation."""
-    sources = [path for path in EXAMPLES.rglob("*") if path.suffix in (".c", ".cpp", ".go", ".txt")]
-    texts = ["\n".join(line.strip() for line in path.read_text().splitlines()) for path in sources]
-    found = re.findall(r"^```(?:c|cpp|go|cmake)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(found) >= 4
-    for code in found:
-        for part in textwrap.dedent(code).split("/* ... */\n"):
-            block = "\n".join(line.strip() for line in part.strip().splitlines())
-            assert any(block in text for text in texts), code
+
+    def plain(text: str) -> str:
+        return "\n".join(line.strip() for line in text.strip().splitlines())
+
+    examples = [plain(path.read_text()) for path in EXAMPLES.rglob("*.*")]
+    blocks = re.findall(r"^```(?:c|cmake|cpp)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    for block in blocks:
+        parts = list(map(plain, block.split("/* ... */\n")))
+        assert any(all(part in example for part in parts) for example in examples), block

@@ -1,4 +1,4 @@
-"""The installed tree: examples are built from it with pkg-config, CMake and cgo, with both libraries, after it was moved."""
+"""The installed tree, after it was moved: examples are built from it with pkg-config, CMake and cgo, and run."""
 
 from __future__ import annotations
 
@@ -128,6 +128,38 @@ def test_cgo(examples: Path, tree: Path, onnxruntime_path: Path) -> None:
     run("make", "-C", examples / "pkgconfig", "embed", environment=environment)
     embedded = run(examples / "pkgconfig/embed", POCKET, examples / "scene.ppm", *TEXTS, environment=environment)
     assert rated.splitlines() == embedded.splitlines()[1 + len(TEXTS) :]
+
+
+def test_the_commands_of_the_page_run(tree: Path, tmp_path: Path, onnxruntime_path: Path) -> None:
+    """All but those that pack, which have tests of their own; /opt/fgclip is another folder."""
+    need("pkg-config", "cmake", "c++")
+    assert tree.is_dir()
+    page = (ROOT / "docs/native.md").read_text()
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    assert commands.count("/opt/fgclip") >= 6
+    commands = commands.replace("/opt/fgclip", str(tmp_path / "fgclip")).replace("make -C native dist", "true")
+    for name, target in (("Makefile", ROOT / "Makefile"), ("native", NATIVE), ("bundle", POCKET)):
+        (tmp_path / name).symlink_to(target)
+    draw(make_scene(21)).save(tmp_path / "scene.ppm")
+    printed = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        env={**os.environ, "FGCLIP_RT_ONNXRUNTIME": str(onnxruntime_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert printed.returncode == 0, printed.stderr
+    assert re.search(r"^0\.9\d+ a big spotted yellow star$", printed.stdout, re.MULTILINE)
+    assert (tmp_path / "built/search").is_file()
+
+
+@pytest.mark.parametrize("prefix", ["/", "/usr/"])
+def test_the_prefix_may_end_in_a_slash(tree: Path, tmp_path: Path, prefix: str) -> None:
+    run("make", "-C", NATIVE, "install", f"PREFIX={prefix}", f"DESTDIR={tmp_path}")
+    folder = tmp_path / prefix.strip("/") / "lib"
+    for file in ("pkgconfig/fgclip_rt.pc", "cmake/fgclip_rt/fgclip_rt-config.cmake"):
+        assert (folder / file).read_bytes() == (tree / "lib" / file).read_bytes()
 
 
 def test_licences_are_installed(tree: Path) -> None:
