@@ -16,9 +16,6 @@ from fgclip_rt.pocket.scenes import draw, make_scene
 from native.conftest import BUILT, NATIVE, ROOT
 from native.test_examples import POCKET, TEXTS
 
-#: Programs that the examples' build files make. That of JPEG files is built only if jpeglib.h is there.
-PROGRAMS = ("embed", "embed-static", "search", "threads")
-
 
 @pytest.fixture(scope="module")
 def tree(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,7 +80,7 @@ def check(folder: Path, picture: Path, onnxruntime: Path) -> None:
 def test_pkg_config(examples: Path, tree: Path, onnxruntime_path: Path) -> None:
     need("pkg-config", "c++")
     folder = examples / "pkgconfig"
-    run("make", "-C", folder, *PROGRAMS, environment={"PKG_CONFIG_PATH": f"{tree}/lib/pkgconfig"})
+    run("make", "-C", folder, environment={"PKG_CONFIG_PATH": f"{tree}/lib/pkgconfig"})
     check(folder, examples / "scene.ppm", onnxruntime_path)
 
 
