@@ -25,6 +25,8 @@ COMMANDS = {
     "score": "Print how well each text describes each image.",
     "regions": "Print the cosine of each text with each box of an image.",
     "heatmap": "Draw where in an image each text is found.",
+    "index": "Index the images of a folder, so that they can be searched.",
+    "search": "Find images of an index by a text, an image, or a part of one.",
     "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
     "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",
     "scene": "Draw a scene that fg-clip2-pocket understands, and print its captions.",
