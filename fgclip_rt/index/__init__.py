@@ -10,7 +10,18 @@
 """
 
 from .files import About
-from .search import ImageIndex, Query, find
+from .search import LOOKED_AT, ImageIndex, Query, find, place, ranked, searched
 from .updating import Updated, update
 
-__all__ = ["About", "ImageIndex", "Query", "Updated", "find", "update"]
+__all__ = [
+    "LOOKED_AT",
+    "About",
+    "ImageIndex",
+    "Query",
+    "Updated",
+    "find",
+    "place",
+    "ranked",
+    "searched",
+    "update",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +15,17 @@ import numpy as np
 from ..answers import Hit, Searched, Skipped
 from ..arrays import Array, FloatArray
 from ..bundle import Bundle
+from ..dense import DenseImage
 from ..errors import ArgumentError, ImageError, IndexFileError
 from ..images import ImageSource
 from ..model import Model
-from ..names import spell_path
+from ..names import spell_path, unspell_path
 from ..scores import box_around_largest, similarity_maps
 from . import exact
 from .files import About, IndexFiles
 
 #: Images whose patches are looked at by default, for each that is to be found.
-_LOOKED_AT = 4
+LOOKED_AT = 4
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -151,16 +152,14 @@ class ImageIndex:
             paths = self._files.paths(row, os.fsencode(folder.strip("/")))
             return [spell_path(os.fsdecode(path)) for path in paths]
 
-    def file(self, row: int) -> Path | None:
-        """The first file of a row; None if there is none."""
-        with self._looking():
-            paths = self._files.paths(row)
-            return Path(self.about.root, os.fsdecode(paths[0])) if paths else None
+    def file(self, hit: Hit) -> Path:
+        """The file of a hit, which may be gone by now."""
+        return Path(self.about.root, unspell_path(hit.image))
 
-    def row_of(self, path: str) -> int | None:
-        """The row of an image, by its path below the indexed folder; None if it is not there."""
+    def hit(self, row: int) -> Hit | None:
+        """The image of a row, as if it had been sought by itself; None if the row has none."""
         with self._looking():
-            return self._files.row_of(os.fsencode(path))
+            return self._hit(row, 1.0, b"") if self._files.paths(row) else None
 
     def _hit(self, row: int, cosine: float, folder: bytes) -> Hit:
         paths = self._files.paths(row, folder)
@@ -248,29 +247,37 @@ def find(
     """
     if query.part is None:
         (hits,) = index.search(query.whole[None], count, folder)
-        return _searched(index, hits, folder)
-    (hits,) = index.search(query.whole[None], depth or _LOOKED_AT * count, folder)
-    ranked, skipped = [], []
+        return searched(index, hits, folder)
+    (hits,) = index.search(query.whole[None], depth or LOOKED_AT * count, folder)
+    placed, skipped = [], []
     for hit in hits:
-        path = index.file(hit.row)
         try:
-            if path is None:
-                raise ImageError(f"{hit.image} left the index meanwhile; search again.")
-            dense = model.dense(path, index.about.max_num_patches, exif_transpose=index.about.exif_transpose)
+            dense = model.dense(index.file(hit), index.about.max_num_patches, exif_transpose=index.about.exif_transpose)
         except ImageError as error:
             skipped.append(Skipped(hit.image, error.code, str(error)))
             continue
-        (values,) = similarity_maps(dense.features(), query.part[None])
-        height, width = dense.image_size
-        box = box_around_largest(values, (width, height))
-        ranked.append(msgspec.structs.replace(hit, finest=float(values.max()), box=list(box)))
-    ranked.sort(key=lambda hit: -((hit.finest or 0.0) + query.alike * hit.cosine))
-    return _searched(index, ranked[:count], folder, fine=True, skipped=skipped)
+        placed.append(place(hit, dense, query))
+    return searched(index, ranked(placed, query)[:count], folder, fine=True, skipped=skipped)
 
 
-def _searched(
+def place(hit: Hit, dense: DenseImage, query: Query) -> Hit:
+    """A hit with the place in its image that is nearest to the part that a query looks for."""
+    assert query.part is not None
+    (values,) = similarity_maps(dense.features(), query.part[None])
+    height, width = dense.image_size
+    box = box_around_largest(values, (width, height))
+    return msgspec.structs.replace(hit, finest=float(values.max()), box=list(box))
+
+
+def ranked(hits: Iterable[Hit], query: Query) -> list[Hit]:
+    """Hits with their places, nearest first."""
+    return sorted(hits, key=lambda hit: -((hit.finest or 0.0) + query.alike * hit.cosine))
+
+
+def searched(
     index: ImageIndex, hits: Sequence[Hit], folder: str, *, fine: bool = False, skipped: Sequence[Skipped] = ()
 ) -> Searched:
+    """The answer of a search."""
     return Searched(
         index=spell_path(index.path),
         root=spell_path(index.about.root),

@@ -133,7 +133,7 @@ def test_names_that_are_not_utf_8(pocket: Model, photos: Path, output: Path) -> 
     with ImageIndex(output) as index:
         (hits,) = index.search(pocket.embed_images(photos / name), 1)
         assert hits[0].image == "caf\\xe9 \\xff.png"
-        assert index.file(hits[0].row) == photos / name
+        assert index.file(hits[0]) == photos / name
 
 
 def test_rows_that_lost_their_images_go_once_they_are_over_half(pocket: Model, photos: Path, output: Path) -> None:

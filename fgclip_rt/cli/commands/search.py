@@ -13,7 +13,6 @@ from ...errors import ArgumentError, ImageError
 from ...index import ImageIndex, Query, find
 from ...index.duplicates import find_duplicates
 from ...model import Model, open_model
-from ...names import unspell_path
 from ...outputs import check_picture_output, save_picture
 from .. import options
 from ..inputs import warn_of_texts
@@ -119,7 +118,7 @@ def _save(index: ImageIndex, model: Model, answer: Searched, picture: Path) -> N
     images: list[Image.Image | None] = []
     for hit in answer.hits:
         try:
-            images.append(model.load_image(Path(index.about.root, unspell_path(hit.image)), index.about.exif_transpose))
+            images.append(model.load_image(index.file(hit), index.about.exif_transpose))
         except ImageError as error:
             warn(f"fgclip-rt: {error}")
             images.append(None)
