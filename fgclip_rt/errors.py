@@ -15,6 +15,7 @@
     ├── ParityError                            a graph does not give the reference's numbers
     ├── BenchmarkError                         a benchmark cannot be run or read
     ├── OutputError                            a file or folder cannot be written
+    ├── IndexFileError                         an index is missing, damaged or of another bundle
     ├── ServingError                           a server cannot take or answer a request now
     └── MissingDependencyError (ImportError)   a package of an extra is not installed
 
@@ -86,6 +87,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         "work_too_large": "The request is more work than the server ever lets wait.",
         "deadline_passed": "The request's time was over before it could run.",
         "shutting_down": "The server takes no more requests.",
+        "index_missing": "There is no index at this path.",
+        "index_damaged": "A file of the index is missing, cut off or altered.",
+        "index_newer": "The index has a newer format than this version reads.",
+        "index_mismatch": "The index is of another bundle, folder or settings.",
+        "index_locked": "Another process updates the index.",
+        "index_empty": "The index holds no image that could be found.",
         "output_exists": "The output exists and was not to be replaced.",
         "output_unfinished": "An interrupted run has begun the output, and this run is not to go on with it.",
         "output_unwritable": "The output cannot be written.",
@@ -225,6 +232,12 @@ class OutputError(FgclipError):
     """An output path exists already or cannot be written."""
 
     code = "output_unwritable"
+
+
+class IndexFileError(FgclipError):
+    """An index is missing, damaged, in use, or of another bundle."""
+
+    code = "index_damaged"
 
 
 class ServingError(FgclipError):

@@ -343,8 +343,23 @@ class Model:
         image that cannot be read comes as a :class:`Failure`, which has its index and its error.
         """
         _check_on_error(on_error)
-        check_positive("batch_size", batch_size)
         items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose, skip=on_error == "skip")
+        return self.iter_patches(items, batch_size, normalize)
+
+    def iter_patches(
+        self, items: Iterable[Item[Patches] | Failure], batch_size: int | None = None, normalize: bool = True
+    ) -> Iterator[EmbeddedBatch | Failure]:
+        """As :meth:`iter_images`, for images that the caller prepares, as :meth:`prepare` does, as they are needed.
+
+        Args:
+            items: images, each with its index and its bucket as the key; a failure is passed on.
+            batch_size: as for :meth:`embed_images`.
+            normalize: likewise.
+
+        Raises:
+            ArgumentError: the batch size is out of range.
+        """
+        check_positive("batch_size", batch_size)
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         return map(
             _finished, _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize)))

@@ -41,6 +41,7 @@ FLOORS = (
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
     ("answers",),
+    ("index",),
     ("serving",),
     ("export",),
     ("benchmarks",),

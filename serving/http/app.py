@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..batcher import Batcher
-from . import embeddings, openapi, questions, status
+from . import embeddings, openapi, questions, search, status
 from .failures import RequestError, failure
 from .limits import BodyLimits
 from .metrics import Metrics
@@ -30,7 +30,7 @@ Endpoint = Callable[[Service, Request], Awaitable[object]]
 log = logging.getLogger("fgclip_rt.serving")
 
 #: Paths that need no key: whoever may reach the port may know whether it is ready, how busy it is, and what it takes.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
 
 
 class Application:
@@ -55,6 +55,7 @@ class Application:
 
         Raises:
             ArgumentError: the file of keys cannot be used.
+            IndexFileError: the index cannot be used.
         """
         self.service = Service(settings)
         self.metrics = Metrics()
@@ -67,6 +68,10 @@ class Application:
             self._route("/v1/regions", questions.regions, "POST"),
             self._route("/v1/masks", questions.masks, "POST"),
             self._route("/v1/dense", questions.dense_map, "POST"),
+            self._route("/v1/search", search.search, "POST"),
+            self._route("/v1/images/{row:int}", search.picture, "GET"),
+            self._route("/v1/images/{row:int}/map", search.map_of, "GET"),
+            self._route("/", search.page, "GET"),
             self._route("/v1/models", status.models, "GET"),
             self._route("/livez", status.livez, "GET"),
             self._route("/readyz", status.readyz, "GET"),
@@ -159,11 +164,11 @@ class Application:
             self._batcher = await asyncio.to_thread(self._open_batcher, self.metrics)
             self.metrics.watch(self._batcher)
             await asyncio.to_thread(warm, self._batcher)
+            self.service.start(self._batcher)
         except Exception as error:
             self.service.failed = error
             self.on_failed(error)
             return
-        self.service.start(self._batcher)
         log.info("ready: %r", self._batcher.model)
 
 

@@ -15,6 +15,7 @@ from .embeddings import EmbeddingsAnswer
 from .failures import ErrorBody
 from .inputs import EmbeddingsRequest
 from .questions import DenseRequest, MasksRequest, PartsAnswer, RegionsRequest, ScoreRequest
+from .search import MapAnswer, SearchRequest
 from .service import Service
 from .status import Models
 
@@ -30,6 +31,14 @@ _PATHS: Mapping[str, tuple[str, str, type | None, type | tuple[str, ...]]] = {
         DenseRequest,
         ("application/x-npy", "image/png"),
     ),
+    "/v1/search": (
+        "post",
+        "Images of the server's index by a text, an image, or a part of one.",
+        SearchRequest,
+        answers.Searched,
+    ),
+    "/v1/images/{row}": ("get", "An image of the index, as a thumbnail or larger.", None, ("image/jpeg",)),
+    "/v1/images/{row}/map": ("get", "Cosines of a text with the patches of an image of the index.", None, MapAnswer),
     "/v1/models": ("get", "The models that are served.", None, Models),
     "/livez": ("get", "Whether the process answers.", None, ("text/plain",)),
     "/readyz": ("get", "Whether requests are answered.", None, ("text/plain",)),

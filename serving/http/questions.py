@@ -126,7 +126,7 @@ async def regions(service: Service, request: Request) -> PartsAnswer:
     if not asked.boxes:
         raise RequestError("the request has no boxes; give at least one in 'boxes'.", param="boxes")
     dense = await service.dense(request, await one_image(service, asked, uploads))
-    vectors = await _answered(service, lambda: dense.regions(asked.boxes, box_format=asked.box_format))
+    vectors = await answered(service, lambda: dense.regions(asked.boxes, box_format=asked.box_format))
     return await _parts(service, request, vectors, asked, [*asked.texts, *texts], asked.encoding_format)
 
 
@@ -145,7 +145,7 @@ async def masks(service: Service, request: Request) -> PartsAnswer:
     if not data:
         raise RequestError("the request has no masks; give at least one in 'masks'.", param="masks")
     dense = await service.dense(request, await one_image(service, asked, own))
-    vectors = await _answered(service, lambda: dense.masks(_greys(data)))
+    vectors = await answered(service, lambda: dense.masks(_greys(data)))
     return await _parts(service, request, vectors, asked, [*asked.texts, *texts], asked.encoding_format)
 
 
@@ -169,7 +169,7 @@ async def dense_map(service: Service, request: Request) -> Response:
     cosines = await service.in_thread(lambda: np.moveaxis(dense.features() @ vectors.T, -1, 0))
     if asked.format == "npy":
         return _npy(cosines.astype(np.float16))
-    picture = await _answered(service, lambda: _draw(service.model, item, dense, cosines, texts, asked))
+    picture = await answered(service, lambda: _draw(service.model, item, dense, cosines, texts, asked))
     return Response(picture, media_type="image/png")
 
 
@@ -202,6 +202,18 @@ async def one_image(service: Service, asked: OneImageRequest, uploads: Sequence[
     return item
 
 
+async def answered(service: Service, function: Callable[[], _T]) -> _T:
+    """Call a function of the model in a thread.
+
+    Raises:
+        RequestError: it failed.
+    """
+    try:
+        return await service.in_thread(function)
+    except FgclipError as error:
+        raise RequestError.of(error) from None
+
+
 async def _parts(
     service: Service,
     request: Request,
@@ -215,18 +227,6 @@ async def _parts(
         cosines = (vectors @ (await embed_texts(service, request, texts, asked.walk_type)).T).tolist()
     name = asked.model or service.model.manifest.model.name
     return PartsAnswer(name, [written(vector, encoding) for vector in vectors], texts, cosines)
-
-
-async def _answered(service: Service, function: Callable[[], _T]) -> _T:
-    """Call a function of the model in a thread.
-
-    Raises:
-        RequestError: it failed.
-    """
-    try:
-        return await service.in_thread(function)
-    except FgclipError as error:
-        raise RequestError.of(error) from None
 
 
 def _bytes(picture: object) -> bytes:

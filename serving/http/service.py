@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import FgclipError
+from fgclip_rt.index import ImageIndex
 from fgclip_rt.model import Model
 
 from ..batcher import Batcher
@@ -49,6 +50,7 @@ class Service:
 
         Raises:
             ArgumentError: the file of keys cannot be used.
+            IndexFileError: the index cannot be used.
         """
         self.settings = settings
         self.draining = False
@@ -57,14 +59,23 @@ class Service:
         self._fetcher = Fetcher(settings.allow_urls, settings.max_body)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fgclip-rt-http")
         self._batcher: Batcher | None = None
+        self._index = None if settings.index is None else ImageIndex(settings.index)
 
     def start(self, batcher: Batcher) -> None:
-        """Answer requests by a batcher from now on."""
+        """Answer requests by a batcher from now on.
+
+        Raises:
+            IndexFileError: the index is of another model.
+        """
+        if self._index is not None:
+            self._index.check_model(batcher.model)
         self._batcher = batcher
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close the index."""
         self._threads.shutdown(cancel_futures=True)
+        if self._index is not None:
+            self._index.close()
 
     @property
     def batcher(self) -> Batcher:
@@ -88,6 +99,17 @@ class Service:
     def model(self) -> Model:
         """The model, as :attr:`batcher`."""
         return self.batcher.model
+
+    @property
+    def index(self) -> ImageIndex:
+        """The index of images.
+
+        Raises:
+            RequestError: the server has none.
+        """
+        if self._index is None:
+            raise RequestError("this server has no index; start it with --index.", "not_found")
+        return self._index
 
     def check_key(self, request: Request) -> None:
         """Refuse a client that shows no key, if one is needed.
@@ -144,6 +166,8 @@ class Service:
         answers: asyncio.Future[list[Any]] = asyncio.gather(
             *map(asyncio.wrap_future, submitted), return_exceptions=True
         )
+        # Asked for, so that the log says nothing of answers that nobody waits for any more.
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         try:
             either: set[asyncio.Future[Any]] = {answers, gone}
