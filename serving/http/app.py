@@ -18,6 +18,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..batcher import Batcher
 from . import embeddings, openapi, questions, status
+from .adapters.cohere import cohere
+from .adapters.hosted import hosted
+from .adapters.immich import ping, predict
 from .failures import RequestError, failure
 from .limits import BodyLimits
 from .metrics import Metrics
@@ -30,7 +33,7 @@ Endpoint = Callable[[Service, Request], Awaitable[object]]
 log = logging.getLogger("fgclip_rt.serving")
 
 #: Paths that need no key: whoever may reach the port may know whether it is ready, how busy it is, and what it takes.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/ping"})
 
 
 class Application:
@@ -54,7 +57,7 @@ class Application:
             on_failed: is told why the model could not be loaded.
 
         Raises:
-            ArgumentError: the file of keys cannot be used.
+            ArgumentError: the file of keys, or the URL to forward to, cannot be used.
         """
         self.service = Service(settings)
         self.metrics = Metrics()
@@ -68,6 +71,10 @@ class Application:
             self._route("/v1/masks", questions.masks, "POST"),
             self._route("/v1/dense", questions.dense_map, "POST"),
             self._route("/v1/models", status.models, "GET"),
+            self._route("/v2/embed", cohere, "POST"),
+            self._route("/models/interface", hosted, "POST"),
+            self._route("/predict", predict, "POST"),
+            self._route("/ping", ping, "GET"),
             self._route("/livez", status.livez, "GET"),
             self._route("/readyz", status.readyz, "GET"),
             self._route("/metrics", self.metrics.show, "GET"),
@@ -118,7 +125,7 @@ class Application:
         self.metrics.request_seconds.labels(path).observe(seconds)
         if code is not None:
             self.metrics.rejected.labels(code).inc()
-        if path not in ("/livez", "/readyz", "/metrics"):
+        if path not in ("/livez", "/readyz", "/metrics", "/ping"):
             client = request.client.host if request.client else "-"
             log.info(
                 "%s %s %d in %.1f ms",

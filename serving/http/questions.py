@@ -210,7 +210,7 @@ async def _parts(
     texts: list[str],
     encoding: Literal["float", "base64"],
 ) -> PartsAnswer:
-    cosines: list[list[float]] = msgspec.field(default_factory=list)
+    cosines: list[list[float]] = []
     if texts:
         cosines = (vectors @ (await embed_texts(service, request, texts, asked.walk_type)).T).tolist()
     name = asked.model or service.model.manifest.model.name

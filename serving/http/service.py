@@ -19,6 +19,7 @@ from ..batcher import Batcher
 from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
+from .forward import Forward
 from .inputs import Parsed, Remote
 from .keys import Keys
 from .settings import Settings
@@ -42,18 +43,20 @@ class Service:
         settings: its settings.
         draining: whether it is about to end, and ready for nothing new.
         failed: why the model could not be loaded; None if it could, or is being loaded.
+        forward: the server that has the tasks of immich which this one lacks; None if there is none.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Prepare to serve.
 
         Raises:
-            ArgumentError: the file of keys cannot be used.
+            ArgumentError: the file of keys, or the URL to forward to, cannot be used.
         """
         self.settings = settings
         self.draining = False
         self.failed: BaseException | None = None
         self._keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
+        self.forward = Forward(settings.forward, settings.timeout) if settings.forward is not None else None
         self._fetcher = Fetcher(settings.allow_urls, settings.max_body)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fgclip-rt-http")
         self._batcher: Batcher | None = None

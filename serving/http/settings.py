@@ -17,6 +17,7 @@ class Settings(msgspec.Struct, frozen=True):
         timeout: seconds that a request may take unless it says otherwise.
         api_key_file: file of the keys, one a line, that clients must show; None asks for none.
         allow_urls: patterns of hosts that images are fetched from.
+        forward: URL of immich's own machine learning, for its other tasks; None refuses them.
     """
 
     aliases: tuple[str, ...] = ()
@@ -25,3 +26,4 @@ class Settings(msgspec.Struct, frozen=True):
     timeout: float = 60.0
     api_key_file: Path | None = None
     allow_urls: tuple[str, ...] = ()
+    forward: str | None = None

@@ -28,6 +28,7 @@ from ..units import DURATION, SIZE
 @click.option(
     "--allow-url", multiple=True, metavar="HOST", help="Host to fetch images from, as *.example.org; repeatable."
 )
+@click.option("--forward", metavar="URL", help="Server of immich's own, for its tasks other than CLIP.")
 @click.option("--linger", default="1s", type=DURATION, help="Time after SIGTERM in which requests are still taken.")
 @click.option("--drain", default="30s", type=DURATION, help="Time after that in which requests are answered.")
 @click.option("--log-json", is_flag=True, help="Write the log as JSON, a document a line.")
@@ -43,6 +44,7 @@ def run(
     timeout: float,
     api_key_file: Path | None,
     allow_url: tuple[str, ...],
+    forward: str | None,
     linger: float,
     drain: float,
     log_json: bool,
@@ -62,7 +64,12 @@ def run(
     # A wrong path is a wrong path at once, and not after the port is open.
     Bundle.open(loading.bundle, check_hashes=False)
     settings = Settings(
-        aliases=alias, max_body=int(max_body), timeout=timeout, api_key_file=api_key_file, allow_urls=allow_url
+        aliases=alias,
+        max_body=int(max_body),
+        timeout=timeout,
+        api_key_file=api_key_file,
+        allow_urls=allow_url,
+        forward=forward,
     )
 
     def open_batcher(metrics: Metrics) -> Batcher:
