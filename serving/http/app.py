@@ -24,8 +24,9 @@ from .adapters.immich import ping, predict
 from .failures import RequestError, failure
 from .limits import BodyLimits
 from .metrics import Metrics
+from .observer import Observer
 from .service import Service
-from .settings import Settings
+from .settings import PROBES, Settings
 from .warm import warm
 
 Endpoint = Callable[[Service, Request], Awaitable[object]]
@@ -33,7 +34,7 @@ Endpoint = Callable[[Service, Request], Awaitable[object]]
 log = logging.getLogger("fgclip_rt.serving")
 
 #: Paths that need no key: whoever may reach the port may know whether it is ready, how busy it is, and what it takes.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/ping"})
+OPEN_PATHS = PROBES | {"/openapi.json", "/docs"}
 
 
 class Application:
@@ -45,14 +46,14 @@ class Application:
 
     def __init__(
         self,
-        open_batcher: Callable[[Metrics], Batcher],
+        open_batcher: Callable[[Observer], Batcher],
         settings: Settings,
         on_failed: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         """Make the application.
 
         Args:
-            open_batcher: loads the model and makes its batcher, which reports to the metrics.
+            open_batcher: loads the model and makes its batcher, which reports to the observer.
             settings: how the server behaves.
             on_failed: is told why the model could not be loaded.
 
@@ -94,7 +95,9 @@ class Application:
     def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
         async def answer(request: Request) -> Response:
             begun = time.perf_counter()
-            response, code = await self._answer(endpoint, request)
+            with self.service.tracing.request(method, path, request.headers) as answered:
+                response, code = await self._answer(endpoint, request)
+                answered(response.status_code, code)
             seconds = time.perf_counter() - begun
             self._count(request, path, response.status_code, code, seconds)
             return response
@@ -125,7 +128,7 @@ class Application:
         self.metrics.request_seconds.labels(path).observe(seconds)
         if code is not None:
             self.metrics.rejected.labels(code).inc()
-        if path not in ("/livez", "/readyz", "/metrics", "/ping"):
+        if path not in PROBES:
             client = request.client.host if request.client else "-"
             log.info(
                 "%s %s %d in %.1f ms",
@@ -163,7 +166,8 @@ class Application:
     async def _load(self) -> None:
         """Load the model and run each of its graphs once."""
         try:
-            self._batcher = await asyncio.to_thread(self._open_batcher, self.metrics)
+            observer = Observer(self.metrics, self.service.tracing)
+            self._batcher = await asyncio.to_thread(self._open_batcher, observer)
             self.metrics.watch(self._batcher)
             await asyncio.to_thread(warm, self._batcher)
         except Exception as error:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+#: Paths that machines ask for every few seconds. They are neither logged nor traced.
+PROBES = frozenset({"/livez", "/readyz", "/metrics", "/ping"})
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Settings of a server.

@@ -57,7 +57,7 @@ def run(
     """
     require("serve", ("starlette", "uvicorn", "multipart", "prometheus_client"))
     from fgclip_rt.serving import Batcher
-    from fgclip_rt.serving.http import Application, Metrics, Settings
+    from fgclip_rt.serving.http import Application, Observer, Settings
     from fgclip_rt.serving.http.server import bind, serve
 
     options.limit_pixels(max_image_pixels)
@@ -72,13 +72,13 @@ def run(
         forward=forward,
     )
 
-    def open_batcher(metrics: Metrics) -> Batcher:
+    def open_batcher(observer: Observer) -> Batcher:
         return Batcher(
             loading.open(),
             max_wait=max_wait,
             max_work=max_work,
-            on_batch=metrics.on_batch,
-            on_prepared=metrics.on_prepared,
+            on_batch=observer.on_batch,
+            on_prepared=observer.on_prepared,
         )
 
     application = Application(open_batcher, settings)
