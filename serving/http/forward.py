@@ -25,15 +25,15 @@ class Forward:
         Raises:
             ArgumentError: the URL is none of http or https.
         """
+        fault = ArgumentError(f"--forward is {url!r}; give a URL such as http://immich-machine-learning:3003.")
         try:
             parts = urlsplit(url)
-            self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path.rstrip("/")
+            self._port = parts.port
         except ValueError:
-            parts = urlsplit("")
-            self._host = ""
-        if parts.scheme not in ("http", "https") or not self._host:
-            raise ArgumentError(f"--forward is {url!r}; give a URL such as http://immich-machine-learning:3003.")
-        self._secure = parts.scheme == "https"
+            raise fault from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise fault
+        self._host, self._path, self._secure = parts.hostname, parts.path.rstrip("/"), parts.scheme == "https"
         self._url = url
         self._seconds = seconds
 

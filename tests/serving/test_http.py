@@ -292,6 +292,8 @@ def test_idle_connections_hold_up_nobody(server: Server) -> None:
         ([NAME, "--port", "70000"], "70000"),
         ([NAME, "--host", "no.such.host.invalid"], "cannot be listened on"),
         ([NAME, "--max-wait", "soon"], "5ms"),
+        ([NAME, "--forward", "immich:3003"], "http://immich-machine-learning:3003"),
+        ([NAME, "--forward", "http://[::1"], "http://immich-machine-learning:3003"),
         ([NAME, "--api-key-file", os.devnull], "holds no key"),
         ([NAME, "--precision", "int3", "--port", "0"], "int3"),
     ],
