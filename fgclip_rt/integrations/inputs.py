@@ -26,7 +26,7 @@ def open_model(source: ModelSource, device: str = "auto", precision: str | None 
     """A model as it is, or loaded from its bundle; arguments and errors are those of :func:`fgclip_rt.load`."""
     if isinstance(source, Model):
         return source
-    key = (os.fspath(source), device, precision)
+    key = (os.path.abspath(source), device, precision)  # noqa: PTH100 (resolve would follow links, which may change)
     with _loading:
         model = _loaded.get(key)
         if model is None:
