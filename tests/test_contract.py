@@ -40,7 +40,7 @@ FLOORS = (
     ("choice", "dense"),
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
-    ("answers",),
+    ("answers", "integrations"),
     ("index",),
     ("serving",),
     ("export",),
@@ -75,6 +75,12 @@ HEAVY = {
     "pillow_heif": ("image_files",),
     "rich": ("cli",),
     "click": ("cli", "tools"),
+    "chromadb": ("integrations",),
+    "lancedb": ("integrations",),
+    "langchain_core": ("integrations",),
+    "llama_index": ("integrations",),
+    "pydantic": ("integrations",),
+    "opentelemetry": ("serving",),
 }
 
 

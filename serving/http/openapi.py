@@ -11,6 +11,8 @@ from starlette.responses import HTMLResponse, Response
 
 from fgclip_rt import __version__, answers
 
+from .adapters.cohere import CohereAnswer, CohereRequest
+from .adapters.hosted import HostedAnswer, HostedRequest
 from .embeddings import EmbeddingsAnswer
 from .failures import ErrorBody
 from .inputs import EmbeddingsRequest
@@ -39,6 +41,13 @@ _PATHS: Mapping[str, tuple[str, str, type | None, type | tuple[str, ...]]] = {
     ),
     "/v1/images/{row}": ("get", "An image of the index, as a thumbnail or larger.", None, ("image/jpeg",)),
     "/v1/images/{row}/map": ("get", "Cosines of a text with the patches of an image of the index.", None, MapAnswer),
+    "/v2/embed": ("post", "Vectors, as Cohere's clients ask for them.", CohereRequest, CohereAnswer),
+    "/models/interface": (
+        "post",
+        "Vectors, as clients of 360's hosted FG-CLIP ask for them.",
+        HostedRequest,
+        HostedAnswer,
+    ),
     "/v1/models": ("get", "The models that are served.", None, Models),
     "/livez": ("get", "Whether the process answers.", None, ("text/plain",)),
     "/readyz": ("get", "Whether requests are answered.", None, ("text/plain",)),

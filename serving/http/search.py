@@ -178,7 +178,11 @@ async def _query(service: Service, request: Request, asked: SearchRequest, uploa
         return Query(vectors[0], vectors[1] if asked.fine else None)
     if asked.fine and asked.box is None:
         raise RequestError("a fine search looks for a part of an image; give a 'box', or a 'text'.", param="fine")
-    item = await one_image(service, asked, uploads) if asked.row is None else _item(index, _row(index, asked.row))
+    item = (
+        await one_image(service, asked.image, asked, uploads)
+        if asked.row is None
+        else _item(index, _row(index, asked.row))
+    )
     if asked.max_num_patches is None:
         item = msgspec.structs.replace(item, max_num_patches=index.about.max_num_patches)
     embedded = await service.run(request, [item])

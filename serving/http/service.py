@@ -20,9 +20,11 @@ from ..batcher import Batcher
 from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
+from .forward import Forward
 from .inputs import Parsed, Remote
 from .keys import Keys
 from .settings import Settings
+from .tracing import Tracing
 
 _T = TypeVar("_T")
 
@@ -43,19 +45,23 @@ class Service:
         settings: its settings.
         draining: whether it is about to end, and ready for nothing new.
         failed: why the model could not be loaded; None if it could, or is being loaded.
+        tracing: makes the spans of requests.
+        forward: the server that has the tasks of immich which this one lacks; None if there is none.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Prepare to serve.
 
         Raises:
-            ArgumentError: the file of keys cannot be used.
+            ArgumentError: the file of keys, or the URL to forward to, cannot be used.
             IndexFileError: the index cannot be used.
         """
         self.settings = settings
         self.draining = False
         self.failed: BaseException | None = None
         self._keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
+        self.forward = Forward(settings.forward, settings.timeout) if settings.forward is not None else None
+        self.tracing = Tracing()
         self._fetcher = Fetcher(settings.allow_urls, settings.max_body)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fgclip-rt-http")
         self._batcher: Batcher | None = None
@@ -158,6 +164,10 @@ class Service:
         Raises:
             RequestError: they are too much work, now or ever, or were not answered in time.
         """
+        with self.tracing.watch(items, self.model.manifest.model.name):
+            return await self._run(request, items)
+
+    async def _run(self, request: Request, items: Sequence[Item]) -> list[Any]:
         seconds = self._seconds(request)
         try:
             submitted = self.batcher.submit(items, timeout=seconds)

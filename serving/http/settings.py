@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+#: Paths that machines ask for every few seconds. They are neither logged nor traced.
+PROBES = frozenset({"/livez", "/readyz", "/metrics", "/ping"})
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Settings of a server.
@@ -18,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True):
         api_key_file: file of the keys, one a line, that clients must show; None asks for none.
         allow_urls: patterns of hosts that images are fetched from.
         index: an index of images that is searched; None if there is none.
+        forward: URL of immich's own machine learning, for its other tasks; None refuses them.
     """
 
     aliases: tuple[str, ...] = ()
@@ -27,3 +31,4 @@ class Settings(msgspec.Struct, frozen=True):
     api_key_file: Path | None = None
     allow_urls: tuple[str, ...] = ()
     index: Path | None = None
+    forward: str | None = None

@@ -13,11 +13,11 @@ import pytest
 from indexing import bring_up_to_date
 from numpy.testing import assert_allclose
 from PIL import Image
-from served import NAME, Server, end, start
 
 from fgclip_rt.index import ImageIndex, Query, find
 from fgclip_rt.model import Model, load
 from fgclip_rt.pocket.scenes import draw, make_scene
+from http_server import NAME, Server, end, start
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

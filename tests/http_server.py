@@ -1,13 +1,16 @@
-"""A server in a process of its own, on the loopback interface."""
+"""A real server on the loopback interface, in a process of its own, and how tests talk to it."""
 
 from __future__ import annotations
 
+import base64
+import io
 import subprocess
 import sys
 import time
 from typing import Any
 
 import httpx
+from PIL import Image
 
 NAME = "fg-clip2-pocket"
 
@@ -39,3 +42,24 @@ def start(*options: str, wait: bool = True) -> Server:
 def end(server: Server) -> None:
     server.process.terminate()
     server.process.communicate(timeout=60)
+
+
+def png(photo: Image.Image) -> bytes:
+    """The file of an image."""
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def failure(answer: httpx.Response) -> tuple[int, str]:
+    """Status and code of a failure, whose sentence stands in it twice and ends like a sentence."""
+    document = answer.json()
+    message = document["error"]["message"]
+    assert message == document["detail"]
+    assert message.endswith(".")
+    assert answer.headers["x-should-retry"] in ("true", "false")
+    return answer.status_code, document["error"]["code"]
