@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from native.binding import Library
+from fgclip_rt.native.library import Library
 from native.conftest import BUILT, NATIVE
 
 MAIN = """

@@ -19,7 +19,7 @@ use crate::machine::usable_cores;
 use crate::manifest::{GraphFile, Sizes, WalkType};
 use crate::messages::{joined, quoted, shortened};
 use crate::onnx;
-use crate::patches::{self, Pixels};
+use crate::patches::{self, Filter, Pixels};
 use crate::runtime::{self, Fault, Runtime};
 use crate::scores;
 use crate::session::{Input, Prepacked, Provider, Runs, Session, SessionOptions, Values, Weight};
@@ -890,6 +890,21 @@ fn cancelled() -> Error {
 fn cannot_prepare(fault: Fault) -> Error {
     let message = format!("onnxruntime failed before a graph was opened ({}); report it.", reason(&fault));
     Error::new(Status::Internal, message)
+}
+
+/// Writes the patches of an image, of `grid` patches of `patch` × `patch` pixels, to the front of `out`.
+pub fn resize_to_patches(pixels: &Pixels, grid: Grid, patch: u32, filter: Filter, out: &mut [u8]) -> Result<()> {
+    if grid.rows == 0 || grid.columns == 0 || patch == 0 {
+        let message = format!(
+            "a grid of {}×{} patches of {patch}×{patch} pixels is empty; pass positive numbers.",
+            grid.rows, grid.columns
+        );
+        return Err(Error::new(Status::ArgumentInvalid, message));
+    }
+    let side = product(patch as usize, patch as usize)?;
+    let bytes = product(product(grid.rows as usize, grid.columns as usize)?, product(side, 3)?)?;
+    let out = room(out, bytes, "bytes")?;
+    patches::write_patches(pixels, grid, patch, filter, &mut patches::Scratch::default(), out)
 }
 
 fn open_tokenizer(bundle: &Bundle) -> Result<Tokenizer> {
