@@ -15,7 +15,7 @@ use crate::device::{self, Device};
 use crate::error::{Error, Result, Status};
 use crate::grid::{self, Grid};
 use crate::interface::{describe, Graph};
-use crate::machine::usable_cores;
+use crate::machine::{release_free_memory, usable_cores};
 use crate::manifest::{GraphFile, Sizes, WalkType};
 use crate::messages::{joined, quoted, shortened};
 use crate::onnx;
@@ -759,6 +759,9 @@ impl Model {
         let weights = self.weights(&model, &entry.file)?;
         let session = Session::open(self.runtime, &model, weights, &self.options, self.sessions.prepacked.as_ref())
             .map_err(|fault| self.cannot_open(graph, &entry.file, &fault))?;
+        // A session packs all of its weights before it finds those that another one has packed, and drops its own.
+        self.sessions.weights.release();
+        release_free_memory();
         self.bundle.check_unchanged()?;
         self.check_interface(&session, entry)?;
         Ok(session)
