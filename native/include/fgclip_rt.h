@@ -123,7 +123,9 @@ typedef struct fgclip_error {
 #define FGCLIP_DEVICE_CPU 0
 #define FGCLIP_DEVICE_AUTO 1     /* a GPU if onnxruntime has a CUDA provider and CUDA gives this process a GPU */
 #define FGCLIP_DEVICE_CUDA 2     /* onnxruntime's CUDA provider; an error if it is not there */
-#define FGCLIP_DEVICE_TENSORRT 3 /* onnxruntime's TensorRT provider; an error if it is not there */
+#define FGCLIP_DEVICE_TENSORRT 3 /* onnxruntime's TensorRT provider, which runs the EP-context models that
+                                    `fgclip-rt build --backend onnxruntime-tensorrt` put into the bundle and that fit
+                                    this GPU; an error if it is not there */
 
 /* What becomes of the memory of a run. */
 #define FGCLIP_MEMORY_FAST 0  /* it is kept for the next run, unless the run was a very large one */
