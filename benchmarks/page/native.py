@@ -32,7 +32,7 @@ _SIDES = ((1600, 1200), (4000, 3000))
 _PATCHES = (256, 1024)
 _PATCH = 16
 
-#: Images of the rate from pixels to vectors, as the web and phones have them.
+#: Images of the rate from pixels to vectors, as the web and phones have them. The last one starts, in 256 patches.
 _PHOTOS = ((640, 480), (480, 640), (500, 375), (1024, 768), (320, 240), (800, 600), (427, 640), (256, 256))
 
 #: The Python side, which does in each mode what ``native.c`` does.
@@ -105,14 +105,14 @@ def measure(library: Path, pocket: Path, base: Path, folder: Path, rounds: int, 
         }
 
     _say("starts")
-    commands = {name: [*command, "start", str(pocket), photos[0]] for name, command in sides.items()}
+    commands = {name: [*command, "start", str(pocket), photos[-1]] for name, command in sides.items()}
     starts = start_in_turns(commands, rounds)
     pairs = list(_resizes(library, rounds))
     _say(f"{images} images")
     rate = take_turns(printed("rate", pocket, images, *photos), max(1, rounds // 5))
     pairs.append(_pair(f"{images:,} images in memory to vectors, fg-clip2-pocket", "s", 1.0, rate))
     _say("memory")
-    memory = take_turns(printed("memory", base, photos[0]), max(1, rounds // 5))
+    memory = take_turns(printed("memory", base, photos[-1]), max(1, rounds // 5))
     pairs.append(_pair("resident memory with vision, dense and text, fg-clip2-base", "bytes", 0.75, memory))
     machine = this_machine()
     return Figures(
@@ -155,9 +155,9 @@ def _pair(name: str, unit: Literal["s", "bytes"], target: float, measured: dict[
 
 def _compiled(library: Path, folder: Path) -> Path:
     """``native.c`` as a program that runs the library."""
-    program, include = folder / "native", library.parents[1] / "include"
-    source = str(Path(__file__).with_suffix(".c"))
-    command = ["cc", "-std=c99", "-D_POSIX_C_SOURCE=199309L", "-O2", f"-I{include}", source]
+    source = Path(__file__).resolve().with_suffix(".c")
+    program, include = folder / "native", source.parents[2] / "native/include"
+    command = ["cc", "-std=c99", "-D_POSIX_C_SOURCE=199309L", "-O2", f"-I{include}", str(source)]
     subprocess.run([*command, "-o", str(program), str(library), f"-Wl,-rpath,{library.parent}"], check=True)
     return program
 
