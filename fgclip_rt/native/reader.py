@@ -17,6 +17,7 @@ from ..arrays import ByteArray, FloatArray
 from ..backends import Finished
 from ..bundle import Bundle
 from ..devices import parse_device
+from ..errors import check_positive
 from ..graphs import ImageInputs, Output
 from ..images import ImageSource, load_image
 from ..manifest import ImageSpec, Manifest
@@ -56,9 +57,10 @@ class NativeReader:
             threads: CPU threads of one operator; None takes one for each usable core.
 
         Raises:
-            ArgumentError: the device is unknown.
+            ArgumentError: the device is unknown, or ``threads`` is not positive.
             NativeError: the library refuses the bundle or an option.
         """
+        check_positive("threads", threads, most=1024)
         kind, number = (device, 0) if device == "tensorrt" else parse_device(device)
         # A precision and a path that are NULL leave the choice to the library, and so do no threads.
         options: dict[str, Any] = {"precision": precision, "onnxruntime": _onnxruntime(), "threads": threads or 0}

@@ -17,7 +17,7 @@ from fgclip_rt.manifest import NaflexSpec, SquareSpec
 from fgclip_rt.native.library import VARIABLE, Library
 from fgclip_rt.native.patches import native_patches
 from fgclip_rt.preparation import preparation
-from helpers import picture
+from helpers import picture, run_command
 
 SQUARE = SquareSpec(patch_size=16, channels=3, resample="bicubic", exif_transpose=False, image_size=224)
 NAFLEX = NaflexSpec(
@@ -57,6 +57,20 @@ def test_vectors_are_equal(pocket_path: Path, tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(native.embed_images(sources), python.embed_images(sources))
     np.testing.assert_array_equal(native.dense(images[2]).features(), python.dense(images[2]).features())
+
+
+def test_commands_take_it(pocket_path: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(picture(300, 200)).save(image)
+    vectors = []
+    for name in ("python", "native"):
+        output = tmp_path / f"{name}.npy"
+        run_command("embed", pocket_path, image, "--output", output, "--preparation", name, "--device", "cpu")
+        vectors.append(np.load(output))
+    np.testing.assert_array_equal(*vectors)
+    again = ("embed", pocket_path, image, "--output", output, "--overwrite")
+    message = run_command(*again, "--preparation", "c", status=1).stderr
+    assert message == "fgclip-rt: preparation 'c' is unknown; choose python or native.\n"
 
 
 def test_an_image_that_is_too_tall_is_an_error_of_that_image(library: Library) -> None:

@@ -89,5 +89,7 @@ def test_bad_calls_are_refused(pocket_path: Path, so: Path, tmp_path: Path) -> N
     assert error("--native", tmp_path / "absent.so")["code"] == "native_missing"
     assert error("--native", so, "--precision", "fp8")["code"] == "precision_missing"
     assert error("--native", so, "--device", "tpu")["code"] == "argument_invalid"
+    assert error("--native", so, "--threads", 0)["code"] == "argument_invalid"
+    assert error("--native", so, "--device", "tensorrt")["code"] == "device_missing"
     for options in (("--backend", "onnxruntime"), ("--preparation", "native")):
         assert "leave them out with --native" in error("--native", so, *options)["message"]
