@@ -14,6 +14,7 @@
     ├── CheckpointError                        a checkpoint cannot be found or exported
     ├── ParityError                            a graph does not give the reference's numbers
     ├── BenchmarkError                         a benchmark cannot be run or read
+    ├── NativeError                            the C library is missing, or refuses a call
     ├── OutputError                            a file or folder cannot be written
     ├── IndexFileError                         an index is missing, damaged or of another bundle
     ├── ServingError                           a server cannot take or answer a request now
@@ -98,6 +99,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         "output_unwritable": "The output cannot be written.",
         "disk_full": "The disk is full.",
         "dependency_missing": "A package that an extra installs is not installed.",
+        "native_missing": "The C library is not on this machine, or is of another version.",
+        "runtime_missing": "There is no libonnxruntime for the C library, or only one that is too old.",
+        "buffer_too_small": "The memory for a result of the C library is too small.",
+        "cancelled": "Another thread cancelled a call of the C library.",
+        "forked": "The process was forked after the C library opened a model.",
+        "internal": "A fault of the C library itself.",
     }
 )
 
@@ -168,6 +175,27 @@ class DeviceError(FgclipError):
     """A device was asked for and this machine does not have it, or it failed, or its memory ran out."""
 
     code = "device_failed"
+
+
+class NativeError(FgclipError):
+    """The C library cannot be opened, or it refused a call.
+
+    Attributes:
+        status: the number that the library answered; zero if it was not opened.
+        index: position in the call of the image, text, box or mask at fault; -1 if it is none.
+        needed: with ``buffer_too_small``, the capacity that the call needs; else zero.
+    """
+
+    code = "native_missing"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, status: int = 0, index: int = -1, needed: int = 0
+    ) -> None:
+        """Make an error from what the library answered."""
+        super().__init__(message, code=code)
+        self.status = status
+        self.index = index
+        self.needed = needed
 
 
 class EngineError(FgclipError):

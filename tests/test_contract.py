@@ -37,7 +37,7 @@ FLOORS = (
     ("engine_files", "folders", "journal", "vectors", "map_files", "pocket"),
     ("backends",),
     ("engines", "graphs"),
-    ("choice", "dense"),
+    ("choice", "dense", "native"),
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
     ("answers", "integrations"),
