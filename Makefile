@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs native pocket-bundle fix coverage test test-slow test-oldest bench bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-slow test-oldest bench bench-native bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow     run the tests that take minutes or gigabytes"
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
+	@echo "make bench-native  measure the C library beside the Python package"
 	@echo "make bench-report  make the page and its pictures again from the results that are there"
 	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
 	@echo "make pocket-bundle export the bundle that comes with the package anew"
@@ -89,6 +90,10 @@ $(OLDEST)/installed: pyproject.toml tests/oldest/constraints.py
 # Exports models of real size with random weights and measures them beside what a user would pick instead.
 bench: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.suite benchmarks
+
+# The C library beside the Python package: starts, resizing, images a second and memory.
+bench-native: install native
+	$(BIN)/python -m fgclip_rt.benchmarks.page.native benchmarks
 
 # The page and the pictures again, from the results that are there.
 bench-report: install

@@ -148,6 +148,87 @@ class Maps(Answer, frozen=True):
     unrotated: int
 
 
+class Hit(Answer, frozen=True):
+    """An image that a search found.
+
+    Attributes:
+        row: number of its vector in the index.
+        image: its path below the indexed folder.
+        cosine: of its vector with the query's.
+        width: in pixels, before any turn.
+        height: likewise.
+        copies: number of other files with the same content.
+        finest: largest cosine of the query with a patch of the image; None if it was not looked for.
+        box: around that patch, xyxy in pixels; None likewise.
+    """
+
+    row: int
+    image: str
+    cosine: float
+    width: int
+    height: int
+    copies: int
+    finest: float | None = None
+    box: list[float] | None = None
+
+
+class Searched(Answer, frozen=True):
+    """The images of an index that are nearest to a query, nearest first.
+
+    Attributes:
+        index: the index.
+        root: the folder that is indexed.
+        searched: number of distinct images that were compared.
+        fine: whether the best of them were ranked by their patches.
+        hits: the nearest.
+        skipped: images that could not be read to look at their patches, and so are left out.
+    """
+
+    index: str
+    root: str
+    searched: int
+    fine: bool
+    hits: list[Hit]
+    skipped: list[Skipped]
+
+
+class Duplicate(Answer, frozen=True):
+    """Images that are nearly the same: their paths, and the least cosine by which one hangs together with the rest."""
+
+    images: list[str]
+    cosine: float
+
+
+class Duplicates(Answer, frozen=True):
+    """Groups of images of an index that are nearly the same, by cosines of at least ``threshold``; largest first."""
+
+    index: str
+    root: str
+    searched: int
+    threshold: float
+    groups: list[Duplicate]
+
+
+class Indexed(Answer, frozen=True):
+    """An index that was made or brought up to date; as :class:`fgclip_rt.index.Updated`.
+
+    ``passed_over`` and ``unreadable`` are as for :class:`Embedding`.
+    """
+
+    output: str
+    root: str
+    images: int
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    embedded: int
+    images_per_second: float | None
+    skipped: list[Skipped]
+    passed_over: dict[str, int]
+    unreadable: list[str]
+
+
 class Captions(Answer, frozen=True):
     """Captions of a scene in one language: a true one, a false one, a long one, and the names of its things."""
 

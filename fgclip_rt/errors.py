@@ -14,7 +14,9 @@
     ├── CheckpointError                        a checkpoint cannot be found or exported
     ├── ParityError                            a graph does not give the reference's numbers
     ├── BenchmarkError                         a benchmark cannot be run or read
+    ├── NativeError                            the C library is missing, or refuses a call
     ├── OutputError                            a file or folder cannot be written
+    ├── IndexFileError                         an index is missing, damaged or of another bundle
     ├── ServingError                           a server cannot take or answer a request now
     └── MissingDependencyError (ImportError)   a package of an extra is not installed
 
@@ -86,11 +88,23 @@ CODES: Mapping[str, str] = MappingProxyType(
         "work_too_large": "The request is more work than the server ever lets wait.",
         "deadline_passed": "The request's time was over before it could run.",
         "shutting_down": "The server takes no more requests.",
+        "index_missing": "There is no index at this path.",
+        "index_damaged": "A file of the index is missing, cut off or altered.",
+        "index_newer": "The index has a newer format than this version reads.",
+        "index_mismatch": "The index is of another bundle, folder or settings.",
+        "index_locked": "Another process updates the index.",
+        "index_empty": "The index holds no image that could be found.",
         "output_exists": "The output exists and was not to be replaced.",
         "output_unfinished": "An interrupted run has begun the output, and this run is not to go on with it.",
         "output_unwritable": "The output cannot be written.",
         "disk_full": "The disk is full.",
         "dependency_missing": "A package that an extra installs is not installed.",
+        "native_missing": "The C library is not on this machine, or is of another version.",
+        "runtime_missing": "There is no libonnxruntime for the C library, or only one that is too old.",
+        "buffer_too_small": "The memory for a result of the C library is too small.",
+        "cancelled": "Another thread cancelled a call of the C library.",
+        "forked": "The process was forked after the C library opened a model.",
+        "internal": "A fault of the C library itself.",
     }
 )
 
@@ -163,6 +177,27 @@ class DeviceError(FgclipError):
     code = "device_failed"
 
 
+class NativeError(FgclipError):
+    """The C library cannot be opened, or it refused a call.
+
+    Attributes:
+        status: the number that the library answered; zero if it was not opened.
+        index: position in the call of the image, text, box or mask at fault; -1 if it is none.
+        needed: with ``buffer_too_small``, the capacity that the call needs; else zero.
+    """
+
+    code = "native_missing"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, status: int = 0, index: int = -1, needed: int = 0
+    ) -> None:
+        """Make an error from what the library answered."""
+        super().__init__(message, code=code)
+        self.status = status
+        self.index = index
+        self.needed = needed
+
+
 class EngineError(FgclipError):
     """An engine cannot be built or run, or is missing, damaged or stale."""
 
@@ -225,6 +260,12 @@ class OutputError(FgclipError):
     """An output path exists already or cannot be written."""
 
     code = "output_unwritable"
+
+
+class IndexFileError(FgclipError):
+    """An index is missing, damaged, in use, or of another bundle."""
+
+    code = "index_damaged"
 
 
 class ServingError(FgclipError):

@@ -119,15 +119,20 @@ def read_image(
         raise ImageError(f"{name} is damaged ({reason(error)}); restore or remove it.", code="image_damaged") from None
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(source: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
     """Width and height of an image file by its header; its pixels are not decoded.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: its name in messages; the path by default.
 
     Raises:
         ImageError: the header cannot be read.
     """
-    name = os.fsdecode(path)
+    if name is None:
+        name = "the image" if isinstance(source, bytes) else os.fsdecode(source)
     try:
-        with opened(path, name) as file:
+        with opened(source, name) as file:
             return identify(file, name).size
     except ImageError:
         raise

@@ -26,8 +26,9 @@ from .dense import DenseImage
 from .errors import ArgumentError, BundleError, SpecialTokenWarning, TextError, check_positive
 from .graphs import Graphs, ImageInputs, Output, TextInputs
 from .images import ImageSource, load_image
-from .manifest import Manifest, WalkTypeSpec
-from .preparation import Patches, Preparation, preparation
+from .manifest import ImageSpec, Manifest, WalkTypeSpec
+from .preparation import Patches, Preparation
+from .preparation import preparation as preparation_by
 from .reading import ImageReader
 from .recent import Recent
 from .text import Encoded, Tokenizer, as_texts, special_tokens_found
@@ -57,6 +58,7 @@ def load(
     *,
     backend: str | None = None,
     check_hashes: bool = True,
+    preparation: str = "python",
 ) -> Model:
     """Open a bundle and make its model ready.
 
@@ -73,6 +75,8 @@ def load(
             ``fgclip-rt build``. None takes the engines that fit the GPU, and onnxruntime for everything else;
             ``model.backend`` says which was chosen and why.
         check_hashes: compare every file with its recorded SHA-256 (about a second per 1.5 GB).
+        preparation: ``python`` has Pillow resize images, and ``native`` the C library, to the same bytes in a
+            fraction of the time.
 
     Warns:
         RandomWeightsWarning: the bundle's weights are random.
@@ -82,9 +86,10 @@ def load(
         ArgumentError: device, precision, threads or backend cannot be used.
         DeviceError: the device is missing.
         EngineError: engines were asked for and none fits, or one is damaged.
+        NativeError: the C library is asked for and missing.
     """
     opened = Bundle.open(Path(bundle), check_hashes=check_hashes)
-    model = open_model(opened, device, precision, threads, backend, check_hashes=check_hashes)
+    model = open_model(opened, device, precision, threads, backend, check_hashes=check_hashes, preparation=preparation)
     if model.has_random_weights:
         warnings.warn(
             f"{os.fspath(bundle)} has random weights: its numbers mean nothing and serve benchmarks only.",
@@ -102,14 +107,33 @@ def open_model(
     backend: str | None = None,
     *,
     check_hashes: bool = True,
+    preparation: str = "python",
 ) -> Model:
     """Make the model of an opened bundle ready; arguments and errors are those of :func:`load`."""
     if precision is None:
         precision = bundle.manifest.precisions[0]
     bundle.check_precision(precision)
     path = os.path.abspath(bundle.path)  # noqa: PTH100 (resolve would follow links, which may change)
-    options = Options(path, device, precision, threads, backend, check_hashes)
-    return Model(bundle, choose_backend(bundle, precision, device, threads, backend), options)
+    options = Options(path, device, precision, threads, backend, check_hashes, preparation)
+    prepare = _choose_preparation(bundle.manifest.image, preparation)
+    return Model(bundle, choose_backend(bundle, precision, device, threads, backend), options, prepare)
+
+
+def _choose_preparation(spec: ImageSpec, name: str) -> Preparation:
+    """The preparation of this name: in Python, or by the C library.
+
+    Raises:
+        ArgumentError: there is none of this name.
+        NativeError: the C library is asked for and missing.
+    """
+    if name == "python":
+        return preparation_by(spec)
+    if name == "native":
+        from .native.library import find_library
+        from .native.patches import native_patches
+
+        return preparation_by(spec, native_patches(find_library()))
+    raise ArgumentError(f"preparation {name!r} is unknown; choose python or native.")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -121,6 +145,7 @@ class Options(msgspec.Struct, frozen=True):
     threads: int | None
     backend: str | None
     check_hashes: bool
+    preparation: str
 
 
 @dataclass(frozen=True)
@@ -175,13 +200,20 @@ class Model:
         tokenizer: turns texts into tokens.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        options: Options | None = None,
+        preparation: Preparation | None = None,
+    ) -> None:
         """Join an opened bundle and a backend for it; :func:`load` chooses the backend.
 
         Args:
             bundle: an opened bundle.
             backend: runs its graphs.
             options: load the model again in a process that it is pickled to; None makes a model that cannot be pickled.
+            preparation: turns decoded images into patches; None does so in Python.
 
         Raises:
             BundleError: the bundle's tokenizer cannot be used.
@@ -191,7 +223,7 @@ class Model:
         self.backend = backend
         self.precision = backend.precision
         self.graphs = Graphs(bundle, backend)
-        self._reader = ImageReader(preparation(self.manifest.image))
+        self._reader = ImageReader(preparation or preparation_by(self.manifest.image))
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
         self._recent_texts: Recent[tuple[str, str, bool], _TextVector] = Recent(_RECENT_TEXTS)
         self._options = options
@@ -343,8 +375,23 @@ class Model:
         image that cannot be read comes as a :class:`Failure`, which has its index and its error.
         """
         _check_on_error(on_error)
-        check_positive("batch_size", batch_size)
         items = self._reader.prepare_ahead(images, max_num_patches, exif_transpose, skip=on_error == "skip")
+        return self.iter_patches(items, batch_size, normalize)
+
+    def iter_patches(
+        self, items: Iterable[Item[Patches] | Failure], batch_size: int | None = None, normalize: bool = True
+    ) -> Iterator[EmbeddedBatch | Failure]:
+        """As :meth:`iter_images`, for images that the caller prepares, as :meth:`prepare` does, as they are needed.
+
+        Args:
+            items: images, each with its index and its bucket as the key; a failure is passed on.
+            batch_size: as for :meth:`embed_images`.
+            normalize: likewise.
+
+        Raises:
+            ArgumentError: the batch size is out of range.
+        """
+        check_positive("batch_size", batch_size)
         closed = full(lambda bucket: batch_size or self.backend.batch_size("vision", bucket))
         return map(
             _finished, _ahead(_submit(items, closed, lambda inputs: self.graphs.vision(inputs, normalize=normalize)))
@@ -745,6 +792,7 @@ def _load_again(options: Options, manifest_sha256: str) -> Model:
         options.threads,
         options.backend,
         check_hashes=options.check_hashes,
+        preparation=options.preparation,
     )
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from .arrays import Array, ByteArray, FloatArray
-from .dense import DenseImage
-from .graphs import ImageInputs
+from .graphs import ImageInputs, Output
+from .images import ImageSource
 from .manifest import FromExact, Limits, ParityRow
 from .model import Model
+from .preparation import Preparation
 from .probe import Probe, ProbeImage, ProbeTexts
 from .progress import BeginStage, silent, tracked
+from .text import Tokens
 
 #: Graphs of parts of an image; not every model has them.
 PARTS = ("dense", "region", "mask")
@@ -45,6 +48,64 @@ _LEAST_NEAR_COSINE = 0.99
 
 #: The least cosine with exact vectors that fp32 may have, however far the float32 reference is: the floor of fp16.
 _LEAST_EXACT_COSINE = 0.9995
+
+
+class ReaderGraphs(Protocol):
+    """The graphs of a reader, as :class:`fgclip_rt.graphs.Graphs`."""
+
+    def has(self, graph: str) -> bool:
+        """Whether the model has a graph."""
+
+    def vision(self, images: ImageInputs, *, normalize: bool = True) -> Output:
+        """Vectors float32 [B, D] of prepared images that run together."""
+
+
+class ReaderImage(Protocol):
+    """An image for its parts, as :class:`fgclip_rt.dense.DenseImage`."""
+
+    def features(self, normalize: bool = True) -> FloatArray:
+        """Vectors float32 [h, w, D], one per patch."""
+
+    def regions(self, boxes: ArrayLike, normalize: bool = True) -> FloatArray:
+        """Vectors float32 [r, D] of boxes [r, 4], xyxy in pixels of the image."""
+
+    def masks(self, masks: ArrayLike, normalize: bool = True) -> FloatArray:
+        """Vectors float32 [m, D] of masks [m, h, w]."""
+
+
+class Reader(Protocol):
+    """A reader of a bundle that answers like :class:`fgclip_rt.Model`, as far as a check asks; the C library does too.
+
+    With ``normalize=False`` the answers are the reference's own features.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Width D of every vector."""
+
+    @property
+    def graphs(self) -> ReaderGraphs:
+        """The graphs."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """Turns images (RGB) into patches."""
+
+    @property
+    def tokenizer(self) -> Callable[[Sequence[str], str], Tokens]:
+        """Turns texts of a walk type into tokens."""
+
+    def embed_images(self, images: Sequence[ImageSource], *, normalize: bool = True) -> FloatArray:
+        """Vectors float32 [n, D] of images."""
+
+    def embed_texts(self, texts: Sequence[str], walk_type: str, normalize: bool = True) -> FloatArray:
+        """Vectors float32 [n, D] of texts."""
+
+    def dense(self, image: ImageSource) -> ReaderImage:
+        """An image for its parts."""
+
+    def logits(self, image_embeds: ArrayLike, text_embeds: ArrayLike) -> FloatArray:
+        """Logits float32 [n, m] of vectors [n, D] and [m, D]."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -158,7 +219,7 @@ def compare_exactly(actual: Array, expected: Array, graph: str, case: str) -> Pa
 
 
 def check(
-    model: Model, probe: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check parity"
+    model: Reader, probe: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check parity"
 ) -> tuple[ParityRow, ...]:
     """Run the probe through every step of ``model``: preparation, each graph, and the logits.
 
@@ -173,7 +234,7 @@ def check(
 
 
 def check_held_out(
-    model: Model, held_out: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check held out"
+    model: Reader, held_out: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check held out"
 ) -> tuple[ParityRow, ...]:
     """Run the graphs of ``model`` on inputs that no choice was made on, in one comparison per bucket and walk type.
 
@@ -207,7 +268,7 @@ def _run(steps: Sequence[Step], begin: BeginStage, stage: str) -> tuple[ParityRo
 class _Vectors:
     """A model's vectors of a probe that several comparisons need; each is computed once."""
 
-    def __init__(self, model: Model, probe: Probe) -> None:
+    def __init__(self, model: Reader, probe: Probe) -> None:
         self._model = model
         self._probe = probe
         self._images: dict[int, Array] = {}
@@ -238,7 +299,7 @@ class _Vectors:
         return self._texts[walk_type]
 
 
-def probe_steps(model: Model, probe: Probe, limits: Limits) -> list[Step]:
+def probe_steps(model: Reader, probe: Probe, limits: Limits) -> list[Step]:
     """The steps of :func:`check`, in the order of their rows."""
     vectors = _Vectors(model, probe)
     exact = probe.exact
@@ -338,13 +399,13 @@ def _mixed(probe: Probe) -> list[int]:
     return small if len(small) > 1 else list(range(len(probe.images)))[:2]
 
 
-def _parts(model: Model) -> tuple[str, ...]:
+def _parts(model: Reader) -> tuple[str, ...]:
     """The graphs of parts of an image that a model has."""
     return tuple(graph for graph in PARTS if model.graphs.has(graph))
 
 
 def _compare_parts(
-    model: Model,
+    model: Reader,
     probe: Probe,
     actual: Sequence[dict[str, Array]],
     expected: Sequence[dict[str, Array]],
@@ -387,7 +448,7 @@ def _reference(image: ProbeImage) -> dict[str, Array]:
     return {graph: recorded for graph, recorded in vectors.items() if recorded is not None}
 
 
-def image_parts(model: Model, dense: DenseImage, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
+def image_parts(model: Reader, dense: ReaderImage, boxes: Array | None, masks: Array | None) -> dict[str, Array]:
     """The vectors of the parts of an image, by graph, from one run of the dense graph.
 
     Args:
@@ -419,7 +480,7 @@ def see(model: Model, rgb: ByteArray, boxes: Array | None, masks: Array | None) 
     return whole[0], image_parts(model, model.dense_image(patches, features[0]), boxes, masks)
 
 
-def _by_bucket(model: Model, probe: Probe) -> dict[int, list[int]]:
+def _by_bucket(model: Reader, probe: Probe) -> dict[int, list[int]]:
     """The indices of the probe's images by the bucket that each takes, the smallest first."""
     buckets: dict[int, list[int]] = {}
     for index, image in enumerate(probe.images):
@@ -428,13 +489,13 @@ def _by_bucket(model: Model, probe: Probe) -> dict[int, list[int]]:
     return dict(sorted(buckets.items()))
 
 
-def _to_texts(model: Model, probe: Probe, walk_type: str) -> Logits | None:
+def _to_texts(model: Reader, probe: Probe, walk_type: str) -> Logits | None:
     """Logits against the reference's features of the texts of ``walk_type``; None if there are no such texts."""
     texts = probe.walk_types.get(walk_type)
     return None if texts is None else _against(model, texts.features)
 
 
-def _to_images(model: Model, probe: Probe, walk_type: str) -> Logits | None:
+def _to_images(model: Reader, probe: Probe, walk_type: str) -> Logits | None:
     """Logits against the reference's features of the regions or whole images that texts of ``walk_type`` describe."""
     if not probe.images:
         return None
@@ -443,7 +504,7 @@ def _to_images(model: Model, probe: Probe, walk_type: str) -> Logits | None:
     return _against(model, described)
 
 
-def _against(model: Model, others: Array) -> Logits | None:
+def _against(model: Reader, others: Array) -> Logits | None:
     """Logits against ``others`` [m, D]; None if they are empty or not finite."""
     if not len(others) or not _finite(others):
         return None

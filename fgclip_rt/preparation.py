@@ -6,9 +6,9 @@ These rescale and normalise afterwards; here the patches stay bytes and the grap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,11 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 #: Pixels, of four bytes in Pillow. Only strips a few pixels wide and 100,000s tall come near, and a small file may
 #: hold one.
 _MOST_BETWEEN_PASSES = 2**27
+
+
+#: Resizes an image (RGB) by a filter to a grid (h, w) of patches of P×P pixels: image, grid, P and filter to uint8
+#: [h·w, P·P·3].
+Cut: TypeAlias = Callable[[Image.Image, tuple[int, int], int, str], ByteArray]
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,27 @@ class Preparation(Protocol):
         """
 
 
-def preparation(spec: ImageSpec) -> Preparation:
-    """How images are prepared that a manifest specifies so."""
-    return SquarePreparation(spec) if isinstance(spec, SquareSpec) else NaflexPreparation(spec)
+def pillow_patches(image: Image.Image, grid: tuple[int, int], size: int, resample: str) -> ByteArray:
+    """Patches of an image that Pillow resizes; a :data:`Cut`.
+
+    Raises:
+        ImageError: the image is too tall to resize.
+    """
+    rows, columns = grid
+    return _cut(_resize(image, columns * size, rows * size, resample), size)
+
+
+def preparation(spec: ImageSpec, cut: Cut = pillow_patches) -> Preparation:
+    """How images are prepared that a manifest specifies so; ``cut`` does the work on pixels."""
+    return SquarePreparation(spec, cut) if isinstance(spec, SquareSpec) else NaflexPreparation(spec, cut)
 
 
 class SquarePreparation:
     """One size for all images, as CLIP's models have it."""
 
-    def __init__(self, spec: SquareSpec) -> None:
+    def __init__(self, spec: SquareSpec, cut: Cut = pillow_patches) -> None:
         self.spec = spec
+        self._cut = cut
 
     def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
         """Resize ``image`` (RGB) to the square and cut it up.
@@ -97,9 +113,8 @@ class SquarePreparation:
             ImageError: the image is too tall to resize.
         """
         bucket, grid = self.grid(*image.size, max_num_patches)
-        side, size = self.spec.image_size, self.spec.patch_size
-        resized = _resize(image, side, side, self.spec.resample)
-        return Patches(_cut(resized, size), grid, (image.height, image.width), bucket)
+        pixels = self._cut(image, grid, self.spec.patch_size, self.spec.resample)
+        return Patches(pixels, grid, (image.height, image.width), bucket)
 
     def bucket(self, width: int, height: int) -> int:  # noqa: ARG002 (it is one for all)
         """The number of patches, which is the same for all images."""
@@ -125,8 +140,9 @@ class NaflexPreparation:
     choice of bucket (``determine_max_value`` in its README).
     """
 
-    def __init__(self, spec: NaflexSpec) -> None:
+    def __init__(self, spec: NaflexSpec, cut: Cut = pillow_patches) -> None:
         self.spec = spec
+        self._cut = cut
 
     def __call__(self, image: Image.Image, max_num_patches: int | None = None) -> Patches:
         """Resize ``image`` (RGB) to the grid that fills its bucket, or ``max_num_patches``, and cut it up.
@@ -135,11 +151,9 @@ class NaflexPreparation:
             ArgumentError: ``max_num_patches`` is out of range.
             ImageError: the image is too tall to resize.
         """
-        width, height = image.size
-        bucket, (rows, columns) = self.grid(width, height, max_num_patches)
-        size = self.spec.patch_size
-        resized = _resize(image, columns * size, rows * size, self.spec.resample)
-        return Patches(_cut(resized, size), (rows, columns), (height, width), bucket)
+        bucket, grid = self.grid(*image.size, max_num_patches)
+        pixels = self._cut(image, grid, self.spec.patch_size, self.spec.resample)
+        return Patches(pixels, grid, (image.height, image.width), bucket)
 
     def bucket(self, width: int, height: int) -> int:
         """The bucket of an image of ``width`` × ``height`` pixels: the first to hold its whole patches, or the last."""

@@ -48,3 +48,27 @@ def largest_at(values: FloatArray, size: tuple[int, int]) -> tuple[float, float]
     rows, columns = values.shape
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     return (float(column) + 0.5) / columns * size[0], (float(row) + 0.5) / rows * size[1]
+
+
+def box_around_largest(values: FloatArray, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Box around the place where a map [h, w] is largest, xyxy in pixels of an image of ``size`` (width, height).
+
+    The place is all patches that hang together with the largest, by their sides, and whose cosines are at least halfway
+    from the map's median to the largest.
+    """
+    rows, columns = values.shape
+    least = (np.median(values) + values.max()) / 2
+    belongs = values >= least
+    first = divmod(int(values.argmax()), columns)
+    place, border = {first}, [first]
+    while border:
+        row, column = border.pop()
+        for beside in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            inside = 0 <= beside[0] < rows and 0 <= beside[1] < columns
+            if inside and beside not in place and belongs[beside]:
+                place.add(beside)
+                border.append(beside)
+    top, bottom = min(row for row, _ in place), max(row for row, _ in place) + 1
+    left, right = min(column for _, column in place), max(column for _, column in place) + 1
+    width, height = size[0] / columns, size[1] / rows
+    return left * width, top * height, right * width, bottom * height

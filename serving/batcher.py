@@ -61,6 +61,7 @@ class BatchRun(msgspec.Struct, frozen=True):
         waited: seconds that each item waited for the batch.
         seconds: from handing it to the device until its results were there.
         error: the code of the error that it ended with; None if it ran.
+        inputs: the items themselves, in the order of ``waited``.
     """
 
     lane: Lane
@@ -69,6 +70,7 @@ class BatchRun(msgspec.Struct, frozen=True):
     waited: Sequence[float]
     seconds: float
     error: str | None
+    inputs: Sequence[Item]
 
 
 class _ReadyText(msgspec.Struct, frozen=True):
@@ -392,7 +394,9 @@ class Batcher:
                 job.fail(error)
         if self._on_batch is not None:
             code = None if error is None else getattr(error, "code", type(error).__name__)
-            self._on_batch(BatchRun(lane, len(jobs), self._size(lane), waited, time.monotonic() - begun, code))
+            seconds = time.monotonic() - begun
+            items = [job.item for job in jobs]
+            self._on_batch(BatchRun(lane, len(jobs), self._size(lane), waited, seconds, code, items))
 
 
 def _patches(job: _Job) -> Patches:

@@ -37,10 +37,11 @@ FLOORS = (
     ("engine_files", "folders", "journal", "vectors", "map_files", "pocket"),
     ("backends",),
     ("engines", "graphs"),
-    ("choice", "dense"),
+    ("choice", "dense", "native"),
     ("model",),
     ("parity", "doctor", "timing", "evaluation"),
-    ("answers",),
+    ("answers", "integrations"),
+    ("index",),
     ("serving",),
     ("export",),
     ("benchmarks",),
@@ -74,6 +75,12 @@ HEAVY = {
     "pillow_heif": ("image_files",),
     "rich": ("cli",),
     "click": ("cli", "tools"),
+    "chromadb": ("integrations",),
+    "lancedb": ("integrations",),
+    "langchain_core": ("integrations",),
+    "llama_index": ("integrations",),
+    "pydantic": ("integrations",),
+    "opentelemetry": ("serving",),
 }
 
 

@@ -9,8 +9,12 @@ from string import Template
 
 from ..report import COLUMNS, cells, limit, milliseconds, problems, verdicts
 from ..results import Result, Table, find_tables, read_result
+from . import native_figures
+from .native_figures import Figures, read_figures
 from .targets import outcomes
 
+#: Prose below the figures of the C library.
+_NATIVE = (Path(__file__).parent / "native.md").read_text("utf-8")
 #: Prose of the page, and of the targets if a result has some.
 _PAGE, _TARGETS = (
     Template((Path(__file__).parent / name).read_text("utf-8")) for name in ("template.md", "targets.md")
@@ -25,13 +29,17 @@ def write(folder: Path) -> None:
     """
     results = {path.stem: read_result(path) for path in sorted((folder / "results").glob("*.json"))}
     draw(results, folder / "results")
-    (folder / "README.md").write_text(text(results), encoding="utf-8")
+    figures = folder / native_figures.RESULTS
+    native = read_figures(figures) if figures.exists() else None
+    (folder / "README.md").write_text(text(results, native), encoding="utf-8")
 
 
-def text(results: dict[str, Result]) -> str:
-    """The page in Markdown."""
-    models = "\n".join(line for name, result in results.items() for line in _section(name, result))
-    return _PAGE.substitute(models=models.removesuffix("\n"))
+def text(results: dict[str, Result], native: Figures | None) -> str:
+    """The page in Markdown; ``native`` are the figures of the C library, None if there are none."""
+    lines = [line for name, result in results.items() for line in _section(name, result)]
+    if native is not None:
+        lines += _native(native)
+    return _PAGE.substitute(models="\n".join(lines).removesuffix("\n"))
 
 
 def draw(results: dict[str, Result], folder: Path) -> None:
@@ -150,6 +158,17 @@ def _sizes(result: Result) -> Iterator[str]:
     yield "### On disk\n"
     yield from _table(("file", "size"), [(f"`{name}`", f"{size / 1e6:,.1f} MB") for name, size in weights.items()])
     yield ""
+
+
+def _native(figures: Figures) -> Iterator[str]:
+    machine, place = figures.machine, native_figures.RESULTS
+    yield "## The C library\n"
+    yield f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']});"
+    yield ", ".join(f"{package} {version}" for package, version in figures.versions.items()) + "."
+    yield f"Full figures: [`{place.name}`]({place}). Measured by `make bench-native`.\n"
+    yield from _table(native_figures.COLUMNS, native_figures.rows(figures))
+    yield ""
+    yield _NATIVE
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

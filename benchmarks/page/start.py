@@ -63,10 +63,19 @@ def measure_starts(
         commands = {"fgclip-rt embed": [*ours, "--overwrite"]}
         if checkpoint is not None:
             commands["transformers"] = [sys.executable, "-P", "-c", _TRANSFORMERS, str(checkpoint), str(image)]
-        return _take_turns(commands, rounds, progress)
+        return start_in_turns(commands, rounds, progress)
 
 
-def _take_turns(commands: Mapping[str, Sequence[str]], rounds: int, progress: Callable[[], None]) -> tuple[Start, ...]:
+def start_in_turns(
+    commands: Mapping[str, Sequence[str]], rounds: int, progress: Callable[[], None] = lambda: None
+) -> tuple[Start, ...]:
+    """Run whole processes in turns.
+
+    Args:
+        commands: by name, the arguments of a process.
+        rounds: number of turns of each, after one that fills the disk's cache.
+        progress: called after each turn.
+    """
     peaks = dict.fromkeys(commands, 0)
     problems = dict.fromkeys(commands, "")
 

@@ -36,25 +36,27 @@ def find_images(paths: Iterable[Path]) -> Found:
         mode = _mode(path)
         if stat.S_ISDIR(mode):
             below = search_folder(path)
-            rest = _passed_over(below)
             if not below.files:
+                rest = _passed_over(below)
                 holds = f" ({rest})" if rest else ""
                 raise ImageError(
                     f"{path} holds no image files that can be read{holds}; give a folder with some, or the files "
                     "themselves."
                 )
-            if rest:
-                images = "1 image" if len(below.files) == 1 else f"{len(below.files):,} images"
-                warn(f"fgclip-rt: {path}: {images}; {rest}.")
+            _warn_of_rest(path, below)
             found.add(below)
         elif _waits(path, mode):
             raise ImageError(f"{path} is no file but a pipe, socket or device; save the image to a file and give that.")
         else:
             found.files.append(str(path))
-    if found.unreadable:
-        shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
-        warn(f"fgclip-rt: unreadable: {shown}")
+    _warn_of_unreadable(found)
     return found
+
+
+def warn_of_found(folder: Path, found: Found) -> None:
+    """Report what lies below a folder besides images, and what could not be looked into."""
+    _warn_of_rest(folder, found)
+    _warn_of_unreadable(found)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -108,6 +110,19 @@ def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str) -> list[in
             f"(number {shown}); {longer} to keep it."
         )
     return indices
+
+
+def _warn_of_rest(folder: Path, found: Found) -> None:
+    rest = _passed_over(found)
+    if rest:
+        images = "1 image" if len(found.files) == 1 else f"{len(found.files):,} images"
+        warn(f"fgclip-rt: {folder}: {images}; {rest}.")
+
+
+def _warn_of_unreadable(found: Found) -> None:
+    if found.unreadable:
+        shown = ", ".join(map(spell_path, found.unreadable[:_SHOWN])) + (", …" if found.unreadable[_SHOWN:] else "")
+        warn(f"fgclip-rt: unreadable: {shown}")
 
 
 def _mode(path: Path) -> int:

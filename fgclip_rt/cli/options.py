@@ -27,6 +27,7 @@ PATH = click.Path(path_type=Path)
 
 _DEVICES = ("auto", "cpu", "cuda")
 _BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+_PREPARATIONS = ("python", "native")
 _WALK_TYPES = ("short", "box", "long")
 #: Of which a bundle has some.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -73,6 +74,12 @@ _backend = click.option(
     shell_complete=completed(_BACKENDS),
     help="onnxruntime, tensorrt or tensorrt-rtx.  [default: engines where they fit, else onnxruntime]",
 )
+_preparation = click.option(
+    "--preparation",
+    default="python",
+    shell_complete=completed(_PREPARATIONS),
+    help="python, or native to have the C library resize images: equal patches, in less time.",
+)
 max_num_patches = click.option(
     "--max-num-patches", type=int, help="Patches to resize every image to.  [default: by each image's own size]"
 )
@@ -101,12 +108,16 @@ class Loading(Struct, frozen=True):
     precision: str | None
     threads: int | None
     backend: str | None
+    preparation: str = "python"
 
     def open(self) -> Model:
         """Load it, and say so when its weights are random."""
         from ..model import open_model
 
-        model = open_model(Bundle.open(self.bundle), self.device, self.precision, self.threads, self.backend)
+        bundle = Bundle.open(self.bundle)
+        model = open_model(
+            bundle, self.device, self.precision, self.threads, self.backend, preparation=self.preparation
+        )
         if model.has_random_weights:
             warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
         return model
@@ -200,7 +211,7 @@ def _group(name: str, kind: type[_T], *options: _Decorator) -> Callable[[_Functi
     return decorate
 
 
-loading = _group("loading", Loading, bundle, device, precision, threads, _backend)
+loading = _group("loading", Loading, bundle, device, precision, threads, _backend, _preparation)
 pixels = _group(
     "pixels",
     Pixels,

@@ -123,7 +123,9 @@ typedef struct fgclip_error {
 #define FGCLIP_DEVICE_CPU 0
 #define FGCLIP_DEVICE_AUTO 1     /* a GPU if onnxruntime has a CUDA provider and CUDA gives this process a GPU */
 #define FGCLIP_DEVICE_CUDA 2     /* onnxruntime's CUDA provider; an error if it is not there */
-#define FGCLIP_DEVICE_TENSORRT 3 /* onnxruntime's TensorRT provider; an error if it is not there */
+#define FGCLIP_DEVICE_TENSORRT 3 /* onnxruntime's TensorRT provider, which runs the EP-context models that
+                                    `fgclip-rt build --backend onnxruntime-tensorrt` put into the bundle and that fit
+                                    this GPU; an error if it is not there */
 
 /* What becomes of the memory of a run. */
 #define FGCLIP_MEMORY_FAST 0  /* it is kept for the next run, unless the run was a very large one */
@@ -357,6 +359,15 @@ int32_t fgclip_embed_tokens(fgclip_context *context, const int32_t *ids, const i
  * NULL; fgclip_model_grid gives it beforehand. */
 int32_t fgclip_prepare_image(fgclip_context *context, const fgclip_image *image, const fgclip_image_request *request,
                              uint8_t *out, size_t capacity, fgclip_grid *grid, fgclip_error *error);
+
+#define FGCLIP_FILTER_BILINEAR 0
+#define FGCLIP_FILTER_BICUBIC 1
+
+/* Patches of an image as fgclip_prepare_image writes them, of a grid that the caller has chosen: the image is resized to
+ * rows · patch_size × columns · patch_size pixels by `filter`, FGCLIP_FILTER_.... It needs no model and no onnxruntime,
+ * for programs that run the graphs themselves. Any number of threads may call it at once. */
+int32_t fgclip_resize_to_patches(const fgclip_image *image, uint32_t rows, uint32_t columns, uint32_t patch_size,
+                                 int32_t filter, uint8_t *out, size_t capacity, fgclip_error *error);
 
 /* One vector per prepared image, whose patches lie one image behind another, `size` bytes in all. They run together. Of
  * a grid only rows and columns are read. */

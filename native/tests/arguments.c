@@ -285,12 +285,31 @@ static void test_regions(fgclip_model *model, fgclip_context *context, uint32_t 
     free(out);
 }
 
+/* Needs no model. */
+static void test_resize(void) {
+    fgclip_image image = picture(50, 40, 1);
+    uint8_t out[2 * 3 * 8 * 8 * 3];
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(NULL, 2, 3, 8, 0, out, sizeof out, &error));
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(&image, 2, 3, 8, 0, NULL, sizeof out, &error));
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(&image, 2, 3, 8, 2, out, sizeof out, &error));
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(&image, 0, 3, 8, 0, out, sizeof out, &error));
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(&image, 2, 0, 8, 0, out, sizeof out, &error));
+    ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_resize_to_patches(&image, 2, 3, 0, 0, out, sizeof out, &error));
+    ANSWERS(FGCLIP_OUT_OF_MEMORY,
+            fgclip_resize_to_patches(&image, 4000000000u, 4000000000u, 8, 0, out, sizeof out, &error));
+    ANSWERS(FGCLIP_BUFFER_TOO_SMALL, fgclip_resize_to_patches(&image, 2, 3, 8, 0, out, sizeof out - 1, &error));
+    CHECK(error.needed == sizeof out);
+    ANSWERS(FGCLIP_OK, fgclip_resize_to_patches(&image, 2, 3, 8, FGCLIP_FILTER_BICUBIC, out, sizeof out, &error));
+    free((void *)image.data);
+}
+
 int main(int argc, char **argv) {
     fgclip_model *model;
     fgclip_context *context;
     uint32_t dim;
     CHECK(argc == 2);
     test_library();
+    test_resize();
     test_open(argv[1]);
     test_struct_size(argv[1]);
     ANSWERS(FGCLIP_OK, fgclip_model_open(argv[1], NULL, &model, &error));

@@ -31,7 +31,7 @@
 static inline fgclip_image picture(uint32_t width, uint32_t height, uint32_t seed) {
     fgclip_image image = {NULL, 0, 0, 0, FGCLIP_FORMAT_RGB, 0};
     size_t size = (size_t)width * height * 3, at;
-    uint8_t *data = malloc(size);
+    uint8_t *data = (uint8_t *)malloc(size);
     uint32_t state = seed * 2654435761u + 1;
     CHECK(data != NULL);
     for (at = 0; at < size; at++) {

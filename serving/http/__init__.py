@@ -1,7 +1,7 @@
 """A batcher behind HTTP."""
 
 from .app import Application
-from .metrics import Metrics
+from .observer import Observer
 from .settings import Settings
 
-__all__ = ["Application", "Metrics", "Settings"]
+__all__ = ["Application", "Observer", "Settings"]

@@ -17,12 +17,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..batcher import Batcher
-from . import embeddings, openapi, questions, status
+from . import embeddings, openapi, questions, search, status
+from .adapters.cohere import cohere
+from .adapters.hosted import hosted
+from .adapters.immich import ping, predict
 from .failures import RequestError, failure
 from .limits import BodyLimits
 from .metrics import Metrics
+from .observer import Observer
 from .service import Service
-from .settings import Settings
+from .settings import PROBES, Settings
 from .warm import warm
 
 Endpoint = Callable[[Service, Request], Awaitable[object]]
@@ -30,7 +34,7 @@ Endpoint = Callable[[Service, Request], Awaitable[object]]
 log = logging.getLogger("fgclip_rt.serving")
 
 #: Paths that need no key: whoever may reach the port may know whether it is ready, how busy it is, and what it takes.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
+OPEN_PATHS = PROBES | {"/", "/openapi.json", "/docs"}
 
 
 class Application:
@@ -42,19 +46,20 @@ class Application:
 
     def __init__(
         self,
-        open_batcher: Callable[[Metrics], Batcher],
+        open_batcher: Callable[[Observer], Batcher],
         settings: Settings,
         on_failed: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         """Make the application.
 
         Args:
-            open_batcher: loads the model and makes its batcher, which reports to the metrics.
+            open_batcher: loads the model and makes its batcher, which reports to the observer.
             settings: how the server behaves.
             on_failed: is told why the model could not be loaded.
 
         Raises:
-            ArgumentError: the file of keys cannot be used.
+            ArgumentError: the file of keys, or the URL to forward to, cannot be used.
+            IndexFileError: the index cannot be used.
         """
         self.service = Service(settings)
         self.metrics = Metrics()
@@ -67,7 +72,15 @@ class Application:
             self._route("/v1/regions", questions.regions, "POST"),
             self._route("/v1/masks", questions.masks, "POST"),
             self._route("/v1/dense", questions.dense_map, "POST"),
+            self._route("/v1/search", search.search, "POST"),
+            self._route("/v1/images/{row:int}", search.picture, "GET"),
+            self._route("/v1/images/{row:int}/map", search.map_of, "GET"),
+            self._route("/", search.page, "GET"),
             self._route("/v1/models", status.models, "GET"),
+            self._route("/v2/embed", cohere, "POST"),
+            self._route("/models/interface", hosted, "POST"),
+            self._route("/predict", predict, "POST"),
+            self._route("/ping", ping, "GET"),
             self._route("/livez", status.livez, "GET"),
             self._route("/readyz", status.readyz, "GET"),
             self._route("/metrics", self.metrics.show, "GET"),
@@ -87,7 +100,9 @@ class Application:
     def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
         async def answer(request: Request) -> Response:
             begun = time.perf_counter()
-            response, code = await self._answer(endpoint, request)
+            with self.service.tracing.request(method, path, request.headers) as answered:
+                response, code = await self._answer(endpoint, request)
+                answered(response.status_code, code)
             seconds = time.perf_counter() - begun
             self._count(request, path, response.status_code, code, seconds)
             return response
@@ -118,7 +133,7 @@ class Application:
         self.metrics.request_seconds.labels(path).observe(seconds)
         if code is not None:
             self.metrics.rejected.labels(code).inc()
-        if path not in ("/livez", "/readyz", "/metrics"):
+        if path not in PROBES:
             client = request.client.host if request.client else "-"
             log.info(
                 "%s %s %d in %.1f ms",
@@ -156,14 +171,15 @@ class Application:
     async def _load(self) -> None:
         """Load the model and run each of its graphs once."""
         try:
-            self._batcher = await asyncio.to_thread(self._open_batcher, self.metrics)
+            observer = Observer(self.metrics, self.service.tracing)
+            self._batcher = await asyncio.to_thread(self._open_batcher, observer)
             self.metrics.watch(self._batcher)
             await asyncio.to_thread(warm, self._batcher)
+            self.service.start(self._batcher)
         except Exception as error:
             self.service.failed = error
             self.on_failed(error)
             return
-        self.service.start(self._batcher)
         log.info("ready: %r", self._batcher.model)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -54,22 +54,10 @@ async def embeddings(service: Service, request: Request) -> EmbeddingsAnswer:
     """
     asked, uploads, texts = await receive(service, request, EmbeddingsRequest)
     service.check_model(asked.model)
-    model = service.model
-    if asked.dimensions not in (None, model.dim):
-        raise RequestError(
-            f"dimensions is {asked.dimensions}, and this model's vectors have {model.dim}; leave it out.",
-            param="dimensions",
-        )
+    check_dimensions(service, "dimensions", asked.dimensions)
     if texts:
         asked.input = [*_listed(asked.input), *texts]
-    answers = await service.embed(request, await service.fetch(parse(asked, uploads)))
-    for index, answer in enumerate(answers):
-        if isinstance(answer, EmbeddedText) and answer.truncated and asked.truncate == "error":
-            answers[index] = RequestError(
-                f"input {index} has more tokens than {asked.walk_type!r} texts may have; shorten it, or pass "
-                "truncate='end'.",
-                "text_truncated",
-            )
+    answers = await embed(service, request, asked, uploads)
     failures = failures_in(answers)
     if failures and asked.on_error == "raise":
         raise together(failures)
@@ -81,7 +69,38 @@ async def embeddings(service: Service, request: Request) -> EmbeddingsAnswer:
         for index, answer in enumerate(answers)
     ]
     total = usage(answers)
-    return EmbeddingsAnswer(data, asked.model or model.manifest.model.name, Usage(total, total))
+    return EmbeddingsAnswer(data, asked.model or service.model.manifest.model.name, Usage(total, total))
+
+
+async def embed(
+    service: Service, request: Request, asked: EmbeddingsRequest, uploads: Sequence[bytes] = ()
+) -> list[Any]:
+    """The embedded inputs of a request in their order, or their errors. Uploads come last.
+
+    Raises:
+        RequestError: the request as a whole cannot be answered.
+    """
+    answers = await service.embed(request, await service.fetch(parse(asked, uploads)))
+    for index, answer in enumerate(answers):
+        if isinstance(answer, EmbeddedText) and answer.truncated and asked.truncate == "error":
+            answers[index] = RequestError(
+                f"input {index} has more tokens than {asked.walk_type!r} texts may have; shorten it, or have its end "
+                "cut by 'truncate'.",
+                "text_truncated",
+            )
+    return answers
+
+
+def check_dimensions(service: Service, field: str, asked: int | None) -> None:
+    """Refuse vectors of another width: the first numbers of a vector mean nothing by themselves.
+
+    Raises:
+        RequestError: the width is not the model's.
+    """
+    if asked not in (None, service.model.dim):
+        raise RequestError(
+            f"{field} is {asked}, and this model's vectors have {service.model.dim}; leave it out.", param=field
+        )
 
 
 def failures_in(answers: Sequence[object]) -> list[tuple[int, RequestError]]:

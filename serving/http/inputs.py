@@ -153,7 +153,7 @@ def _inputs(request: EmbeddingsRequest) -> list[Input]:
     if request.messages is not msgspec.UNSET:
         if request.input is not msgspec.UNSET:
             raise RequestError("the request has both 'input' and 'messages'; give one of them.", param="messages")
-        return [each for message in request.messages for each in _parts(message)]
+        return [each for message in request.messages for each in parts(message)]
     if request.input is msgspec.UNSET:
         return []
     given: list[Input] = list(request.input) if isinstance(request.input, list) else [request.input]
@@ -167,7 +167,8 @@ def _inputs(request: EmbeddingsRequest) -> list[Input]:
     return given
 
 
-def _parts(message: Message) -> list[Input]:
+def parts(message: Message) -> list[Input]:
+    """The inputs of a message."""
     if isinstance(message.content, str):
         return [message.content]
     found: list[Input] = []

@@ -11,10 +11,13 @@ from starlette.responses import HTMLResponse, Response
 
 from fgclip_rt import __version__, answers
 
+from .adapters.cohere import CohereAnswer, CohereRequest
+from .adapters.hosted import HostedAnswer, HostedRequest
 from .embeddings import EmbeddingsAnswer
 from .failures import ErrorBody
 from .inputs import EmbeddingsRequest
 from .questions import DenseRequest, MasksRequest, PartsAnswer, RegionsRequest, ScoreRequest
+from .search import MapAnswer, SearchRequest
 from .service import Service
 from .status import Models
 
@@ -29,6 +32,21 @@ _PATHS: Mapping[str, tuple[str, str, type | None, type | tuple[str, ...]]] = {
         "The dense map of an image, as numbers or as a picture.",
         DenseRequest,
         ("application/x-npy", "image/png"),
+    ),
+    "/v1/search": (
+        "post",
+        "Images of the server's index by a text, an image, or a part of one.",
+        SearchRequest,
+        answers.Searched,
+    ),
+    "/v1/images/{row}": ("get", "An image of the index, as a thumbnail or larger.", None, ("image/jpeg",)),
+    "/v1/images/{row}/map": ("get", "Cosines of a text with the patches of an image of the index.", None, MapAnswer),
+    "/v2/embed": ("post", "Vectors, as Cohere's clients ask for them.", CohereRequest, CohereAnswer),
+    "/models/interface": (
+        "post",
+        "Vectors, as clients of 360's hosted FG-CLIP ask for them.",
+        HostedRequest,
+        HostedAnswer,
     ),
     "/v1/models": ("get", "The models that are served.", None, Models),
     "/livez": ("get", "Whether the process answers.", None, ("text/plain",)),

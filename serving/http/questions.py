@@ -125,8 +125,8 @@ async def regions(service: Service, request: Request) -> PartsAnswer:
     service.check_model(asked.model)
     if not asked.boxes:
         raise RequestError("the request has no boxes; give at least one in 'boxes'.", param="boxes")
-    dense = await service.dense(request, await one_image(service, asked, uploads))
-    vectors = await _answered(service, lambda: dense.regions(asked.boxes, box_format=asked.box_format))
+    dense = await service.dense(request, await one_image(service, asked.image, asked, uploads))
+    vectors = await answered(service, lambda: dense.regions(asked.boxes, box_format=asked.box_format))
     return await _parts(service, request, vectors, asked, [*asked.texts, *texts], asked.encoding_format)
 
 
@@ -144,8 +144,8 @@ async def masks(service: Service, request: Request) -> PartsAnswer:
     data = [*map(_bytes, await service.fetch(pictures)), *given]
     if not data:
         raise RequestError("the request has no masks; give at least one in 'masks'.", param="masks")
-    dense = await service.dense(request, await one_image(service, asked, own))
-    vectors = await _answered(service, lambda: dense.masks(_greys(data)))
+    dense = await service.dense(request, await one_image(service, asked.image, asked, own))
+    vectors = await answered(service, lambda: dense.masks(_greys(data)))
     return await _parts(service, request, vectors, asked, [*asked.texts, *texts], asked.encoding_format)
 
 
@@ -160,7 +160,7 @@ async def dense_map(service: Service, request: Request) -> Response:
     texts = [*asked.texts, *more]
     if asked.format == "png" and not texts:
         raise RequestError("a picture needs 'texts'; give at least one, or ask for npy.", param="texts")
-    item = await one_image(service, asked, uploads)
+    item = await one_image(service, asked.image, asked, uploads)
     dense = await service.dense(request, item)
     if not texts:
         features = await service.in_thread(lambda: dense.features().astype(np.float16))
@@ -169,7 +169,7 @@ async def dense_map(service: Service, request: Request) -> Response:
     cosines = await service.in_thread(lambda: np.moveaxis(dense.features() @ vectors.T, -1, 0))
     if asked.format == "npy":
         return _npy(cosines.astype(np.float16))
-    picture = await _answered(service, lambda: _draw(service.model, item, dense, cosines, texts, asked))
+    picture = await answered(service, lambda: _draw(service.model, item, dense, cosines, texts, asked))
     return Response(picture, media_type="image/png")
 
 
@@ -184,14 +184,16 @@ async def embed_texts(service: Service, request: Request, texts: Sequence[str], 
     return np.stack([each.vector for each in embedded])
 
 
-async def one_image(service: Service, asked: OneImageRequest, uploads: Sequence[bytes]) -> ImageItem:
+async def one_image(
+    service: Service, source: InputSource | None, options: ImageOptions, uploads: Sequence[bytes]
+) -> ImageItem:
     """The image that a request is about, fetched if need be.
 
     Raises:
         RequestError: there is none, or more than one, or it cannot be fetched.
     """
-    sources = ([] if asked.image is None else [image(asked.image, asked, "the image")]) + [
-        ImageItem(data, asked.max_num_patches, asked.exif_transpose, "the image") for data in uploads
+    sources = ([] if source is None else [image(source, options, "the image")]) + [
+        ImageItem(data, options.max_num_patches, options.exif_transpose, "the image") for data in uploads
     ]
     if len(sources) != 1:
         raise RequestError(f"the request has {len(sources)} images; give exactly one.", param="image")
@@ -202,22 +204,7 @@ async def one_image(service: Service, asked: OneImageRequest, uploads: Sequence[
     return item
 
 
-async def _parts(
-    service: Service,
-    request: Request,
-    vectors: FloatArray,
-    asked: OneImageRequest,
-    texts: list[str],
-    encoding: Literal["float", "base64"],
-) -> PartsAnswer:
-    cosines: list[list[float]] = msgspec.field(default_factory=list)
-    if texts:
-        cosines = (vectors @ (await embed_texts(service, request, texts, asked.walk_type)).T).tolist()
-    name = asked.model or service.model.manifest.model.name
-    return PartsAnswer(name, [written(vector, encoding) for vector in vectors], texts, cosines)
-
-
-async def _answered(service: Service, function: Callable[[], _T]) -> _T:
+async def answered(service: Service, function: Callable[[], _T]) -> _T:
     """Call a function of the model in a thread.
 
     Raises:
@@ -227,6 +214,21 @@ async def _answered(service: Service, function: Callable[[], _T]) -> _T:
         return await service.in_thread(function)
     except FgclipError as error:
         raise RequestError.of(error) from None
+
+
+async def _parts(
+    service: Service,
+    request: Request,
+    vectors: FloatArray,
+    asked: OneImageRequest,
+    texts: list[str],
+    encoding: Literal["float", "base64"],
+) -> PartsAnswer:
+    cosines: list[list[float]] = []
+    if texts:
+        cosines = (vectors @ (await embed_texts(service, request, texts, asked.walk_type)).T).tolist()
+    name = asked.model or service.model.manifest.model.name
+    return PartsAnswer(name, [written(vector, encoding) for vector in vectors], texts, cosines)
 
 
 def _bytes(picture: object) -> bytes:

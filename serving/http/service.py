@@ -13,15 +13,18 @@ from starlette.requests import Request
 
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import FgclipError
+from fgclip_rt.index import ImageIndex
 from fgclip_rt.model import Model
 
 from ..batcher import Batcher
 from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
+from .forward import Forward
 from .inputs import Parsed, Remote
 from .keys import Keys
 from .settings import Settings
+from .tracing import Tracing
 
 _T = TypeVar("_T")
 
@@ -42,29 +45,43 @@ class Service:
         settings: its settings.
         draining: whether it is about to end, and ready for nothing new.
         failed: why the model could not be loaded; None if it could, or is being loaded.
+        tracing: makes the spans of requests.
+        forward: the server that has the tasks of immich which this one lacks; None if there is none.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Prepare to serve.
 
         Raises:
-            ArgumentError: the file of keys cannot be used.
+            ArgumentError: the file of keys, or the URL to forward to, cannot be used.
+            IndexFileError: the index cannot be used.
         """
         self.settings = settings
         self.draining = False
         self.failed: BaseException | None = None
         self._keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
+        self.forward = Forward(settings.forward, settings.timeout) if settings.forward is not None else None
+        self.tracing = Tracing()
         self._fetcher = Fetcher(settings.allow_urls, settings.max_body)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fgclip-rt-http")
         self._batcher: Batcher | None = None
+        self._index = None if settings.index is None else ImageIndex(settings.index)
 
     def start(self, batcher: Batcher) -> None:
-        """Answer requests by a batcher from now on."""
+        """Answer requests by a batcher from now on.
+
+        Raises:
+            IndexFileError: the index is of another model.
+        """
+        if self._index is not None:
+            self._index.check_model(batcher.model)
         self._batcher = batcher
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close the index."""
         self._threads.shutdown(cancel_futures=True)
+        if self._index is not None:
+            self._index.close()
 
     @property
     def batcher(self) -> Batcher:
@@ -88,6 +105,17 @@ class Service:
     def model(self) -> Model:
         """The model, as :attr:`batcher`."""
         return self.batcher.model
+
+    @property
+    def index(self) -> ImageIndex:
+        """The index of images.
+
+        Raises:
+            RequestError: the server has none.
+        """
+        if self._index is None:
+            raise RequestError("this server has no index; start it with --index.", "not_found")
+        return self._index
 
     def check_key(self, request: Request) -> None:
         """Refuse a client that shows no key, if one is needed.
@@ -136,6 +164,10 @@ class Service:
         Raises:
             RequestError: they are too much work, now or ever, or were not answered in time.
         """
+        with self.tracing.watch(items, self.model.manifest.model.name):
+            return await self._run(request, items)
+
+    async def _run(self, request: Request, items: Sequence[Item]) -> list[Any]:
         seconds = self._seconds(request)
         try:
             submitted = self.batcher.submit(items, timeout=seconds)
@@ -144,6 +176,8 @@ class Service:
         answers: asyncio.Future[list[Any]] = asyncio.gather(
             *map(asyncio.wrap_future, submitted), return_exceptions=True
         )
+        # Asked for, so that the log says nothing of answers that nobody waits for any more.
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         try:
             either: set[asyncio.Future[Any]] = {answers, gone}

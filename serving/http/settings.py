@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+#: Paths that machines ask for every few seconds. They are neither logged nor traced.
+PROBES = frozenset({"/livez", "/readyz", "/metrics", "/ping"})
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Settings of a server.
@@ -17,6 +20,8 @@ class Settings(msgspec.Struct, frozen=True):
         timeout: seconds that a request may take unless it says otherwise.
         api_key_file: file of the keys, one a line, that clients must show; None asks for none.
         allow_urls: patterns of hosts that images are fetched from.
+        index: an index of images that is searched; None if there is none.
+        forward: URL of immich's own machine learning, for its other tasks; None refuses them.
     """
 
     aliases: tuple[str, ...] = ()
@@ -25,3 +30,5 @@ class Settings(msgspec.Struct, frozen=True):
     timeout: float = 60.0
     api_key_file: Path | None = None
     allow_urls: tuple[str, ...] = ()
+    index: Path | None = None
+    forward: str | None = None

@@ -27,6 +27,7 @@ from fgclip_rt.benchmarks.contest import Contest
 from fgclip_rt.benchmarks.inputs import grid
 from fgclip_rt.benchmarks.operations import OperationCounter
 from fgclip_rt.benchmarks.page import readme
+from fgclip_rt.benchmarks.page.native_figures import RESULTS, read_figures
 from fgclip_rt.benchmarks.page.start import measure_starts
 from fgclip_rt.benchmarks.page.targets import outcomes
 from fgclip_rt.benchmarks.pipeline import make_photos, measure_pipeline
@@ -331,7 +332,7 @@ def test_results_that_are_none(tmp_path: Path) -> None:
 def test_the_page_is_what_the_results_say() -> None:
     results = {path.stem: read_result(path) for path in sorted((PAGE / "results").glob("*.json"))}
     assert results
-    page = readme.text(results)
+    page = readme.text(results, read_figures(PAGE / RESULTS))
     assert (PAGE / "README.md").read_text(encoding="utf-8") == page, "run 'make bench-report'"
     for line in page.splitlines():
         if line.startswith("!["):

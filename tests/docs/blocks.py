@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 REASONS = ("network", "gpu", "gigabytes", "minutes")
 
 #: Commands that a block which is only checked may use besides those that are looked into.
-_OTHERS = ("cat", "cc", "cd", "cp", "curl", "mv")
+_OTHERS = ("./embed", "cat", "cc", "cd", "cmake", "cp", "curl", "export", "mv")
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (?P<mark>[a-z]+(: [a-z]+)?) -->\n\Z")

@@ -54,7 +54,9 @@ def test_files_of_the_repository_that_pages_name_are_there() -> None:
     named = {
         path
         for page in pages().values()
-        for path in re.findall(r"`((?:tests|tools|fgclip_rt|benchmarks|\.ci)/[\w./-]*)`", page.read_text("utf-8"))
+        for path in re.findall(
+            r"`((?:tests|tools|fgclip_rt|benchmarks|native/examples|\.ci)/[\w./-]*)`", page.read_text("utf-8")
+        )
     }
     assert "tests/slow_resize.py" in named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

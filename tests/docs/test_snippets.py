@@ -20,8 +20,8 @@ from blocks import REASONS, ROOT, Block, blocks, check_python, check_shell, comm
 from fgclip_rt.cli.app import COMMANDS
 from helpers import picture, run_command
 
-#: Blocks that are shown and not run: other text, and data.
-_SHOWN = ("c", "text", "")
+#: Blocks that are shown and not run: other text, data, and parts of the C library's examples, which its tests compile.
+_SHOWN = ("c", "cmake", "cpp", "text", "")
 
 #: Largest difference of two printed numbers that are taken for the same: another CPU rounds differently.
 _TOLERANCE = 5e-3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 import pytest
 
-from native.binding import Library
+from fgclip_rt.native.library import Library
 
 if TYPE_CHECKING:
     from conftest import Once

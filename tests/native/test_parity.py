@@ -14,8 +14,8 @@ import fgclip_rt
 from fgclip_rt.boxes import BoxFormat
 from fgclip_rt.graphs import ImageInputs, TextInputs
 from fgclip_rt.model import Model
+from fgclip_rt.native.library import Library, NativeModel, rgb_image
 from helpers import picture
-from native.binding import Library, NativeModel, rgb_image
 
 #: Every bundle, with each of its precisions.
 CASES = [

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import fgclip_rt
-from fgclip_rt.errors import FgclipError
+from fgclip_rt.errors import FgclipError, NativeError
+from fgclip_rt.native.library import Library
 from helpers import fit_digests
-from native.binding import Library, NativeError
 
 Place = tuple[str | int, ...]
 

@@ -29,6 +29,7 @@ MODEL = (
     "graphs",
     "has_random_weights",
     "iter_images",
+    "iter_patches",
     "iter_texts",
     "load_image",
     "logit_bias",

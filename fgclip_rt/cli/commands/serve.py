@@ -28,6 +28,8 @@ from ..units import DURATION, SIZE
 @click.option(
     "--allow-url", multiple=True, metavar="HOST", help="Host to fetch images from, as *.example.org; repeatable."
 )
+@click.option("--index", type=options.PATH, help="Index of images to search, with a page at /.  [default: none]")
+@click.option("--forward", metavar="URL", help="Server of immich's own, for its tasks other than CLIP.")
 @click.option("--linger", default="1s", type=DURATION, help="Time after SIGTERM in which requests are still taken.")
 @click.option("--drain", default="30s", type=DURATION, help="Time after that in which requests are answered.")
 @click.option("--log-json", is_flag=True, help="Write the log as JSON, a document a line.")
@@ -43,6 +45,8 @@ def run(
     timeout: float,
     api_key_file: Path | None,
     allow_url: tuple[str, ...],
+    index: Path | None,
+    forward: str | None,
     linger: float,
     drain: float,
     log_json: bool,
@@ -55,23 +59,29 @@ def run(
     """
     require("serve", ("starlette", "uvicorn", "multipart", "prometheus_client"))
     from fgclip_rt.serving import Batcher
-    from fgclip_rt.serving.http import Application, Metrics, Settings
+    from fgclip_rt.serving.http import Application, Observer, Settings
     from fgclip_rt.serving.http.server import bind, serve
 
     options.limit_pixels(max_image_pixels)
     # A wrong path is a wrong path at once, and not after the port is open.
     Bundle.open(loading.bundle, check_hashes=False)
     settings = Settings(
-        aliases=alias, max_body=int(max_body), timeout=timeout, api_key_file=api_key_file, allow_urls=allow_url
+        aliases=alias,
+        max_body=int(max_body),
+        timeout=timeout,
+        api_key_file=api_key_file,
+        allow_urls=allow_url,
+        index=index,
+        forward=forward,
     )
 
-    def open_batcher(metrics: Metrics) -> Batcher:
+    def open_batcher(observer: Observer) -> Batcher:
         return Batcher(
             loading.open(),
             max_wait=max_wait,
             max_work=max_work,
-            on_batch=metrics.on_batch,
-            on_prepared=metrics.on_prepared,
+            on_batch=observer.on_batch,
+            on_prepared=observer.on_prepared,
         )
 
     application = Application(open_batcher, settings)

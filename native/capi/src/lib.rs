@@ -16,8 +16,10 @@ use fgclip_rt_core::error::{Error, Result, Status};
 use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
-use fgclip_rt_core::model::{cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest};
-use fgclip_rt_core::patches::{PixelFormat, Pixels};
+use fgclip_rt_core::model::{
+    cells, product, resize_to_patches, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest,
+};
+use fgclip_rt_core::patches::{Filter, PixelFormat, Pixels};
 use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
 
@@ -398,6 +400,24 @@ export! {
             grid.write(c_grid(model, layout));
         }
         Ok(())
+    }
+
+    fn fgclip_resize_to_patches(
+        image: *const fgclip_image,
+        rows: u32,
+        columns: u32,
+        patch_size: u32,
+        filter: i32,
+        out: *mut u8,
+        capacity: usize,
+    ) {
+        let (image, out) = (pixels(given(image, "image")?)?, memory(out, capacity, "out")?);
+        let filter = match filter {
+            0 => Filter::Bilinear,
+            1 => Filter::Bicubic,
+            other => return Err(unknown("filter", other)),
+        };
+        resize_to_patches(&image, Grid { rows, columns }, patch_size, filter, out)
     }
 
     fn fgclip_embed_patches(

@@ -124,7 +124,8 @@ impl Bundle {
         self.manifest.files.iter().map(|(name, info)| self.check_file(name, info, check)).collect()
     }
 
-    fn check_file(&self, name: &str, info: &FileInfo, check: Check) -> Result<Stamp> {
+    /// Compares a file with what is known of it, and gives its stamp.
+    pub fn check_file(&self, name: &str, info: &FileInfo, check: Check) -> Result<Stamp> {
         let path = self.file(name);
         let altered = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => Error::new(

@@ -146,8 +146,7 @@ impl<T: Decode> Decode for Option<T> {
 
 impl<T: Decode> Decode for Vec<T> {
     fn decode(node: &Node) -> Decoded<Self> {
-        let items = node.value.as_array().ok_or_else(|| node.expected("array"))?;
-        items.iter().enumerate().map(|(at, item)| T::decode(&node.child(item, &format!("[{at}]")))).collect()
+        list_of(T::decode)(node)
     }
 }
 
@@ -225,6 +224,14 @@ pub fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&Node) ->
         let word = String::decode(node)?;
         let found = words.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
         found.ok_or_else(|| node.fault(&format!("Invalid enum value '{word}'")))
+    }
+}
+
+/// A decoder of a list.
+pub fn list_of<T>(decode: impl Fn(&Node) -> Decoded<T>) -> impl Fn(&Node) -> Decoded<Vec<T>> {
+    move |node| {
+        let items = node.value.as_array().ok_or_else(|| node.expected("array"))?;
+        items.iter().enumerate().map(|(at, item)| decode(&node.child(item, &format!("[{at}]")))).collect()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod boxes;
 pub mod bundle;
 mod decode;
 pub mod device;
+pub mod engines;
 pub mod error;
 pub mod grid;
 pub mod interface;

@@ -15,6 +15,16 @@ pub fn usable_cores() -> usize {
     (least as usize).max(1)
 }
 
+/// Gives memory that this process has freed back to the system, as far as its C library keeps it. That takes
+/// milliseconds.
+pub fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number of bytes to keep, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn allowed_cpus() -> Vec<usize> {
     // SAFETY: the set is written by the call, and its size is the one that is passed.
     unsafe {

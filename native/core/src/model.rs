@@ -11,15 +11,16 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde_json::json;
 
 use crate::bundle::{Bundle, Check};
-use crate::device::{self, Device};
+use crate::device::{self, Choice, Device};
+use crate::engines::{self, Engine};
 use crate::error::{Error, Result, Status};
 use crate::grid::{self, Grid};
 use crate::interface::{describe, Graph};
-use crate::machine::usable_cores;
+use crate::machine::{release_free_memory, usable_cores};
 use crate::manifest::{GraphFile, Sizes, WalkType};
 use crate::messages::{joined, quoted, shortened};
 use crate::onnx;
-use crate::patches::{self, Pixels};
+use crate::patches::{self, Filter, Pixels};
 use crate::runtime::{self, Fault, Runtime};
 use crate::scores;
 use crate::session::{Input, Prepacked, Provider, Runs, Session, SessionOptions, Values, Weight};
@@ -112,6 +113,7 @@ pub struct Scratch {
 
 /// Sessions are dropped before what they use, so they come first.
 struct Sessions {
+    engines: Vec<(Engine, OnceLock<Session>)>,
     open: [OnceLock<Session>; Graph::ALL.len()],
     opening: Mutex<()>,
     prepacked: Option<Prepacked>,
@@ -155,12 +157,30 @@ impl Model {
         }
         let tokenizer = open_tokenizer(&bundle)?;
         let runtime = runtime::open(options.onnxruntime.as_deref())?;
-        let (provider, why) = device::choose(runtime, options.device, options.device_number)?;
+        let Choice { provider, why, gpu } = device::choose(runtime, options.device, options.device_number)?;
+        let fitting = match options.device {
+            Device::TensorRt => engines::find(&bundle, check, &precision, &runtime.version, gpu.as_ref())?,
+            _ => Ok(Vec::new()),
+        };
+        let (engines, why) = match fitting {
+            Ok(engines) => (engines, why),
+            Err(reason) => {
+                (Vec::new(), format!("{why}; {reason}, so a shape's first run waits until TensorRT is done"))
+            }
+        };
+        // What no engine takes must not wait for minutes until TensorRT has built one.
+        let rest = if engines.is_empty() { provider } else { Provider::Cuda(options.device_number) };
         let shared = provider == Provider::Cpu && !options.separate_weights;
         let prepacked = shared.then(|| Prepacked::new(runtime)).transpose().map_err(cannot_prepare)?;
-        let sessions =
-            Sessions { open: Default::default(), opening: Mutex::new(()), prepacked, weights: Weights::default() };
-        let session_options = SessionOptions { threads, provider, spinning: !options.no_spinning };
+        let names: Vec<String> = engines.iter().map(|engine| engine.name.clone()).collect();
+        let sessions = Sessions {
+            engines: engines.into_iter().map(|engine| (engine, OnceLock::new())).collect(),
+            open: Default::default(),
+            opening: Mutex::new(()),
+            prepacked,
+            weights: Weights::default(),
+        };
+        let session_options = SessionOptions { threads, provider: rest, spinning: !options.no_spinning };
         let (name, number) = match provider {
             Provider::Cpu => ("cpu", None),
             Provider::Cuda(number) => ("cuda", Some(number)),
@@ -170,6 +190,7 @@ impl Model {
             "version": env!("CARGO_PKG_VERSION"),
             "onnxruntime": { "version": runtime.version, "path": runtime.path, "why": runtime.why },
             "device": { "name": name, "number": number, "why": why },
+            "engines": names,
             "precision": precision,
             "threads": threads,
             "memory": if options.memory == Memory::Small { "small" } else { "fast" },
@@ -210,9 +231,13 @@ impl Model {
         Runs::new(self.runtime).map_err(cannot_prepare)
     }
 
-    /// Opens a graph now instead of at its first use.
+    /// Opens a graph now instead of at its first use, or its engines if it has some.
     pub fn warm(&self, graph: Graph) -> Result<()> {
-        self.session(graph).map(|_| ())
+        let mut engines = self.sessions.engines.iter().filter(|(engine, _)| engine.graph == graph).peekable();
+        if engines.peek().is_none() {
+            return self.session(graph).map(|_| ());
+        }
+        engines.try_for_each(|(engine, slot)| self.opened(slot, || self.load_engine(graph, engine)).map(|_| ()))
     }
 
     /// Whether the model has a graph.
@@ -288,7 +313,8 @@ impl Model {
             self.check_running(runs)?;
             let prepared = self.queue(scratch, &mut waiting, index, image, request);
             let at = prepared.map_err(|error| error.at(index))?;
-            let size = request.batch_size.unwrap_or_else(|| self.batch_size(waiting[at].bucket as usize));
+            let bucket = waiting[at].bucket as usize;
+            let size = request.batch_size.unwrap_or_else(|| self.batch_size(Graph::Vision, bucket));
             if waiting[at].indices.len() >= size {
                 let batch = waiting.remove(at);
                 self.run_images(scratch, runs, batch, !request.features, out)?;
@@ -348,7 +374,16 @@ impl Model {
         let out = room(out, product(count, self.dim())?, "floats")?;
         let mut pixels = scratch.spare.pop().unwrap_or_default();
         self.write_patches(&mut scratch.resize, image, layout.grid, append(&mut pixels, bytes)?)?;
-        self.run_on_images(Graph::Dense, runs, &pixels, count, &[layout.grid], false, out)?;
+        let length = self.padded(Graph::Dense, 1, count);
+        if length == count {
+            self.run_on_images(Graph::Dense, runs, &pixels, count, &[layout.grid], false, out)?;
+        } else {
+            self.pad(&mut pixels, &[layout.grid], length)?;
+            let mut rows = Vec::new();
+            let padded = append(&mut rows, product(length, self.dim())?)?;
+            self.run_on_images(Graph::Dense, runs, &pixels, length, &[layout.grid], false, padded)?;
+            out.copy_from_slice(&padded[..out.len()]);
+        }
         pixels.clear();
         scratch.spare.push(pixels);
         self.shrink(scratch);
@@ -457,7 +492,7 @@ impl Model {
         let kind = self.walk_type(request.walk_type)?;
         let (width, length) = (self.dim(), kind.length as usize);
         let out = room(out, product(texts.len(), width)?, "floats")?;
-        let size = self.batch_size(length);
+        let size = self.batch_size(Graph::Text, length);
         // Equal characters mean equal tokens, and some models read no capitals.
         let lowercase = self.bundle.manifest.text.lowercase;
         let characters = |text: &'t str| if lowercase { Cow::Owned(lower(text)) } else { Cow::Borrowed(text) };
@@ -568,12 +603,23 @@ impl Model {
         Err(Error::new(Status::ArgumentInvalid, message))
     }
 
-    fn batch_size(&self, length: usize) -> usize {
+    fn batch_size(&self, graph: Graph, length: usize) -> usize {
         let tokens = match self.provider {
             Provider::Cpu => TOKENS_PER_BATCH.min(self.options.threads as usize * TOKENS_PER_THREAD),
             _ => GPU_TOKENS_PER_BATCH,
         };
-        (tokens / length).max(1)
+        let most = self.engine(graph, 1, length).map_or(usize::MAX, |(engine, _)| engine.batch.1 as usize);
+        (tokens / length).max(1).min(most)
+    }
+
+    /// The shortest engine that takes a batch.
+    fn engine(&self, graph: Graph, count: usize, length: usize) -> Option<&(Engine, OnceLock<Session>)> {
+        self.sessions.engines.iter().find(|(engine, _)| engine.takes(graph, count as u64, length as u64))
+    }
+
+    /// The number of patches that images of at most `length` are padded to: that of the engine that takes them.
+    fn padded(&self, graph: Graph, count: usize, length: usize) -> usize {
+        self.engine(graph, count, length).map_or(length, |(engine, _)| engine.length as usize)
     }
 
     fn write_patches(&self, scratch: &mut patches::Scratch, pixels: &Pixels, grid: Grid, out: &mut [u8]) -> Result<()> {
@@ -613,7 +659,8 @@ impl Model {
         out: &mut [f32],
     ) -> Result<()> {
         self.check_running(runs)?;
-        let length = batch.grids.iter().copied().map(cells).max().unwrap_or(0);
+        let longest = batch.grids.iter().copied().map(cells).max().unwrap_or(0);
+        let length = self.padded(Graph::Vision, batch.grids.len(), longest);
         self.pad(&mut batch.pixels, &batch.grids, length)?;
         self.scattered(&batch.indices, out, |rows| {
             self.run_on_images(Graph::Vision, runs, &batch.pixels, length, &batch.grids, normalize, rows)
@@ -714,7 +761,7 @@ impl Model {
     ) -> Result<()> {
         self.check_has(graph)?;
         self.check_running(runs)?;
-        let session = self.session(graph)?;
+        let session = self.session_for(graph, inputs)?;
         self.sessions.weights.check()?;
         let tokens = inputs.iter().map(|input| input.shape.iter().take(2).product::<i64>()).max().unwrap_or(0);
         // A run of more than our own batches takes so long that the time to ask for the memory again does not count.
@@ -739,7 +786,26 @@ impl Model {
     }
 
     fn session(&self, graph: Graph) -> Result<&Session> {
-        let slot = &self.sessions.open[graph as usize];
+        self.opened(&self.sessions.open[graph as usize], || self.load(graph))
+    }
+
+    /// The session of an engine if one takes exactly these inputs, and else that of the graph.
+    fn session_for(&self, graph: Graph, inputs: &[Input]) -> Result<&Session> {
+        let sizes = |axis: usize| inputs[0].shape[axis] as usize;
+        match self.engine(graph, sizes(0), sizes(1)) {
+            Some((engine, slot)) if engine.length as usize == sizes(1) => {
+                self.opened(slot, || self.load_engine(graph, engine))
+            }
+            _ => self.session(graph),
+        }
+    }
+
+    /// The session in a slot, which the first caller opens.
+    fn opened<'a>(
+        &'a self,
+        slot: &'a OnceLock<Session>,
+        load: impl FnOnce() -> Result<Session>,
+    ) -> Result<&'a Session> {
         if let Some(session) = slot.get() {
             return Ok(session);
         }
@@ -747,8 +813,16 @@ impl Model {
         if let Some(session) = slot.get() {
             return Ok(session);
         }
-        let session = self.load(graph)?;
+        let session = load()?;
         Ok(slot.get_or_init(|| session))
+    }
+
+    fn load_engine(&self, graph: Graph, engine: &Engine) -> Result<Session> {
+        self.bundle.check_unchanged()?;
+        let options = SessionOptions { provider: self.provider, ..self.options };
+        let place = engine.plan.display().to_string();
+        Session::open_compiled(self.runtime, &engine.plan, &options)
+            .map_err(|fault| self.cannot_open(graph, &place, &fault))
     }
 
     fn load(&self, graph: Graph) -> Result<Session> {
@@ -759,6 +833,9 @@ impl Model {
         let weights = self.weights(&model, &entry.file)?;
         let session = Session::open(self.runtime, &model, weights, &self.options, self.sessions.prepacked.as_ref())
             .map_err(|fault| self.cannot_open(graph, &entry.file, &fault))?;
+        // A session packs all of its weights before it finds those that another one has packed, and drops its own.
+        self.sessions.weights.release();
+        release_free_memory();
         self.bundle.check_unchanged()?;
         self.check_interface(&session, entry)?;
         Ok(session)
@@ -890,6 +967,21 @@ fn cancelled() -> Error {
 fn cannot_prepare(fault: Fault) -> Error {
     let message = format!("onnxruntime failed before a graph was opened ({}); report it.", reason(&fault));
     Error::new(Status::Internal, message)
+}
+
+/// Writes the patches of an image, of `grid` patches of `patch` × `patch` pixels, to the front of `out`.
+pub fn resize_to_patches(pixels: &Pixels, grid: Grid, patch: u32, filter: Filter, out: &mut [u8]) -> Result<()> {
+    if grid.rows == 0 || grid.columns == 0 || patch == 0 {
+        let message = format!(
+            "a grid of {}×{} patches of {patch}×{patch} pixels is empty; pass positive numbers.",
+            grid.rows, grid.columns
+        );
+        return Err(Error::new(Status::ArgumentInvalid, message));
+    }
+    let side = product(patch as usize, patch as usize)?;
+    let bytes = product(product(grid.rows as usize, grid.columns as usize)?, product(side, 3)?)?;
+    let out = room(out, bytes, "bytes")?;
+    patches::write_patches(pixels, grid, patch, filter, &mut patches::Scratch::default(), out)
 }
 
 fn open_tokenizer(bundle: &Bundle) -> Result<Tokenizer> {

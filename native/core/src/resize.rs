@@ -1,7 +1,7 @@
 //! Pillow's resize in integers: horizontally, rounded to 8 bits, then vertically.
 //!
 //! The order shows in the result, since each pass rounds. Within a pass it does not: sums of integers are exact. Weights
-//! are multiples of 2^-22; the fast kernels split each as a · 2^11 + b, so that 16-bit multiply-adds do the work.
+//! are multiples of 2^-22; AVX2's kernels split each as a · 2^11 + b, so that 16-bit multiply-adds do the work.
 //! A horizontal row is made when a vertical window first reaches it, and only the rows of one window are kept.
 
 use std::collections::TryReserveError;
@@ -12,6 +12,7 @@ use crate::patches::{Filter, Pixels};
 /// Fraction bits of a weight.
 const BITS: u32 = 22;
 /// Bits of the lower half of a split weight.
+#[cfg(target_arch = "x86_64")]
 const LOW_BITS: u32 = 11;
 const HALF: i32 = 1 << (BITS - 1);
 /// Rows that the horizontal pass makes at once, so that each weight is read once for all of them.
@@ -27,7 +28,9 @@ const COLOURS: usize = 3;
 pub struct Scratch {
     across: Axis,
     down: Axis,
+    #[cfg(target_arch = "x86_64")]
     blocks: Vec<Block>,
+    #[cfg(target_arch = "x86_64")]
     pairs: Vec<[i32; 2]>,
     /// Horizontally resized rows; row y has the place y modulo their number.
     ring: Vec<u8>,
@@ -53,6 +56,7 @@ struct Span {
 }
 
 /// Weights of [`BLOCK`] neighbouring pixels, each split and repeated for every colour.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Block {
@@ -66,6 +70,8 @@ enum Kernel {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Kernel {
@@ -74,6 +80,10 @@ impl Kernel {
         if is_x86_feature_detected!("avx2") {
             return Kernel::Avx2;
         }
+        // Every processor of this architecture has it.
+        #[cfg(target_arch = "aarch64")]
+        return Kernel::Neon;
+        #[cfg(not(target_arch = "aarch64"))]
         Kernel::Scalar
     }
 }
@@ -107,10 +117,21 @@ fn resize_by(
     scratch: &mut Scratch,
     mut emit: impl FnMut(usize, &[u8]),
 ) -> std::result::Result<(), TryReserveError> {
-    let Scratch { across, down, blocks, pairs, ring, copies, line } = scratch;
+    let Scratch {
+        across,
+        down,
+        #[cfg(target_arch = "x86_64")]
+        blocks,
+        #[cfg(target_arch = "x86_64")]
+        pairs,
+        ring,
+        copies,
+        line,
+    } = scratch;
     across.fill(pixels.width as usize, width, filter)?;
     down.fill(pixels.height as usize, height, filter)?;
-    if kernel != Kernel::Scalar {
+    #[cfg(target_arch = "x86_64")]
+    if kernel == Kernel::Avx2 {
         across.split_into(blocks)?;
     }
     let line_bytes = width * COLOURS;
@@ -135,6 +156,12 @@ fn resize_by(
                     // SAFETY: the processor has AVX2. Each row is as long as the kernel reads, and so is its place.
                     unsafe { avx2::rows(&across.spans, blocks, pixels.format, rows, places, ring) }
                 }
+                #[cfg(target_arch = "aarch64")]
+                Kernel::Neon => {
+                    let rows = readable_rows(pixels, rows, across.reach(pixels.format.channels()), copies)?;
+                    // SAFETY: each row is as long as the kernel reads.
+                    unsafe { neon::rows(&across.spans, &across.weights, pixels.format, rows, places, ring) }
+                }
             }
             ready = last + 1;
         }
@@ -148,6 +175,8 @@ fn resize_by(
                 // SAFETY: the processor has AVX2. The line and each place are whole lanes long.
                 unsafe { avx2::line(pairs, span.count, place, ring, &mut line[..line_bytes.next_multiple_of(LANES)]) }
             }
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon => neon::line(weights, place, ring, &mut line[..line_bytes.next_multiple_of(LANES)]),
         }
         emit(y, &line[..line_bytes]);
     }
@@ -200,6 +229,7 @@ impl Axis {
     }
 
     /// The weights in blocks, as the kernels of the horizontal pass read them; those beyond a span are zero.
+    #[cfg(target_arch = "x86_64")]
     fn split_into(&self, blocks: &mut Vec<Block>) -> std::result::Result<(), TryReserveError> {
         blocks.clear();
         blocks.try_reserve(self.spans.iter().map(|span| span.count.div_ceil(BLOCK)).sum())?;
@@ -220,6 +250,7 @@ impl Axis {
     }
 
     /// Bytes of a row that the kernels read, of pixels of `step` bytes.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn reach(&self, step: usize) -> usize {
         let ends = self.spans.iter().map(|span| span.first + span.count.next_multiple_of(BLOCK));
         ends.max().unwrap_or(0) * step + LANES
@@ -257,11 +288,13 @@ fn to_byte(total: i32) -> u8 {
 }
 
 /// A weight as a · 2^11 + b. Weights are below 2^23, so that a is below 2^12.
+#[cfg(target_arch = "x86_64")]
 fn split(weight: i32) -> [i16; 2] {
     [(weight >> LOW_BITS) as i16, (weight & ((1 << LOW_BITS) - 1)) as i16]
 }
 
 /// Split weights of two rows at a time, as one number for each half.
+#[cfg(target_arch = "x86_64")]
 fn pair_up(weights: &[i32], pairs: &mut Vec<[i32; 2]>) -> std::result::Result<(), TryReserveError> {
     pairs.clear();
     pairs.try_reserve(weights.len().div_ceil(2))?;
@@ -274,7 +307,7 @@ fn pair_up(weights: &[i32], pairs: &mut Vec<[i32; 2]>) -> std::result::Result<()
 }
 
 /// Rows of an image, each at least `reach` bytes long; a row that ends before is copied.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn readable_rows<'a>(
     pixels: &Pixels<'a>,
     rows: [usize; ROWS],
@@ -428,6 +461,84 @@ mod avx2 {
         }
         // SAFETY: the array has 32 bytes.
         unsafe { _mm256_loadu_si256(order.as_ptr().cast()) }
+    }
+}
+
+/// Sums of 32 bits as they are: NEON multiplies and adds four at once.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::{Span, BITS, COLOURS, HALF, LANES, ROWS};
+    use crate::patches::PixelFormat;
+
+    /// Resizes rows horizontally, each to its place in the ring.
+    ///
+    /// # Safety
+    /// Each of `rows` has [`super::Axis::reach`] bytes. `weights` are those of `spans`.
+    pub unsafe fn rows(
+        spans: &[Span],
+        weights: &[i32],
+        format: PixelFormat,
+        rows: [&[u8]; ROWS],
+        places: [usize; ROWS],
+        ring: &mut [u8],
+    ) {
+        let (step, colours) = (format.channels(), format.colours());
+        for (x, span) in spans.iter().enumerate() {
+            // SAFETY: NEON is always there.
+            let mut totals = [unsafe { vdupq_n_s32(HALF) }; ROWS];
+            let mut at = span.first * step;
+            for weight in &weights[span.at..span.at + span.count] {
+                for (total, row) in totals.iter_mut().zip(rows) {
+                    debug_assert!(at + 4 <= row.len());
+                    // SAFETY: each row has four bytes from here; those behind the pixel are not used.
+                    *total = unsafe {
+                        let bytes = row.as_ptr().add(at).cast::<u32>().read_unaligned();
+                        let words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)));
+                        vmlaq_n_s32(*total, vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))), *weight)
+                    };
+                }
+                at += step;
+            }
+            for (total, place) in totals.into_iter().zip(places) {
+                let bytes = to_bytes(total, total).to_ne_bytes();
+                ring[place + x * COLOURS..][..COLOURS].copy_from_slice(&colours.map(|colour| bytes[colour]));
+            }
+        }
+    }
+
+    /// Makes a line of the vertical pass, whose length is a multiple of [`LANES`], from places as long in the ring.
+    pub fn line(weights: &[i32], place: impl Fn(usize) -> usize, ring: &[u8], line: &mut [u8]) {
+        for (number, bytes) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            // SAFETY: NEON is always there.
+            let mut totals = [unsafe { vdupq_n_s32(HALF) }; 4];
+            for (row, weight) in weights.iter().enumerate() {
+                let lanes = &ring[place(row) + number * LANES..][..LANES];
+                // SAFETY: the slice has LANES bytes.
+                unsafe {
+                    let lanes = vld1q_u8(lanes.as_ptr());
+                    let (left, right) = (vmovl_u8(vget_low_u8(lanes)), vmovl_high_u8(lanes));
+                    let left = [vmovl_u16(vget_low_u16(left)), vmovl_high_u16(left)];
+                    let right = [vmovl_u16(vget_low_u16(right)), vmovl_high_u16(right)];
+                    for (total, values) in totals.iter_mut().zip(left.into_iter().chain(right)) {
+                        *total = vmlaq_n_s32(*total, vreinterpretq_s32_u32(values), *weight);
+                    }
+                }
+            }
+            let [first, second, third, fourth] = totals;
+            bytes[..LANES / 2].copy_from_slice(&to_bytes(first, second).to_ne_bytes());
+            bytes[LANES / 2..].copy_from_slice(&to_bytes(third, fourth).to_ne_bytes());
+        }
+    }
+
+    /// Eight sums as bytes, in the order of memory.
+    fn to_bytes(first: int32x4_t, second: int32x4_t) -> u64 {
+        // SAFETY: NEON is always there.
+        unsafe {
+            let words = [first, second].map(|sums| vqmovn_s32(vshrq_n_s32::<{ BITS as i32 }>(sums)));
+            vget_lane_u64::<0>(vreinterpret_u64_u8(vqmovun_s16(vcombine_s16(words[0], words[1]))))
+        }
     }
 }
 
@@ -589,6 +700,7 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn a_split_weight_is_whole() {
         for weight in [0, 1, -1, 2047, 2048, -2048, -2049, 1 << 22, (1 << 23) - 1, -(1 << 22)] {

@@ -1,6 +1,7 @@
 //! Sessions of onnxruntime: one graph, ready to run into the caller's memory.
 
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
+use std::path::Path;
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -267,9 +268,33 @@ impl Session {
             };
             runtime.check(status)?;
         }
+        Session::described(runtime, made(raw)?, options, weights)
+    }
+
+    /// Opens an EP-context model, which the provider has compiled already and whose weights lie in it or beside it.
+    pub fn open_compiled(runtime: &'static Runtime, path: &Path, options: &SessionOptions) -> Outcome<Session> {
+        use std::os::unix::ffi::OsStrExt;
+        let config = Config::new(runtime)?;
+        config.set(options)?;
+        let path = CString::new(path.as_os_str().as_bytes()).expect("an opened bundle's path has no NUL");
+        let mut raw = null_mut();
+        // SAFETY: the path ends in NUL, and the options are valid for the call.
+        unsafe {
+            let status =
+                (runtime.api.CreateSession)(runtime.env.as_ptr(), path.as_ptr(), config.raw.as_ptr(), &mut raw);
+            runtime.check(status)?;
+        }
+        Session::described(runtime, made(raw)?, options, Vec::new())
+    }
+
+    fn described(
+        runtime: &'static Runtime,
+        raw: NonNull<OrtSession>,
+        options: &SessionOptions,
+        weights: Vec<(Tensor, Arc<Mapped>)>,
+    ) -> Outcome<Session> {
         let turns = (options.provider != Provider::Cpu).then(|| Mutex::new(()));
-        let mut session =
-            Session { runtime, raw: made(raw)?, inputs: Vec::new(), outputs: Vec::new(), turns, _weights: weights };
+        let mut session = Session { runtime, raw, inputs: Vec::new(), outputs: Vec::new(), turns, _weights: weights };
         session.inputs = session.specs(true)?;
         session.outputs = session.specs(false)?;
         Ok(session)

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::bundle::{holds, unreadable, Bundle, Stamp};
 use crate::error::{Error, Result, Status};
@@ -91,6 +91,16 @@ impl Weights {
         let mapped = Arc::new(Mapped::open(bundle.file(location), info.clone())?);
         files.insert(location.to_owned(), mapped.clone());
         Ok(mapped)
+    }
+
+    /// Gives back the pages that were read, once a session has packed its own copies of most weights. The rest is mapped
+    /// anew when a run needs it.
+    pub fn release(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.values() {
+            // SAFETY: the pages are those of a file that is only read, so they come back as they were.
+            let _ = unsafe { file.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// Makes sure that nobody has written into a file since it was mapped.

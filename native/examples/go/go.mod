@@ -1,0 +1,3 @@
+module example.org/fgclip
+
+go 1.21

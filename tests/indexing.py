@@ -1,0 +1,14 @@
+"""The index of a folder, made by the model that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fgclip_rt.index import Updated, update
+from fgclip_rt.model import Model
+
+NAME = "fg-clip2-pocket"
+
+
+def bring_up_to_date(model: Model, photos: Path, output: Path, *, anew: bool = False) -> Updated:
+    return update(model, photos, output, bundle=NAME, anew=anew)
