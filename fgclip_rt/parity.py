@@ -234,7 +234,7 @@ def check(
 
 
 def check_held_out(
-    model: Reader, held_out: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check held out"
+    model: Model, held_out: Probe, limits: Limits, begin: BeginStage = silent, stage: str = "check held out"
 ) -> tuple[ParityRow, ...]:
     """Run the graphs of ``model`` on inputs that no choice was made on, in one comparison per bucket and walk type.
 
