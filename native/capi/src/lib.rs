@@ -22,7 +22,7 @@ use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
 
 use crate::guard::{caught, export};
-use crate::types::*;
+pub use crate::types::*;
 
 /// `fgclip_model`. Contexts hold it too, so that it may be closed before them.
 pub struct fgclip_model {

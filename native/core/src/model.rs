@@ -17,7 +17,7 @@ use crate::grid::{self, Grid};
 use crate::interface::{describe, Graph};
 use crate::machine::usable_cores;
 use crate::manifest::{GraphFile, Sizes, WalkType};
-use crate::messages::{joined, quoted, shortened};
+use crate::messages::{grouped, joined, quoted, shortened};
 use crate::onnx;
 use crate::patches::{self, Pixels};
 use crate::runtime::{self, Fault, Runtime};
@@ -248,7 +248,17 @@ impl Model {
                     Some(asked) => asked,
                     None => grid::bucket(width, height, spec.patch_size, buckets),
                 };
-                Ok(Layout { grid: grid::target_grid(width, height, spec.patch_size, bucket), bucket })
+                let grid = grid::target_grid(width, height, spec.patch_size, bucket);
+                if u64::from(grid.rows) * u64::from(grid.columns) > u64::from(bucket) {
+                    let message = format!(
+                        "an image of {}×{} pixels is too long to become {} patches or fewer; crop it.",
+                        grouped(width.into()),
+                        grouped(height.into()),
+                        grouped(bucket.into())
+                    );
+                    return Err(Error::new(Status::ImageTooLarge, message));
+                }
+                Ok(Layout { grid, bucket })
             }
         }
     }
