@@ -16,7 +16,7 @@ use fgclip_rt_core::error::{Error, Result, Status};
 use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
-use fgclip_rt_core::model::{cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest};
+use fgclip_rt_core::model::{append, cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest};
 use fgclip_rt_core::patches::{PixelFormat, Pixels};
 use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
@@ -472,7 +472,8 @@ impl Dense {
         }
         // SAFETY: as the caller promises.
         let image = unsafe { pixels(image)? };
-        let mut values = vec![0.0; needed];
+        let mut values = Vec::new();
+        append(&mut values, needed)?;
         context.model.dense_features(scratch, &context.runs, &image, max_num_patches, &mut values)?;
         Ok(values.into())
     }

@@ -929,7 +929,7 @@ pub fn product(a: usize, b: usize) -> Result<usize> {
 }
 
 /// Adds `size` zeros to the end of a vector, and gives them.
-fn append<T: Default + Clone>(vector: &mut Vec<T>, size: usize) -> Result<&mut [T]> {
+pub fn append<T: Default + Clone>(vector: &mut Vec<T>, size: usize) -> Result<&mut [T]> {
     vector.try_reserve(size).map_err(|_| too_large())?;
     let start = vector.len();
     vector.resize(start + size, T::default());
