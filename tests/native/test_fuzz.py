@@ -20,8 +20,9 @@ RUNS = {"manifest": 4000, "tokenizer": 3000, "text": 200, "resize": 1000, "calls
 
 @pytest.fixture(scope="module")
 def short() -> Path:
-    build = ["cargo", "build", "--quiet", "--locked", "--package", "fgclip-rt-fuzz", "--bin", "short"]
-    subprocess.run(build, cwd=NATIVE, check=True)
+    # What the tests of the library have built is not built again.
+    build = ["cargo", "build", "--quiet", "--locked", "--bin", "short", "--target-dir", NATIVE / "target"]
+    subprocess.run(build, cwd=NATIVE / "fuzz", check=True)
     return NATIVE / "target/debug/short"
 
 

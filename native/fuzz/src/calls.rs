@@ -292,9 +292,8 @@ fn patches(numbers: &mut Numbers) {
     let ((image, _pixels), asked) = (image(numbers), image_request(numbers));
     let (mut grid, mut error) = (fgclip_grid { rows: 0, columns: 0, bucket: 0, reserved: 0, bytes: 0 }, blank());
     // SAFETY: all memory is there, here and below.
-    let status = unsafe {
-        fgclip_model_grid(model, image.width, image.height, asked.max_num_patches, &mut grid, &mut error)
-    };
+    let status =
+        unsafe { fgclip_model_grid(model, image.width, image.height, asked.max_num_patches, &mut grid, &mut error) };
     checked(status, &error);
     let size = capacity(numbers, grid.bytes as usize);
     let mut bytes = vec![7; size];
@@ -327,7 +326,8 @@ fn scores(numbers: &mut Numbers) {
     // Lengths that no memory has, without the memory.
     let mut error = blank();
     // SAFETY: NULL is refused, after the size.
-    let status = unsafe { function(model, null(), usize::MAX / (1 + image_count), null(), 1, null_mut(), 0, &mut error) };
+    let status =
+        unsafe { function(model, null(), usize::MAX / (1 + image_count), null(), 1, null_mut(), 0, &mut error) };
     assert_ne!(checked(status, &error), 0);
 }
 

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 
 /// The files of a folder, by name.
 fn seeds(folder: &Path) -> Vec<Vec<u8>> {
-    let mut paths: Vec<_> = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    let mut paths: Vec<_> =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).expect("a seed")).collect()
 }
@@ -48,8 +49,20 @@ impl Random {
 
     /// One of the seeds with up to eight changes.
     fn change(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
-        const WORDS: [&[u8]; 12] =
-            [b"0", b"-1", b"2147483648", b"1e999", b"null", b"{}", b"[]", b"\"\"", b"\xff", b"\0", b"\\u0000", b"\xf0\x9f\xa6\x8a"];
+        const WORDS: [&[u8]; 12] = [
+            b"0",
+            b"-1",
+            b"2147483648",
+            b"1e999",
+            b"null",
+            b"{}",
+            b"[]",
+            b"\"\"",
+            b"\xff",
+            b"\0",
+            b"\\u0000",
+            b"\xf0\x9f\xa6\x8a",
+        ];
         let mut data = seeds[self.below(seeds.len())].clone();
         for _ in 0..=self.below(8) {
             let at = self.below(data.len() + 1);
