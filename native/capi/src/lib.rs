@@ -16,7 +16,9 @@ use fgclip_rt_core::error::{Error, Result, Status};
 use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
-use fgclip_rt_core::model::{append, cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest};
+use fgclip_rt_core::model::{
+    append, cells, product, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest,
+};
 use fgclip_rt_core::patches::{PixelFormat, Pixels};
 use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
