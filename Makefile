@@ -5,12 +5,13 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs native pocket-bundle fix coverage test test-slow test-oldest bench bench-native bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
 	@echo "make native        build the C library, which needs cargo and a C compiler, into native/build"
 	@echo "make test          lint, check types, and run the tests"
+	@echo "make test-native   build the C library and run its tests only, those of its crates among them"
 	@echo "make test-slow     run the tests that take minutes or gigabytes"
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
@@ -61,8 +62,18 @@ native:
 	$(MAKE) -C native
 
 # Tests of a file stay in one process, which has one thread: more threads than cores would wait for each other.
-test: install lint
+test: install lint crates
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Its tests are part of `make test`: those in C and Python, which skip where the library cannot be built, and its crates'.
+test-native: install native
+	$(MAKE) -C native test
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/native
+
+.PHONY: crates
+crates:
+	@if command -v cargo > /dev/null; then $(MAKE) native && $(MAKE) -C native test; \
+	else echo "cargo is missing, so the C library is not built or tested (https://rustup.rs installs it)"; fi
 
 test-slow: install
 	$(BIN)/pytest -m slow

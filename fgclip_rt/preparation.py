@@ -165,9 +165,16 @@ class NaflexPreparation:
 
         Raises:
             ArgumentError: ``max_num_patches`` is out of range.
+            ImageError: a side is so long that its smallest grid has more patches.
         """
         bucket = self.bucket(width, height) if max_num_patches is None else self._checked(max_num_patches)
-        return bucket, target_grid(height, width, self.spec.patch_size, bucket)
+        rows, columns = target_grid(height, width, self.spec.patch_size, bucket)
+        if rows * columns > bucket:
+            raise ImageError(
+                f"an image of {width:,}×{height:,} pixels is too long to become {bucket:,} patches or fewer; crop it.",
+                code="image_too_large",
+            )
+        return bucket, (rows, columns)
 
     def _checked(self, max_num_patches: int) -> int:
         if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, (int, np.integer)):

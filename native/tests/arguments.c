@@ -48,7 +48,7 @@ static void test_open(const char *bundle) {
     options.weights = 0;
     options.onnxruntime = "no/such/libonnxruntime.so";
     ANSWERS(FGCLIP_RUNTIME_MISSING, fgclip_model_open(bundle, &options, &model, &error));
-    CHECK(strstr(error.message, "no/such/libonnxruntime.so") != NULL);
+    CHECK(strstr(error.message, "no/such/libonnxruntime.so: cannot open shared object file") != NULL);
     options.onnxruntime = NULL;
     options.struct_size = 0;
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_open(bundle, &options, &model, &error));
@@ -96,6 +96,7 @@ static void test_model(fgclip_model *model) {
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(model, 1, 1, 0, NULL, &error));
     ANSWERS(FGCLIP_IMAGE_UNSUPPORTED, fgclip_model_grid(model, 0, 1, 0, &grid, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_grid(model, 1, 1, 4000000000u, &grid, &error));
+    ANSWERS(FGCLIP_IMAGE_TOO_LARGE, fgclip_model_grid(model, 2584, 4294967295u, 64, &grid, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_warm(NULL, 0, &error));
     ANSWERS(FGCLIP_ARGUMENT_INVALID, fgclip_model_warm(model, 32, &error));
     ANSWERS(FGCLIP_GRAPH_MISSING, fgclip_model_warm(model, FGCLIP_GRAPH_TEXT | FGCLIP_GRAPH_MASK, &error));

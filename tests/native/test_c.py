@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from native.conftest import NATIVE
+from native.test_refusals import alter, copied
 
 Compile = Callable[[str, bool], Path]
+
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -27,7 +32,7 @@ def program(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
             linked = [build / "libfgclip_rt.a"] if static else [f"-L{build}", "-lfgclip_rt", f"-Wl,-rpath,{build}"]
             subprocess.run(
                 [
-                    *("cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic"),
+                    *("cc", "-std=c99", "-O1", "-g", *STRICT),
                     *(f"-I{NATIVE / 'include'}", NATIVE / "tests" / f"{name}.c", "-o", path),
                     *(*linked, "-lgcc_s", "-lpthread", "-lm", "-ldl"),
                 ],
@@ -48,6 +53,46 @@ def run(*arguments: object) -> str:
 @pytest.mark.parametrize("static", [False, True], ids=["shared", "static"])
 def test_bad_arguments_are_refused(program: Compile, pocket_path: Path, static: bool) -> None:
     assert run(program("arguments", static), pocket_path) == ""
+
+
+@pytest.fixture
+def broken(pocket_path: Path, tmp_path: Path) -> Path:
+    """A folder with a bundle for each status of bundles, by its name."""
+
+    def bundle(name: str) -> Path:
+        return copied(pocket_path, tmp_path / name)
+
+    def with_version(name: str, version: int) -> None:
+        manifest = bundle(name) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": version}))
+
+    (tmp_path / "bundle_unreadable/manifest.json").mkdir(parents=True)
+    (bundle("bundle_incomplete") / "text.onnx").unlink()
+    alter(bundle("bundle_altered") / "tokenizer.json")
+    with_version("bundle_newer", 3)
+    with_version("bundle_older", 1)
+    (bundle("bundle_invalid") / "manifest.json").write_text("[]")
+    bundle("bundle_replaced")
+    return tmp_path
+
+
+def test_every_status_is_reached(
+    program: Compile,
+    pocket_path: Path,
+    square_path: Callable[[str], Path],
+    broken: Path,
+    onnxruntime_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faulty = broken / "faulty.so"
+    source = NATIVE / "tests/faulty.c"
+    subprocess.run(["cc", "-std=c99", *STRICT, "-fPIC", "-shared", source, "-o", faulty, "-ldl"], check=True)
+    monkeypatch.setenv("FGCLIP_RT_TEST_REAL", str(onnxruntime_path))
+    monkeypatch.setenv("FGCLIP_RT_ONNXRUNTIME", str(faulty))
+    reached = run(program("statuses", False), pocket_path, square_path("fineclip"), broken).split()
+    header = (NATIVE / "include/fgclip_rt.h").read_text()
+    statuses = re.findall(r"#define FGCLIP_([A-Z_]+) \d{3}\b", header)
+    assert sorted(reached) == sorted(name.lower() for name in statuses)
 
 
 @pytest.mark.parametrize("name", ["fork", "exit", "cancel", "busy"])

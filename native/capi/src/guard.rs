@@ -56,3 +56,36 @@ fn forked() -> Error {
                    models after the fork.";
     Error::new(Status::Forked, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+    use std::mem::zeroed;
+
+    use super::*;
+
+    export! {
+        fn fgclip_test_panics(formatted: bool) {
+            if formatted {
+                panic!("a fault of number {}", 7);
+            }
+            panic!("a fault");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_reported_and_does_not_cross() {
+        for (formatted, fault) in [(false, "a fault"), (true, "a fault of number 7")] {
+            // SAFETY: zeros are valid, and the pointer is.
+            let (status, error) = unsafe {
+                let mut error: fgclip_error = zeroed();
+                error.struct_size = size_of::<fgclip_error>() as u32;
+                (fgclip_test_panics(formatted, &mut error), error)
+            };
+            // SAFETY: messages end in NUL.
+            let message = unsafe { CStr::from_ptr(error.message.as_ptr()) }.to_str().unwrap();
+            assert_eq!((status, error.status), (Status::Internal as i32, Status::Internal as i32));
+            assert_eq!(message, format!("fgclip_rt has a fault ({fault}); report it."));
+        }
+    }
+}

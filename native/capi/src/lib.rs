@@ -17,14 +17,14 @@ use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
 use fgclip_rt_core::model::{
-    cells, product, resize_to_patches, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest,
+    append, cells, product, resize_to_patches, ImageRequest, Layout, Memory, Model, Options, Scratch, TextRequest,
 };
 use fgclip_rt_core::patches::{Filter, PixelFormat, Pixels};
 use fgclip_rt_core::runtime;
 use fgclip_rt_core::session::Runs;
 
 use crate::guard::{caught, export};
-use crate::types::*;
+pub use crate::types::*;
 
 /// `fgclip_model`. Contexts hold it too, so that it may be closed before them.
 pub struct fgclip_model {
@@ -492,7 +492,8 @@ impl Dense {
         }
         // SAFETY: as the caller promises.
         let image = unsafe { pixels(image)? };
-        let mut values = vec![0.0; needed];
+        let mut values = Vec::new();
+        append(&mut values, needed)?;
         context.model.dense_features(scratch, &context.runs, &image, max_num_patches, &mut values)?;
         Ok(values.into())
     }

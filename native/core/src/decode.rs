@@ -5,6 +5,11 @@
 
 use serde_json::{Map, Value};
 
+use crate::messages::quoted;
+
+/// Characters of a name that a message repeats.
+const MOST_CHARACTERS: usize = 80;
+
 /// A fault and its place, such as ``Expected `int`, got `str` - at `$.score` ``.
 pub type Decoded<T> = Result<T, String>;
 
@@ -58,7 +63,7 @@ impl<'a> Node<'a> {
     pub fn fields(&self, keys: &[&str]) -> Decoded<Fields<'a, '_>> {
         let object = self.object()?;
         if let Some(unknown) = object.keys().find(|key| !keys.contains(&key.as_str())) {
-            return Err(self.fault(&format!("Object contains unknown field `{unknown}`")));
+            return Err(self.fault(&format!("Object contains unknown field {}", named(unknown))));
         }
         if let Some(missing) = keys.iter().find(|key| !object.contains_key(**key)) {
             return Err(self.fault(&format!("Object missing required field `{missing}`")));
@@ -223,7 +228,7 @@ pub fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&Node) ->
     move |node| {
         let word = String::decode(node)?;
         let found = words.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
-        found.ok_or_else(|| node.fault(&format!("Invalid enum value '{word}'")))
+        found.ok_or_else(|| node.fault(&format!("Invalid enum value {}", named(&word))))
     }
 }
 
@@ -235,7 +240,42 @@ pub fn list_of<T>(decode: impl Fn(&Node) -> Decoded<T>) -> impl Fn(&Node) -> Dec
     }
 }
 
+/// A name of the document for a message, in quotes, shortened and with escapes: it may hold any characters.
+fn named(name: &str) -> String {
+    quoted(&name.chars().take(MOST_CHARACTERS).collect::<String>())
+}
+
 /// A decoder of what may be null.
 pub fn optional<T>(decode: impl Fn(&Node) -> Decoded<T>) -> impl Fn(&Node) -> Decoded<Option<T>> {
     move |node| if node.value.is_null() { Ok(None) } else { decode(node).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    strict! {
+        /// One field.
+        pub struct One {
+            /// A number.
+            size: bool,
+        }
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_printed_is_told_with_escapes() {
+        let document = json!({"size": true, "a\0\u{1b}[1m": 1});
+        let fault = One::decode(&Node::root(&document)).unwrap_err();
+        assert_eq!(fault, "Object contains unknown field 'a\\u{0}\\u{1b}[1m'");
+    }
+
+    #[test]
+    fn a_long_key_is_cut() {
+        let document = json!({"size": true, "x".repeat(10_000): 1});
+        assert!(One::decode(&Node::root(&document)).unwrap_err().len() < 200);
+        let fault = one_of(&[("a", 1)])(&Node::root(&json!("é".repeat(10_000)))).unwrap_err();
+        assert_eq!(fault, format!("Invalid enum value '{}'", "é".repeat(80)));
+    }
 }

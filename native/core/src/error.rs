@@ -120,7 +120,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of the whole call.
     pub fn new(status: Status, message: impl Into<String>) -> Error {
-        Error { status, index: None, needed: None, message: message.into() }
+        // A message may repeat names out of a bundle, and ends in C at a NUL.
+        let message = message.into().replace(char::is_control, " ");
+        Error { status, index: None, needed: None, message }
     }
 
     /// The same error of one image, text, box or mask of the call.
@@ -136,3 +138,14 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_no_characters_that_end_it_or_steer_a_terminal() {
+        let error = Error::new(Status::BundleInvalid, "a\0b\n\u{1b}[1m é图; c.");
+        assert_eq!(error.message, "a b  [1m é图; c.");
+    }
+}

@@ -81,6 +81,7 @@ pub fn mask_weights(
         return Ok(weights);
     }
     let (rows, columns) = (Means::new(height, grid.rows), Means::new(width, grid.columns));
+    let (Some(rows), Some(columns)) = (rows, columns) else { return Err(too_many(count)) };
     let mut means = vec![0.0; cells];
     for index in 0..count {
         means.fill(0.0);
@@ -113,9 +114,15 @@ struct Means {
 }
 
 impl Means {
-    fn new(size: u32, cells: u32) -> Means {
+    /// None if the memory for a very long axis is not there.
+    fn new(size: u32, cells: u32) -> Option<Means> {
         let (length, parts) = (f64::from(size), f64::from(cells));
-        let mut means = Means { parts: Vec::new(), shares: Vec::new(), pixels: vec![0..0; size as usize] };
+        let (mut pixels, mut shares) = (Vec::new(), Vec::new());
+        pixels.try_reserve_exact(size as usize).ok()?;
+        // A pixel at the border of two parts has a share in both.
+        shares.try_reserve_exact(size as usize + 2 * cells as usize).ok()?;
+        pixels.resize(size as usize, 0..0);
+        let mut means = Means { parts: Vec::new(), shares, pixels };
         for cell in 0..cells {
             let (low, high) = (f64::from(cell) * (length / parts), f64::from(cell + 1) * (length / parts));
             let (first, last) = (low.floor() as usize, (high.ceil() as usize).min(size as usize));
@@ -130,7 +137,7 @@ impl Means {
                 cells_of.end = cell as usize + 1;
             }
         }
-        means
+        Some(means)
     }
 
     /// Pixels and shares of a part.

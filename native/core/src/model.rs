@@ -18,7 +18,7 @@ use crate::grid::{self, Grid};
 use crate::interface::{describe, Graph};
 use crate::machine::{release_free_memory, usable_cores};
 use crate::manifest::{GraphFile, Sizes, WalkType};
-use crate::messages::{joined, quoted, shortened};
+use crate::messages::{grouped, joined, quoted, shortened};
 use crate::onnx;
 use crate::patches::{self, Filter, Pixels};
 use crate::runtime::{self, Fault, Runtime};
@@ -273,7 +273,17 @@ impl Model {
                     Some(asked) => asked,
                     None => grid::bucket(width, height, spec.patch_size, buckets),
                 };
-                Ok(Layout { grid: grid::target_grid(width, height, spec.patch_size, bucket), bucket })
+                let grid = grid::target_grid(width, height, spec.patch_size, bucket);
+                if u64::from(grid.rows) * u64::from(grid.columns) > u64::from(bucket) {
+                    let message = format!(
+                        "an image of {}×{} pixels is too long to become {} patches or fewer; crop it.",
+                        grouped(width.into()),
+                        grouped(height.into()),
+                        grouped(bucket.into())
+                    );
+                    return Err(Error::new(Status::ImageTooLarge, message));
+                }
+                Ok(Layout { grid, bucket })
             }
         }
     }
@@ -1011,7 +1021,7 @@ pub fn product(a: usize, b: usize) -> Result<usize> {
 }
 
 /// Adds `size` zeros to the end of a vector, and gives them.
-fn append<T: Default + Clone>(vector: &mut Vec<T>, size: usize) -> Result<&mut [T]> {
+pub fn append<T: Default + Clone>(vector: &mut Vec<T>, size: usize) -> Result<&mut [T]> {
     vector.try_reserve(size).map_err(|_| too_large())?;
     let start = vector.len();
     vector.resize(start + size, T::default());

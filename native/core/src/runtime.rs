@@ -4,6 +4,7 @@
 //! released, because releasing it at exit crashes beside other users of CUDA (onnxruntime #24579, #21207).
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut, NonNull};
@@ -184,7 +185,12 @@ fn load(candidate: &Candidate) -> std::result::Result<Runtime, String> {
     let path = candidate.path.display();
     // SAFETY: a library's initialisers run; it is onnxruntime, or what the caller named as such.
     let library = unsafe { Library::open(Some(&candidate.path), RTLD_NOW | RTLD_LOCAL) };
-    let library = library.map_err(|error| format!("{path}: {}", shortened(&error.to_string(), 200)))?;
+    let library = library.map_err(|error| {
+        // The error says that it failed, and its source what the loader said.
+        let said = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        let said = said.strip_prefix(&format!("{path}: ")).unwrap_or(&said);
+        format!("{path}: {}", shortened(said, 200))
+    })?;
     // SAFETY: the symbol has this type in every version of onnxruntime.
     let base = unsafe {
         let get = library.get::<unsafe extern "system" fn() -> *const OrtApiBase>(b"OrtGetApiBase\0");

@@ -10,7 +10,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use tokenizers::{ModelWrapper, PostProcessor, TruncationDirection};
 
 use crate::error::{Error, Result, Status};
-use crate::messages::{grouped, quoted};
+use crate::messages::{grouped, quoted, shortened};
 use crate::text::{Starts, MOST};
 
 /// Texts that between them meet unknown characters, runs of one character and the edges of words.
@@ -117,7 +117,7 @@ pub fn lower(text: &str) -> String {
 /// Reads a tokenizer and makes sure that it encodes any text, the same way every time, into ids that are int32. A fault
 /// completes a sentence about the file.
 fn read(json: &[u8], shortest: usize) -> std::result::Result<Tokenizer, String> {
-    let not_one = |fault: String| format!("is not a tokenizer ({fault})");
+    let not_one = |fault: String| format!("is not a tokenizer ({})", reason(&fault));
     let mut tokenizer = guarded(|| {
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
         // Length is handled per call, so that one tokenizer serves every kind of text and thread.
@@ -156,7 +156,7 @@ fn check_text_is_kept(tokenizer: &tokenizers::Tokenizer, added: usize) -> std::r
             let ids = encoding.get_ids().to_vec();
             Ok((ids, tokenizer.post_process(encoding, None, true)?.get_ids().to_vec()))
         })
-        .map_err(|fault| format!("cannot encode the text {} ({fault})", quoted(text)))?;
+        .map_err(|fault| format!("cannot encode the text {} ({})", quoted(text), reason(&fault)))?;
         let start = (0..=added).find(|at| whole[(*at).min(whole.len())..].starts_with(&ids));
         let Some(start) = start.filter(|_| whole.len() == ids.len() + added) else { return Err(TEXT_LOST.to_owned()) };
         // A text may have no tokens, if the tokenizer knows none of its characters.
@@ -198,10 +198,11 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
 }
 
-/// The first sentence of the library's error, without its full stop, as part of a sentence of ours.
-fn reason(fault: &str) -> &str {
+/// The first sentence of the library's error, without its full stop, as part of a sentence of ours. It may repeat any
+/// characters of the file.
+fn reason(fault: &str) -> String {
     let first = fault.trim().lines().next().unwrap_or("it failed");
-    first.split(". ").next().unwrap_or(first).trim_end_matches('.')
+    shortened(first.split(". ").next().unwrap_or(first).trim_end_matches('.'), 200)
 }
 
 #[cfg(test)]
