@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 from fgclip_rt import forks
+from fgclip_rt.ahead import preparing_threads
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.batching import Item as Queued
 from fgclip_rt.batching import full
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import ArgumentError, ServingError
 from fgclip_rt.graphs import ImageInputs, Output, TextInputs
-from fgclip_rt.machine import usable_cores
 from fgclip_rt.model import Model
 from fgclip_rt.preparation import Patches
 from fgclip_rt.recent import Recent
@@ -37,8 +37,8 @@ _BATCHES_AHEAD = 1
 #: Number of texts whose vectors are kept, as in :class:`fgclip_rt.Model`.
 _RECENT_TEXTS = 1024
 
-#: More threads would decode faster than any model takes images.
-_MOST_THREADS = 8
+#: Characters of a lone text that is tokenised by its caller, which takes less time than handing it to a thread.
+_AT_ONCE = 512
 
 Answer: TypeAlias = EmbeddedImage | EmbeddedText | DenseImage
 
@@ -115,8 +115,8 @@ class Batcher:
     """A model behind a queue. Safe to use from several threads; a forked child makes its own.
 
     Images are decoded and resized by threads, and texts are tokenised by another one, so that a text never waits for a
-    photo. One thread runs the batches. A batch is due when it is full, when its oldest item has waited ``max_wait``, or
-    when nothing else is on its way: a lone request waits for nobody.
+    photo; a lone short text is tokenised by its caller. One thread runs the batches. A batch is due when it is full,
+    when its oldest item has waited ``max_wait``, or when nothing else is on its way: a lone request waits for nobody.
 
     Vectors are those of :meth:`fgclip_rt.Model.embed_images` and :meth:`fgclip_rt.Model.embed_texts`: equal bits in
     equal batches, and equal within the limits of parity otherwise.
@@ -161,7 +161,7 @@ class Batcher:
         self._forked = False
         #: Guards the lanes and the two fields above it. Nothing of a caller's runs while it is held.
         self._changed = threading.Condition()
-        self._photos = ThreadPoolExecutor(min(_MOST_THREADS, usable_cores()), thread_name_prefix="fgclip-rt-image")
+        self._photos = ThreadPoolExecutor(preparing_threads(), thread_name_prefix="fgclip-rt-image")
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="fgclip-rt-text")
         self._runner = threading.Thread(target=self._run, name="fgclip-rt-run", daemon=True)
         self._runner.start()
@@ -186,14 +186,14 @@ class Batcher:
         return self._admission.work
 
     def work_of(self, item: Item) -> int:
-        """Patches or tokens that an item counts for until it is answered; of an image as many as it has at most.
+        """Patches or tokens that an item counts for until it is answered; those of the largest bucket for an image.
 
         Raises:
             ArgumentError: the model has no such walk type.
         """
         if isinstance(item, TextItem):
             return self.model.tokenizer.walk_type(item.walk_type).length
-        return item.max_num_patches or self.model.manifest.image.max_num_patches
+        return item.max_num_patches or self.model.manifest.image.buckets[-1]
 
     def submit(self, items: Iterable[Item], *, timeout: float | None = None) -> list[Future[Any]]:
         """Take the items of one request, all of them or none, and return at once.
@@ -229,8 +229,12 @@ class Batcher:
             self._preparing += len(jobs)
         for job, work in zip(jobs, works, strict=True):
             job.future.add_done_callback(partial(self._give_back, work))
-            pool = self._texts if isinstance(job.item, TextItem) else self._photos
-            pool.submit(self._prepare, job)
+            if not isinstance(job.item, TextItem):
+                self._photos.submit(self._prepare, job)
+            elif len(jobs) == 1 and len(job.item.text) <= _AT_ONCE:
+                self._prepare(job)
+            else:
+                self._texts.submit(self._prepare, job)
         return [job.future for job in jobs]
 
     def close(self, timeout: float | None = None) -> bool:

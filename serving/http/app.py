@@ -87,6 +87,7 @@ class Application:
     def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
         async def answer(request: Request) -> Response:
             begun = time.perf_counter()
+            request.state.came = time.monotonic()
             response, code = await self._answer(endpoint, request)
             seconds = time.perf_counter() - begun
             self._count(request, path, response.status_code, code, seconds)
