@@ -22,20 +22,16 @@ from fgclip_rt.batching import full
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import ArgumentError, ServingError
 from fgclip_rt.graphs import ImageInputs, Output, TextInputs
-from fgclip_rt.model import Model
+from fgclip_rt.model import EmbeddedText, Model
 from fgclip_rt.preparation import Patches
-from fgclip_rt.recent import Recent
 from fgclip_rt.text import Encoded
 
 from .admission import Admission, closed
-from .items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item, TextItem
+from .items import DenseItem, EmbeddedImage, ImageItem, Item, TextItem
 from .lanes import Lanes, Waiting
 
 #: An asynchronous backend runs a batch while the next one is handed over.
 _BATCHES_AHEAD = 1
-
-#: Number of texts whose vectors are kept, as in :class:`fgclip_rt.Model`.
-_RECENT_TEXTS = 1024
 
 #: Characters of a lone text that is tokenised by its caller, which takes less time than handing it to a thread.
 _AT_ONCE = 512
@@ -153,7 +149,6 @@ class Batcher:
         self.model = model
         self._admission = Admission(max_work)
         self._lanes: Lanes[_Job] = Lanes(full(self._size), max_wait)
-        self._recent: Recent[tuple[str, str], EmbeddedText] = Recent(_RECENT_TEXTS)
         self._on_batch = on_batch
         self._on_prepared = on_prepared
         self._preparing = 0
@@ -307,7 +302,7 @@ class Batcher:
         item, tokenizer = job.item, self.model.tokenizer
         assert isinstance(item, TextItem)
         prepared = tokenizer.prepare(item.text, item.walk_type)
-        known = self._recent.get((prepared, item.walk_type))
+        known = self.model.recent_texts.get((prepared, item.walk_type, True))
         if known is not None:
             job.answer(known)
             return None
@@ -379,8 +374,8 @@ class Batcher:
         """The answer to an item, from its row of a graph's output. A copy, so that it does not keep the whole batch."""
         if isinstance(job.item, TextItem):
             text = _text(job)
-            answer = EmbeddedText(row.copy(), len(text.encoded.ids), text.encoded.truncated, text.encoded.special)
-            self._recent.put((text.prepared, job.item.walk_type), answer)
+            answer = EmbeddedText.of(row, text.encoded)
+            self.model.recent_texts.put((text.prepared, job.item.walk_type, True), answer)
             return answer
         patches = _patches(job)
         if isinstance(job.item, DenseItem):

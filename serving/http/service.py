@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import FgclipError
-from fgclip_rt.model import Model
+from fgclip_rt.model import EmbeddedText, Model
 
 from ..batcher import Batcher
-from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
+from ..items import DenseItem, EmbeddedImage, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
 from .inputs import Parsed, Remote

@@ -39,6 +39,7 @@ MODEL = (
     "preparation",
     "prepare",
     "probabilities",
+    "recent_texts",
     "tokenizer",
     "truncated",
 )
