@@ -148,6 +148,7 @@ class Batcher:
             raise ArgumentError(f"max_work is {max_work!r}; pass a positive number of patches and tokens.")
         self.model = model
         self._admission = Admission(max_work)
+        self._shortest = min(kind.length for kind in model.manifest.text.walk_types.values())
         self._lanes: Lanes[_Job] = Lanes(full(self._size), max_wait)
         self._on_batch = on_batch
         self._on_prepared = on_prepared
@@ -179,6 +180,11 @@ class Batcher:
     def work(self) -> int:
         """Patches and tokens that were taken and are not answered yet."""
         return self._admission.work
+
+    @property
+    def is_full(self) -> bool:
+        """Whether even the shortest text would be too much now."""
+        return self.work > 0 and self.max_work - self.work < self._shortest
 
     def work_of(self, item: Item) -> int:
         """Patches or tokens that an item counts for until it is answered; those of the largest bucket for an image.

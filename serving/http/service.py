@@ -115,6 +115,15 @@ class Service:
                 f"this server has no model {name!r}; it has {', '.join(served)}.", "model_not_found", "model"
             )
 
+    def check_room(self) -> None:
+        """Refuse a request before its body is read and parsed, which under overload would cost more than the answers.
+
+        Raises:
+            RequestError: too much work is waiting already, or the model is not loaded.
+        """
+        if self.batcher.is_full:
+            raise RequestError(f"{self.batcher.work:,} patches and tokens are waiting; ask again later.", "overloaded")
+
     async def in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Call a function that takes milliseconds or more, without holding up other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

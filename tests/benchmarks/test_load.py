@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from fgclip_rt.benchmarks.load import Drive, Load
+from fgclip_rt.benchmarks.page import serving as page
+from fgclip_rt.errors import BenchmarkError
+from helpers import assert_one_sentence
+
+PAGE = Path(__file__).parents[2] / "benchmarks"
 
 VECTORS = [[1.0, 0.0], [0.0, 1.0]]
 
@@ -71,3 +78,14 @@ def test_each_answer_is_accounted_for(
     answers: Sequence[bytes], most: int, expected: tuple[dict[str, int], int, int, int]
 ) -> None:
     assert drive(answers, most) == expected
+
+
+def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    shutil.copytree(PAGE / "results" / "serving", tmp_path / "results" / "serving")
+    page.write(tmp_path)
+    assert (PAGE / "serving.md").read_text(encoding="utf-8") == (tmp_path / "serving.md").read_text(encoding="utf-8")
+    (tmp_path / "results" / "serving" / "none.json").write_text('{"format": "something else"}')
+    with pytest.raises(BenchmarkError) as info:
+        page.write(tmp_path)
+    assert_one_sentence(info.value, "none.json", "measure again")

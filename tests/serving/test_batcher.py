@@ -234,3 +234,18 @@ def test_a_model_and_its_batcher_keep_texts_together(gated: Model, gate: Gate) -
         with pytest.raises(ValueError, match="read-only"):
             vector[0] = 1
     assert len(gate.runs) == 2
+
+
+def test_a_full_batcher_says_so(gated: Model, gate: Gate) -> None:
+    gate.shut()
+    with Batcher(gated, max_work=130) as batcher:
+        waiting = batcher.submit([TextItem("a")])
+        assert not batcher.is_full
+        waiting += batcher.submit([TextItem("b")])
+        assert batcher.is_full
+        gate.open()
+        for each in waiting:
+            each.result(30)
+        assert not batcher.is_full
+    with Batcher(gated, max_work=1) as small:
+        assert not small.is_full
