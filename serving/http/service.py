@@ -227,6 +227,8 @@ def _all_done(futures: Sequence[Future[Any]]) -> asyncio.Future[None]:
 
     for each in futures:
         each.add_done_callback(count)
+    if not futures:
+        finish()
     return done
 
 

@@ -86,6 +86,15 @@ def test_a_body_that_does_not_come_is_given_up(server: Server) -> None:
     assert server.http.post("/v1/embeddings", content=b"x" * 60_000_000).status_code == 400
 
 
+def test_a_deadline_begins_when_the_request_comes(server: Server) -> None:
+    body = b'{"input": "a late star"}'
+    with connect(server) as connection:
+        connection.sendall(head(len(body)).replace(b"host: a", b"host: a\r\nx-request-timeout-ms: 200"))
+        time.sleep(0.3)
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 504")
+
+
 def test_half_open_connections_are_given_up(server: Server) -> None:
     body = b'{"input": "half a star"}'
     for sent in (b"", b"POST ", head(100), head(len(body)) + body):
