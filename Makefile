@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -16,7 +16,8 @@ help:
 	@echo "make test-oldest   run the runtime's tests with the oldest versions of its requirements"
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-native  measure the C library beside the Python package"
-	@echo "make bench-report  make the page and its pictures again from the results that are there"
+	@echo "make bench-serve   measure the HTTP server beside the calls that it stands for, and with too much work"
+	@echo "make bench-report  make the pages and their pictures again from the results that are there"
 	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
 	@echo "make pocket-bundle export the bundle that comes with the package anew"
 	@echo "make coverage      run the tests and report the lines that they reach"
@@ -106,7 +107,11 @@ bench: install
 bench-native: install native
 	$(BIN)/python -m fgclip_rt.benchmarks.page.native benchmarks
 
-# The page and the pictures again, from the results that are there.
+# The HTTP server's page.
+bench-serve: install
+	$(BIN)/python -m fgclip_rt.benchmarks.page.serving benchmarks
+
+# The pages and the pictures again, from the results that are there.
 bench-report: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.readme benchmarks
 

@@ -1,15 +1,15 @@
-"""Resident memory of this process, as Linux reports it."""
+"""Resident memory of a process, as Linux reports it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PROCESSES = Path("/proc")
 
 
-def resident_memory() -> int:
-    """Resident bytes now; zero if the system does not report them."""
-    return _status("VmRSS")
+def resident_memory(process: int | None = None) -> int:
+    """Resident bytes of a process now, by default of this one; zero if the system does not report them."""
+    return _status("VmRSS", process)
 
 
 def peak_memory() -> int:
@@ -20,14 +20,14 @@ def peak_memory() -> int:
 def reset_peak_memory() -> None:
     """Count the peak from now on, if the system allows it."""
     try:
-        _REFS.write_text("5")
+        (_PROCESSES / "self/clear_refs").write_text("5")
     except OSError:
         return
 
 
-def _status(key: str) -> int:
+def _status(key: str, process: int | None = None) -> int:
     try:
-        lines = _STATUS.read_text().splitlines()
+        lines = (_PROCESSES / str(process or "self") / "status").read_text().splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), 0)

@@ -23,7 +23,7 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
     Items are taken in the caller's thread, no more than the threads can begin and one beyond. An error of ``function``
     is raised when its result is due. If the caller stops early, calls that have not begun are cancelled.
     """
-    threads = _threads()
+    threads = preparing_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="fgclip-rt") as pool:
         begun: deque[Future[_R]] = deque()
         try:
@@ -39,6 +39,9 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
 
 
 @cache
-def _threads() -> int:
-    """Number of threads. Cached, because finding it reads many small files and a service embeds images one by one."""
+def preparing_threads() -> int:
+    """Number of threads that decode and resize images.
+
+    Cached, because finding it reads many small files and a service embeds images one by one.
+    """
     return min(_MOST_THREADS, usable_cores())

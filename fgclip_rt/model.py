@@ -136,6 +136,29 @@ def _choose_preparation(spec: ImageSpec, name: str) -> Preparation:
     raise ArgumentError(f"preparation {name!r} is unknown; choose python or native.")
 
 
+class EmbeddedText(msgspec.Struct, frozen=True):
+    """The vector of a text.
+
+    Attributes:
+        vector: float32 [D], read-only, of length one unless that was not asked for.
+        tokens: number of its tokens, special ones included.
+        truncated: whether it was too long and lost its end.
+        special: the first special token that it spells, such as ``<eos>``; None if it spells none.
+    """
+
+    vector: FloatArray
+    tokens: int
+    truncated: bool
+    special: str | None
+
+    @classmethod
+    def of(cls, row: FloatArray, encoded: Encoded) -> EmbeddedText:
+        """A text's row of the graph's output. It is copied, so that one text does not keep its whole batch alive."""
+        vector = row.copy()
+        vector.flags.writeable = False  # all who ask for the text get it
+        return cls(vector, len(encoded.ids), encoded.truncated, encoded.special)
+
+
 class Options(msgspec.Struct, frozen=True):
     """Where a model was loaded from and how, so that another process can load it again; the path is absolute."""
 
@@ -198,6 +221,7 @@ class Model:
         backend: runs the graphs; its string says which device and why.
         graphs: the bundle's graphs, each a method.
         tokenizer: turns texts into tokens.
+        recent_texts: the vectors of the last texts, by prepared text, walk type, and whether they have length one.
     """
 
     def __init__(
@@ -225,7 +249,7 @@ class Model:
         self.graphs = Graphs(bundle, backend)
         self._reader = ImageReader(preparation or preparation_by(self.manifest.image))
         self.tokenizer = Tokenizer(bundle.read_text(self.manifest.text.tokenizer), self.manifest.text)
-        self._recent_texts: Recent[tuple[str, str, bool], _TextVector] = Recent(_RECENT_TEXTS)
+        self.recent_texts: Recent[tuple[str, str, bool], EmbeddedText] = Recent(_RECENT_TEXTS)
         self._options = options
 
     def __repr__(self) -> str:
@@ -446,7 +470,7 @@ class Model:
             TextError: an entry is not valid text, or its tokens are not known in bounded time.
             ArgumentError: an argument is unknown.
         """
-        vectors: dict[int, _TextVector] = {}
+        vectors: dict[int, EmbeddedText] = {}
         failures: list[Failure] = []
         for entry in self._text_batches(texts, walk_type, normalize, on_error):
             if isinstance(entry, Failure):
@@ -683,7 +707,7 @@ class Model:
 
     def _text_batches(
         self, texts: str | Iterable[str], walk_type: str, normalize: bool, on_error: OnError
-    ) -> Iterator[dict[int, _TextVector] | Failure]:
+    ) -> Iterator[dict[int, EmbeddedText] | Failure]:
         """The vectors of texts by their index, batch by batch; a text that is refused comes as a failure."""
         _check_on_error(on_error)
         kind = self.tokenizer.walk_type(walk_type)
@@ -691,16 +715,16 @@ class Model:
 
     def _run_texts(
         self, texts: str | Iterable[str], walk_type: str, kind: WalkTypeSpec, normalize: bool, *, skip: bool
-    ) -> Iterator[dict[int, _TextVector] | Failure]:
+    ) -> Iterator[dict[int, EmbeddedText] | Failure]:
         size = self.backend.batch_size("text", kind.length)
         # Since the last batch, the vectors that were kept from earlier calls, by row.
-        rows: dict[int, _TextVector] = {}
+        rows: dict[int, EmbeddedText] = {}
         # By text, the rows that wait for its vector.
         waiting: dict[str, list[int]] = {}
 
         def queue(index: int, text: str) -> Item[_QueuedText] | None:
             prepared = self.tokenizer.prepare(text, walk_type, index)
-            known = self._recent_texts.get((prepared, walk_type, normalize))
+            known = self.recent_texts.get((prepared, walk_type, normalize))
             if known is not None:
                 rows[index] = known
                 return None
@@ -737,9 +761,8 @@ class Model:
                 continue
             batch, output = entry
             for queued, vector in zip(batch.values, output.result(), strict=True):
-                # A copy, so that one text does not keep its whole batch alive.
-                embedded = _TextVector(vector.copy(), queued.encoded.special)
-                self._recent_texts.put((queued.prepared, walk_type, normalize), embedded)
+                embedded = EmbeddedText.of(vector, queued.encoded)
+                self.recent_texts.put((queued.prepared, walk_type, normalize), embedded)
                 rows.update((index, embedded) for index in waiting.pop(queued.prepared))
             yield rows
             rows = {}
@@ -764,13 +787,6 @@ class _QueuedText(msgspec.Struct, frozen=True):
 
     prepared: str
     encoded: Encoded
-
-
-class _TextVector(msgspec.Struct, frozen=True):
-    """The vector of a text, float32 [D], and the first special token that it spells, if any."""
-
-    vector: FloatArray
-    special: str | None
 
 
 def _load_again(options: Options, manifest_sha256: str) -> Model:
@@ -801,7 +817,7 @@ def _check_on_error(on_error: str) -> None:
         raise ArgumentError(f"on_error is {on_error!r}; pass 'raise' or 'skip'.")
 
 
-def _warn_special(texts: Mapping[int, _TextVector], stacklevel: int) -> bool:
+def _warn_special(texts: Mapping[int, EmbeddedText], stacklevel: int) -> bool:
     """Warn of the texts, by index, that spell a special token; whether there are any."""
     special = {index: text.special for index, text in texts.items() if text.special is not None}
     if special:

@@ -6,7 +6,9 @@
 ...     photo.result().vector @ caption.result().vector
 """
 
+from fgclip_rt.model import EmbeddedText
+
 from .batcher import Batcher
-from .items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, TextItem
+from .items import DenseItem, EmbeddedImage, ImageItem, TextItem
 
 __all__ = ["Batcher", "DenseItem", "EmbeddedImage", "EmbeddedText", "ImageItem", "TextItem"]

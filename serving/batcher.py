@@ -15,30 +15,26 @@ from typing import Any, TypeAlias
 import msgspec
 
 from fgclip_rt import forks
+from fgclip_rt.ahead import preparing_threads
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.batching import Item as Queued
 from fgclip_rt.batching import full
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import ArgumentError, ServingError
 from fgclip_rt.graphs import ImageInputs, Output, TextInputs
-from fgclip_rt.machine import usable_cores
-from fgclip_rt.model import Model
+from fgclip_rt.model import EmbeddedText, Model
 from fgclip_rt.preparation import Patches
-from fgclip_rt.recent import Recent
 from fgclip_rt.text import Encoded
 
 from .admission import Admission, closed
-from .items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item, TextItem
+from .items import DenseItem, EmbeddedImage, ImageItem, Item, TextItem
 from .lanes import Lanes, Waiting
 
 #: An asynchronous backend runs a batch while the next one is handed over.
 _BATCHES_AHEAD = 1
 
-#: Number of texts whose vectors are kept, as in :class:`fgclip_rt.Model`.
-_RECENT_TEXTS = 1024
-
-#: More threads would decode faster than any model takes images.
-_MOST_THREADS = 8
+#: Characters of a lone text that is tokenised by its caller, which takes less time than handing it to a thread.
+_AT_ONCE = 512
 
 Answer: TypeAlias = EmbeddedImage | EmbeddedText | DenseImage
 
@@ -117,8 +113,8 @@ class Batcher:
     """A model behind a queue. Safe to use from several threads; a forked child makes its own.
 
     Images are decoded and resized by threads, and texts are tokenised by another one, so that a text never waits for a
-    photo. One thread runs the batches. A batch is due when it is full, when its oldest item has waited ``max_wait``, or
-    when nothing else is on its way: a lone request waits for nobody.
+    photo; a lone short text is tokenised by its caller. One thread runs the batches. A batch is due when it is full,
+    when its oldest item has waited ``max_wait``, or when nothing else is on its way: a lone request waits for nobody.
 
     Vectors are those of :meth:`fgclip_rt.Model.embed_images` and :meth:`fgclip_rt.Model.embed_texts`: equal bits in
     equal batches, and equal within the limits of parity otherwise.
@@ -154,8 +150,8 @@ class Batcher:
             raise ArgumentError(f"max_work is {max_work!r}; pass a positive number of patches and tokens.")
         self.model = model
         self._admission = Admission(max_work)
+        self._shortest = min(kind.length for kind in model.manifest.text.walk_types.values())
         self._lanes: Lanes[_Job] = Lanes(full(self._size), max_wait)
-        self._recent: Recent[tuple[str, str], EmbeddedText] = Recent(_RECENT_TEXTS)
         self._on_batch = on_batch
         self._on_prepared = on_prepared
         self._preparing = 0
@@ -163,7 +159,7 @@ class Batcher:
         self._forked = False
         #: Guards the lanes and the two fields above it. Nothing of a caller's runs while it is held.
         self._changed = threading.Condition()
-        self._photos = ThreadPoolExecutor(min(_MOST_THREADS, usable_cores()), thread_name_prefix="fgclip-rt-image")
+        self._photos = ThreadPoolExecutor(preparing_threads(), thread_name_prefix="fgclip-rt-image")
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="fgclip-rt-text")
         self._runner = threading.Thread(target=self._run, name="fgclip-rt-run", daemon=True)
         self._runner.start()
@@ -187,15 +183,20 @@ class Batcher:
         """Patches and tokens that were taken and are not answered yet."""
         return self._admission.work
 
+    @property
+    def is_full(self) -> bool:
+        """Whether even the shortest text would be too much now."""
+        return self.work > 0 and self.max_work - self.work < self._shortest
+
     def work_of(self, item: Item) -> int:
-        """Patches or tokens that an item counts for until it is answered; of an image as many as it has at most.
+        """Patches or tokens that an item counts for until it is answered; those of the largest bucket for an image.
 
         Raises:
             ArgumentError: the model has no such walk type.
         """
         if isinstance(item, TextItem):
             return self.model.tokenizer.walk_type(item.walk_type).length
-        return item.max_num_patches or self.model.manifest.image.max_num_patches
+        return item.max_num_patches or self.model.manifest.image.buckets[-1]
 
     def submit(self, items: Iterable[Item], *, timeout: float | None = None) -> list[Future[Any]]:
         """Take the items of one request, all of them or none, and return at once.
@@ -231,8 +232,12 @@ class Batcher:
             self._preparing += len(jobs)
         for job, work in zip(jobs, works, strict=True):
             job.future.add_done_callback(partial(self._give_back, work))
-            pool = self._texts if isinstance(job.item, TextItem) else self._photos
-            pool.submit(self._prepare, job)
+            if not isinstance(job.item, TextItem):
+                self._photos.submit(self._prepare, job)
+            elif len(jobs) == 1 and len(job.item.text) <= _AT_ONCE:
+                self._prepare(job)
+            else:
+                self._texts.submit(self._prepare, job)
         return [job.future for job in jobs]
 
     def close(self, timeout: float | None = None) -> bool:
@@ -305,7 +310,7 @@ class Batcher:
         item, tokenizer = job.item, self.model.tokenizer
         assert isinstance(item, TextItem)
         prepared = tokenizer.prepare(item.text, item.walk_type)
-        known = self._recent.get((prepared, item.walk_type))
+        known = self.model.recent_texts.get((prepared, item.walk_type, True))
         if known is not None:
             job.answer(known)
             return None
@@ -377,8 +382,8 @@ class Batcher:
         """The answer to an item, from its row of a graph's output. A copy, so that it does not keep the whole batch."""
         if isinstance(job.item, TextItem):
             text = _text(job)
-            answer = EmbeddedText(row.copy(), len(text.encoded.ids), text.encoded.truncated, text.encoded.special)
-            self._recent.put((text.prepared, job.item.walk_type), answer)
+            answer = EmbeddedText.of(row, text.encoded)
+            self.model.recent_texts.put((text.prepared, job.item.walk_type, True), answer)
             return answer
         patches = _patches(job)
         if isinstance(job.item, DenseItem):

@@ -57,19 +57,3 @@ class EmbeddedImage(msgspec.Struct, frozen=True):
     vector: FloatArray
     patches: int
     orientation: int
-
-
-class EmbeddedText(msgspec.Struct, frozen=True):
-    """The vector of a text.
-
-    Attributes:
-        vector: float32 [D], of length one.
-        tokens: number of its tokens, special ones included.
-        truncated: whether it was too long and lost its end.
-        special: the first special token that it spells, such as ``<eos>``; None if it spells none.
-    """
-
-    vector: FloatArray
-    tokens: int
-    truncated: bool
-    special: str | None

@@ -71,7 +71,7 @@ def _section(name: str, result: Result) -> Iterator[str]:
     for key, title, tables, _ in _pictures(result):
         yield f"### {title[0].upper()}{title[1:]}\n"
         yield f"![{title}](results/{name}-{key}.svg)\n"
-        yield from _table(COLUMNS, (row for table in tables for row in cells(table, with_threads=key == "cost")))
+        yield from table(COLUMNS, (row for table in tables for row in cells(table, with_threads=key == "cost")))
         yield ""
         rates = sorted(table.rate for table in tables)
         span = f"{rates[0] / 1e9:,.0f} to {rates[-1] / 1e9:,.0f} GFLOP/s" if len(tables) > 1 else limit(tables[0])
@@ -113,7 +113,7 @@ def _alone(tables: Sequence[Table]) -> list[Table]:
 
 def _targets(result: Result) -> Iterator[str]:
     columns = ("what", "target", "measured", "fastest turns", "bound", "reached")
-    yield _TARGETS.substitute(table="\n".join(_table(columns, outcomes(result))))
+    yield _TARGETS.substitute(table="\n".join(table(columns, outcomes(result))))
 
 
 def _pipeline(name: str, result: Result) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _pipeline(name: str, result: Result) -> Iterator[str]:
         (stage, milliseconds(seconds / pipeline.images), f"{seconds / total:.2%}")
         for stage, seconds in pipeline.stages.items()
     ]
-    yield from _table(("stage", "for each image", "share"), rows)
+    yield from table(("stage", "for each image", "share"), rows)
     whole = median(pipeline.whole)
     yield ""
     yield (
@@ -149,14 +149,14 @@ def _starts(name: str, result: Result) -> Iterator[str]:
         )
         for start in result.starts
     ]
-    yield from _table(("one image of fg-clip2-pocket", "median", "all", "memory, at most"), rows)
+    yield from table(("one image of fg-clip2-pocket", "median", "all", "memory, at most"), rows)
     yield ""
 
 
 def _sizes(result: Result) -> Iterator[str]:
     weights = {name: size for name, size in result.bundle.sizes.items() if name.endswith(".safetensors")}
     yield "### On disk\n"
-    yield from _table(("file", "size"), [(f"`{name}`", f"{size / 1e6:,.1f} MB") for name, size in weights.items()])
+    yield from table(("file", "size"), [(f"`{name}`", f"{size / 1e6:,.1f} MB") for name, size in weights.items()])
     yield ""
 
 
@@ -166,12 +166,13 @@ def _native(figures: Figures) -> Iterator[str]:
     yield f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']});"
     yield ", ".join(f"{package} {version}" for package, version in figures.versions.items()) + "."
     yield f"Full figures: [`{place.name}`]({place}). Measured by `make bench-native`.\n"
-    yield from _table(native_figures.COLUMNS, native_figures.rows(figures))
+    yield from table(native_figures.COLUMNS, native_figures.rows(figures))
     yield ""
     yield _NATIVE
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table in Markdown, line by line."""
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
     for row in rows:
@@ -181,4 +182,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 if __name__ == "__main__":
     import sys
 
+    from . import serving
+
     write(Path(sys.argv[1]))
+    serving.write(Path(sys.argv[1]))

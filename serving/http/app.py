@@ -100,6 +100,7 @@ class Application:
     def _route(self, path: str, endpoint: Endpoint, method: str) -> Route:
         async def answer(request: Request) -> Response:
             begun = time.perf_counter()
+            request.state.came = time.monotonic()
             with self.service.tracing.request(method, path, request.headers) as answered:
                 response, code = await self._answer(endpoint, request)
                 answered(response.status_code, code)

@@ -25,8 +25,9 @@ async def receive(service: Service, request: Request, kind: type[_T]) -> tuple[_
         The document, the files, and the texts of the form.
 
     Raises:
-        RequestError: it is neither, or not of this kind, or too large.
+        RequestError: it is neither, or not of this kind, or too large; or too much work is waiting already.
     """
+    service.check_room()
     media = _media(request)
     if media == _FORM:
         return await _receive_form(service, request, kind)

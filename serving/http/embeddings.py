@@ -11,8 +11,8 @@ import numpy as np
 from starlette.requests import Request
 
 from fgclip_rt.arrays import FloatArray
+from fgclip_rt.model import EmbeddedText
 
-from ..items import EmbeddedText
 from .bodies import receive
 from .failures import RequestError
 from .inputs import EmbeddingsRequest, Input, InputObject, parse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,7 +12,10 @@ from .settings import Settings
 
 
 class BodyLimits:
-    """Refuses a body before it is read, if its length is stated, and while it is read otherwise."""
+    """Refuses a body before it is read, if its length is stated, and while it is read otherwise.
+
+    A body that comes too slowly is refused too, or a few clients could hold all the memory that bodies may take.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Stand before an application."""
@@ -36,11 +41,21 @@ class BodyLimits:
                 RequestError(f"bodies of {self._held:,} bytes are being read already; ask again later.", "overloaded")
             )(scope, receive, send)
             return
-        read = 0
+        read, whole = 0, False
+        until = asyncio.get_running_loop().time() + self._settings.timeout
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                # After the body only the client's leaving can come.
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestError(
+                    f"the body did not come within {self._settings.timeout:g} s; send it faster, or a smaller one.",
+                    "deadline_passed",
+                ) from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > most:
                 raise too_large(most)

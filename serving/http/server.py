@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -65,12 +66,18 @@ def serve(application: Application, bound: socket.socket, *, linger: float, drai
         log_config=None,
         access_log=False,
         lifespan="on",
+        # By default these depend on what else is installed. This parser bounds a request's headers, and httptools does
+        # not; and nothing here answers web sockets.
+        http="h11",
+        loop="asyncio",
+        ws="none",
         server_header=False,
         backlog=_BACKLOG,
         timeout_graceful_shutdown=max(1, round(drain)),
         # A proxy's word on the client's address would only reach the log.
         proxy_headers=False,
     )
+    _allow_connections()
     server = _Server(config, application, linger)
     application.on_failed = server.stop
     with _logging(log_json), contextlib.closing(bound):
@@ -105,6 +112,13 @@ class _Server(uvicorn.Server):
     def stop(self, _: Exception | None = None) -> None:
         """Close the port."""
         self.should_exit = True
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open files as it may. Each connection is one, and 1,024 is a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems promise more than they allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from fgclip_rt.dense import DenseImage
 from fgclip_rt.errors import FgclipError
 from fgclip_rt.index import ImageIndex
-from fgclip_rt.model import Model
+from fgclip_rt.model import EmbeddedText, Model
 
 from ..batcher import Batcher
-from ..items import DenseItem, EmbeddedImage, EmbeddedText, ImageItem, Item
+from ..items import DenseItem, EmbeddedImage, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
 from .forward import Forward
@@ -140,6 +143,15 @@ class Service:
                 f"this server has no model {name!r}; it has {', '.join(served)}.", "model_not_found", "model"
             )
 
+    def check_room(self) -> None:
+        """Refuse a request before its body is read and parsed, which under overload would cost more than the answers.
+
+        Raises:
+            RequestError: too much work is waiting already, or the model is not loaded.
+        """
+        if self.batcher.is_full:
+            raise RequestError(f"{self.batcher.work:,} patches and tokens are waiting; ask again later.", "overloaded")
+
     async def in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Call a function that takes milliseconds or more, without holding up other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -163,34 +175,35 @@ class Service:
 
         Raises:
             RequestError: they are too much work, now or ever, or were not answered in time.
+            ClientDisconnect: the client has gone away.
         """
         with self.tracing.watch(items, self.model.manifest.model.name):
             return await self._run(request, items)
 
     async def _run(self, request: Request, items: Sequence[Item]) -> list[Any]:
         seconds = self._seconds(request)
+        # A body takes its time to come and to be parsed, and the client's clock runs.
+        left = request.state.came + seconds - time.monotonic()
         try:
-            submitted = self.batcher.submit(items, timeout=seconds)
+            submitted = self.batcher.submit(items, timeout=left)
         except FgclipError as error:
             raise RequestError.of(error) from None
-        answers: asyncio.Future[list[Any]] = asyncio.gather(
-            *map(asyncio.wrap_future, submitted), return_exceptions=True
-        )
-        # Asked for, so that the log says nothing of answers that nobody waits for any more.
-        answers.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answered = _all_done(submitted)
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         try:
-            either: set[asyncio.Future[Any]] = {answers, gone}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answers.done():
-                return answers.result()
+            await asyncio.wait((answered, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                return [each.exception() or each.result() for each in submitted]
+            if gone.done():
+                raise ClientDisconnect
             raise RequestError(
                 f"the request was not answered within {seconds:g} s; ask again, or allow more.", "deadline_passed"
             )
         finally:
             gone.cancel()
-            # This cancels what is still waiting, so that nothing runs that nobody reads.
-            answers.cancel()
+            # Nothing is to run that nobody reads.
+            for each in submitted:
+                each.cancel()
 
     async def embed(self, request: Request, inputs: Sequence[Item | RequestError]) -> list[Any]:
         """As :meth:`run`, with inputs of which some are errors already."""
@@ -222,6 +235,33 @@ class Service:
         if not 0 < seconds < math.inf:
             raise RequestError(f"{_TIMEOUT_HEADER} is {said!r}; give milliseconds, as a positive number.")
         return min(seconds, self.settings.timeout)
+
+
+def _all_done(futures: Sequence[Future[Any]]) -> asyncio.Future[None]:
+    """Done when all are. The loop is woken once, and not for each of them."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    left = len(futures)
+    counting = threading.Lock()
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def count(_: Future[Any]) -> None:
+        nonlocal left
+        with counting:
+            left -= 1
+            last = left == 0
+        if last:
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and there is nobody to tell
+                loop.call_soon_threadsafe(finish)
+
+    for each in futures:
+        each.add_done_callback(count)
+    if not futures:
+        finish()
+    return done
 
 
 async def _gone(request: Request) -> None:

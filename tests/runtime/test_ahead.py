@@ -21,7 +21,7 @@ def test_results_come_in_order(items: list[int]) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_more_is_taken_than_threads_can_begin(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    monkeypatch.setattr(ahead, "_threads", lambda: threads)
+    monkeypatch.setattr(ahead, "preparing_threads", lambda: threads)
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -35,7 +35,7 @@ def test_no_more_is_taken_than_threads_can_begin(monkeypatch: pytest.MonkeyPatch
 
 
 def test_it_works_while_the_caller_does_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "_threads", lambda: 2)
+    monkeypatch.setattr(ahead, "preparing_threads", lambda: 2)
     begun = [threading.Event() for _ in range(4)]
 
     def begin(index: int) -> int:
@@ -59,7 +59,7 @@ def test_an_error_is_raised_in_its_place() -> None:
 
 
 def test_what_is_left_undone_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "_threads", lambda: 1)
+    monkeypatch.setattr(ahead, "preparing_threads", lambda: 1)
     done: list[int] = []
     results = map_ahead(done.append, range(100))
     next(results)

@@ -40,6 +40,7 @@ MODEL = (
     "preparation",
     "prepare",
     "probabilities",
+    "recent_texts",
     "tokenizer",
     "truncated",
 )

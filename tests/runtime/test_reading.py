@@ -131,7 +131,7 @@ class Counting(SquarePreparation):
 
 def test_pixels_in_flight_are_bounded_over_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "DECODING", PixelBudget(20_000))
-    monkeypatch.setattr(ahead, "_threads", lambda: 4)
+    monkeypatch.setattr(ahead, "preparing_threads", lambda: 4)
     files = []
     for index, (width, height) in enumerate([(100, 100), (200, 100), (300, 200), (50, 50), (50, 50), (100, 100)] * 3):
         files.append(tmp_path / f"{index}.png")

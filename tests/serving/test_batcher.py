@@ -40,9 +40,12 @@ def batcher(gated: Model, gate: Gate) -> Iterator[Batcher]:
         gate.open()
 
 
-def test_a_request_alone_gets_the_very_vectors_of_the_model(model: Model, scene: Image.Image) -> None:
+def test_a_request_alone_gets_the_very_vectors_of_the_model(
+    model: Model, pocket_path: Path, scene: Image.Image
+) -> None:
     small = scene.resize((100, 60))
-    with Batcher(model) as batcher:
+    # The batcher's model is another one, because a model keeps the vectors of texts.
+    with Batcher(load(pocket_path)) as batcher:
         first, text, second = batcher.submit([ImageItem(scene), TextItem("a red star", "box"), ImageItem(small)])
         assert_array_equal(first.result().vector, model.embed_images([scene])[0])
         assert_array_equal(text.result().vector, model.embed_texts(["a red star"], "box")[0])
@@ -218,3 +221,31 @@ def test_a_forked_child_is_told_to_make_its_own(batcher: Batcher) -> None:
 def test_bad_options_are_refused(model: Model, options: dict[str, float]) -> None:
     with pytest.raises(ArgumentError):
         Batcher(model, **options)  # type: ignore[arg-type]
+
+
+def test_a_model_and_its_batcher_keep_texts_together(gated: Model, gate: Gate) -> None:
+    (expected,) = gated.embed_texts(["a red star"])
+    with Batcher(gated) as batcher:
+        (known,) = batcher.submit([TextItem("a red star")])
+        assert_array_equal(known.result(0).vector, expected)
+        (new,) = batcher.submit([TextItem("a blue star")])
+        vector = new.result(30).vector
+        assert_array_equal(gated.embed_texts(["a blue star"])[0], vector)
+        with pytest.raises(ValueError, match="read-only"):
+            vector[0] = 1
+    assert len(gate.runs) == 2
+
+
+def test_a_full_batcher_says_so(gated: Model, gate: Gate) -> None:
+    gate.shut()
+    with Batcher(gated, max_work=130) as batcher:
+        waiting = batcher.submit([TextItem("a")])
+        assert not batcher.is_full
+        waiting += batcher.submit([TextItem("b")])
+        assert batcher.is_full
+        gate.open()
+        for each in waiting:
+            each.result(30)
+        assert not batcher.is_full
+    with Batcher(gated, max_work=1) as small:
+        assert not small.is_full

@@ -8,9 +8,11 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,10 +147,16 @@ def test_the_edges_of_http(server: Server) -> None:
     )
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def test_a_file_starts_no_program_and_no_bomb_goes_off(server: Server) -> None:
-    bomb = io.BytesIO()
-    Image.new("1", (40_000, 40_000)).save(bomb, "PNG")
-    for data, code in ((b"%!PS-Adobe-3.0 EPSF-3.0\n", "image_unsupported"), (bomb.getvalue(), "image_too_large")):
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(2**22))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    for data, code in ((b"%!PS-Adobe-3.0 EPSF-3.0\n", "image_unsupported"), (bomb, "image_too_large")):
         assert failure(server.http.post("/v1/embeddings", files={"image": data})) == (400, code)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from starlette.requests import Request
 
 from fgclip_rt.arrays import Array, FloatArray
+from fgclip_rt.model import EmbeddedText
 
-from ...items import EmbeddedImage, EmbeddedText
+from ...items import EmbeddedImage
 from ..bodies import receive
 from ..embeddings import check_all, check_dimensions, embed, written
 from ..failures import RequestError
