@@ -334,7 +334,9 @@ class Planner:
             for graph in _DEPENDS_ON.get(row.graph, (row.graph,)):
                 for layer in plan.source.layers.get(graph, ()):
                     if plan.types[layer.name] != FLOAT and layer.name not in plan.moved:
-                        measured_in.setdefault(layer.name, graph)
+                        # A loss in another graph of the tower ranks a layer as well, and takes no run again.
+                        known = plan.source.sensitivity.measured_in(layer.name, plan.types[layer.name])
+                        measured_in.setdefault(layer.name, known or graph)
         stage, cost = f"find {plan.precision.name}'s losses", plan.source.sensitivity.cost
         costs = {
             layer: cost(graph, layer, plan.types[layer])

@@ -57,6 +57,10 @@ class Sensitivity:
             self._costs[key] = self._measure(graph, layer, dtype)
         return self._costs[key]
 
+    def measured_in(self, layer: str, dtype: ir.DataType) -> str | None:
+        """A graph in which the loss from a layer in ``dtype`` is known; None if there is none."""
+        return next((graph for graph, name, known in self._costs if (name, known) == (layer, dtype)), None)
+
     def _measure(self, graph: str, layer: str, dtype: ir.DataType) -> float:
         if graph not in self._exact:
             self._exact[graph] = self._run(graph, self._graphs[graph])

@@ -22,8 +22,8 @@ from .lower import input_scale, quantised_weight, rounded
 
 #: Shares of the outliers' size that go into the weights, from none to all; each site takes the best one.
 STRENGTHS = (0.25, 0.5, 0.65, 0.8)
-#: The error is computed for one output channel in so many.
-_EVERY = 4
+#: Output channels of a weight for which the error is computed, at most.
+_CHANNELS = 256
 #: A rescaling is kept if it brings the error below this share of the error without it.
 _GAIN = 0.8
 
@@ -96,7 +96,7 @@ def choose_factors(site: ScalingSite, inputs: FloatArray, dtype: ir.DataType) ->
     heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     used = (largest > 0) & (heaviest > 0)
     # Output channels are quantised each by itself, so some of them tell the error of all.
-    sampled = [np.ascontiguousarray(weight[:, ::_EVERY]) for weight in weights]
+    sampled = [np.ascontiguousarray(weight[:, :: -(-weight.shape[1] // _CHANNELS)]) for weight in weights]
     pairs = [(weight, product) for weight in sampled if (product := inputs @ weight).any()]
     if not pairs:
         return None

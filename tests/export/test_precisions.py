@@ -49,7 +49,6 @@ STAGES = (
     "write weights",
     "check fp32 parity",
     "run held-out inputs",
-    "measure residual stream",
     "calibrate, pass 1",
     "convert to fp16",
     "check fp16 parity",

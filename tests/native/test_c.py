@@ -87,6 +87,11 @@ def test_every_status_is_reached(
     faulty = broken / "faulty.so"
     source = NATIVE / "tests/faulty.c"
     subprocess.run(["cc", "-std=c99", *STRICT, "-fPIC", "-shared", source, "-o", faulty, "-ldl"], check=True)
+    # A GPU is found before it fails.
+    driver = broken / "libcuda.so.1"
+    source = NATIVE / "tests/driver.c"
+    subprocess.run(["cc", "-std=c99", *STRICT, "-fPIC", "-shared", source, "-o", driver], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(broken))
     monkeypatch.setenv("FGCLIP_RT_TEST_REAL", str(onnxruntime_path))
     monkeypatch.setenv("FGCLIP_RT_ONNXRUNTIME", str(faulty))
     reached = run(program("statuses", False), pocket_path, square_path("fineclip"), broken).split()
