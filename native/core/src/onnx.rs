@@ -186,7 +186,7 @@ mod tests {
         .concat();
         let plain = [&[0x08, 2, 0x08, 0xac, 2][..], &rest].concat();
         let packed = [field(1, &[2, 0xac, 2]), rest.clone()].concat();
-        assert_eq!(externals(&model(&plain)).unwrap(), [external.clone()]);
+        assert_eq!(externals(&model(&plain)).unwrap(), std::slice::from_ref(&external));
         assert_eq!(externals(&model(&packed)).unwrap(), [external]);
         assert_eq!(externals(&model(&field(8, b"inline"))).unwrap(), []);
     }

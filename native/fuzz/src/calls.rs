@@ -223,14 +223,14 @@ fn masks(numbers: &mut Numbers) {
 
 /// Texts without an end, their lengths, and a request for them.
 fn text_list(numbers: &mut Numbers) -> (Vec<Box<[u8]>>, Vec<usize>) {
-    let mut texts = Vec::new();
+    let mut texts: Vec<Box<[u8]>> = Vec::new();
     for _ in 0..numbers.below(4) {
         let size = (numbers.below(50) as usize).min(numbers.0.len());
         let (text, rest) = numbers.0.split_at(size);
         texts.push(text.into());
         numbers.0 = rest;
     }
-    let lengths = texts.iter().map(|text: &Box<[u8]>| text.len()).collect();
+    let lengths = texts.iter().map(|text| text.len()).collect();
     (texts, lengths)
 }
 
