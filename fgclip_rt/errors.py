@@ -10,11 +10,11 @@
     ├── TextError (ValueError)                 a text cannot be tokenised
     ├── BundleError                            a bundle is missing, altered or of another version
     ├── DeviceError                            a device is missing, fails or lacks memory
+    ├── NativeError                            the C library is missing, or refuses a call
     ├── EngineError                            an engine is missing, damaged, stale or refused
     ├── CheckpointError                        a checkpoint cannot be found or exported
     ├── ParityError                            a graph does not give the reference's numbers
     ├── BenchmarkError                         a benchmark cannot be run or read
-    ├── NativeError                            the C library is missing, or refuses a call
     ├── OutputError                            a file or folder cannot be written
     ├── IndexFileError                         an index is missing, damaged or of another bundle
     ├── ServingError                           a server cannot take or answer a request now

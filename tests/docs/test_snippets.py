@@ -21,7 +21,7 @@ from fgclip_rt.cli.app import COMMANDS
 from helpers import picture, run_command
 
 #: Blocks that are shown and not run: other text, data, and parts of the C library's examples, which its tests compile.
-_SHOWN = ("c", "cmake", "cpp", "text", "")
+_SHOWN = ("c", "cmake", "cpp", "json", "text", "")
 
 #: Largest difference of two printed numbers that are taken for the same: another CPU rounds differently.
 _TOLERANCE = 5e-3

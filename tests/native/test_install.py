@@ -142,7 +142,11 @@ def test_the_commands_of_the_page_run(tree: Path, tmp_path: Path, onnxruntime_pa
     printed = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=tmp_path,
-        env={**os.environ, "FGCLIP_RT_ONNXRUNTIME": str(onnxruntime_path)},
+        env={
+            **os.environ,
+            "FGCLIP_RT_ONNXRUNTIME": str(onnxruntime_path),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         capture_output=True,
         text=True,
         check=False,

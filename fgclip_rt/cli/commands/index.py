@@ -29,7 +29,7 @@ from ..status import Command
 @click.option("--overwrite", is_flag=True, help="Replace an index of another folder, bundle or settings.")
 @options.json
 def run(loading: Loading, folder: Path, output: Path, pixels: Pixels, overwrite: bool, json: bool) -> None:
-    """Index the images of a folder, so that 'fgclip-rt search' finds them.
+    """Index the images of a folder, so that they can be searched.
 
     The same command again brings the index up to date: it reads only files that are new or changed, by their size and
     time of change, and drops those that are gone. Copies and files that moved are not embedded again.

@@ -18,10 +18,10 @@ from ..status import Command
 @click.option("--index", type=options.PATH, help="Index of images to search.  [default: none]")
 @options.max_image_pixels
 def run(loading: Loading, root: tuple[Path, ...], index: Path | None, max_image_pixels: int | None) -> None:
-    """Give agents tools to look at images, by the Model Context Protocol on standard input and output.
+    """Give agents tools to look at images, by the Model Context Protocol.
 
-    They score texts, find things in an image, draw heat maps, and search an index. Only files below --root are read,
-    nothing is fetched, and nothing is written.
+    It speaks on standard input and output. The tools score texts, find things in an image, draw heat maps, and search
+    an index. Only files below --root are read, nothing is fetched, and nothing is written.
     """
     require("mcp", ("mcp",))
     from fgclip_rt.index import ImageIndex

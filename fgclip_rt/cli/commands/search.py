@@ -57,7 +57,7 @@ def run(
     overwrite: bool,
     json: bool,
 ) -> None:
-    """Find the images of an index that are nearest to a text, an image, or a part of an image.
+    """Find images of an index by a text, an image, or a part of one.
 
     Every image is compared, and cosines are exact. --box and --fine compare the patches of the nearest images too,
     which takes the model's time for each, and find things that are a small part of a picture.
