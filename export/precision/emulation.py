@@ -18,7 +18,7 @@ from fgclip_rt.engines.products import narrow_products
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 #: Operators that compute nothing, and whose CPU kernels take every type.
-EXACT = ("Cast", "CastLike", "Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+EXACT = ("Cast", "CastLike", "Concat", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def emulate(model: ir.Model) -> ir.Model:

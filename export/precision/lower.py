@@ -2,8 +2,9 @@
 
 Everything between the layers stays in float32: biases, LayerNorm, GELU, positions, pooling, normalisation, and the
 residual stream, except in blocks whose sums have another type. So a 16-bit layer stands between two casts, and an 8-bit
-layer reads its input and its weight through QuantizeLinear and DequantizeLinear. Such a file means the same to every
-runtime that reads types. A strongly typed TensorRT network does, so it needs no builder flag.
+layer reads its input and its weight through QuantizeLinear and DequantizeLinear. Between two float16 layers there are
+no casts, and biases, LayerNorm and GELU are in float16 (:mod:`.joining`). Such a file means the same to every runtime
+that reads types. A strongly typed TensorRT network does, so it needs no builder flag.
 
 8-bit quantisation is symmetric, with one scale for a layer's input and one for each output channel of its weight:
 TensorRT takes no other. Weights of int8 have 7 bits, because CPUs without VNNI add two products of 8 by 8 bits in 16
@@ -20,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fgclip_rt.arrays import Array, FloatArray
 
+from .joining import HALF, join
 from .layers import Layer, array, find_layers, find_residuals
 
 FLOAT = ir.DataType.FLOAT
@@ -58,6 +60,7 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
             rewrite.quantise(layer, dtype)
         elif dtype != FLOAT:
             rewrite.narrow(layer, dtype)
+    rewrite.join()
     RemoveUnusedNodesPass()(rewrite.model)
     return rewrite.model
 
@@ -94,6 +97,8 @@ class _Rewrite:
         self._ranges = ranges
         # Each value is cast once to each type, and a value that was just cast up is not rounded again.
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        # The float16 values that were cast to float32, by the result.
+        self._raised: dict[ir.Value, ir.Value] = {}
 
     def narrow(self, layer: Layer, dtype: ir.DataType) -> None:
         """Compute a layer or a sum in a 16-bit type, between casts."""
@@ -110,6 +115,8 @@ class _Rewrite:
         up.replace_input_with(0, output)
         self.model.graph.insert_after(node, up)
         self._casts[up.outputs[0], dtype] = output
+        if dtype == HALF:
+            self._raised[up.outputs[0]] = output
 
     def quantise(self, layer: Layer, dtype: ir.DataType) -> None:
         """Have a linear layer read its input and weight through QuantizeLinear and DequantizeLinear."""
@@ -135,6 +142,14 @@ class _Rewrite:
         self.model.graph.insert_before(node, [quantise, dequantise, weights])
         node.replace_input_with(0, dequantise.outputs[0])
         node.replace_input_with(1, weights.outputs[0])
+
+    def join(self) -> None:
+        """Leave no cast between float16 layers."""
+        join(
+            self.model.graph,
+            self._raised,
+            lambda value: self._initializer(value.name, HALF, rounded(array(value), HALF)),
+        )
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
         if (value, dtype) not in self._casts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeBackend
+from fgclip_rt.engines.cuda import Cuda
 from fgclip_rt.machine import cuda_gpus
 from fgclip_rt.probe import Probe
+from helpers import embed_anew
 
 pytestmark = [
     pytest.mark.skipif(not cuda_gpus(), reason="no NVIDIA GPU that CUDA gives this process"),
@@ -59,3 +62,26 @@ def test_eight_bits_run_and_are_said_to_be_slow(pocket_path: Path) -> None:
 def test_without_a_gpu_that_it_may_use_auto_takes_the_cpu(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert fgclip_rt.load(bundle_path).backend.device == "cpu"
+
+
+def test_memory_stays_flat_over_ten_thousand_requests_of_eight_threads(pocket_path: Path, goldens: Path) -> None:
+    pytest.importorskip("cuda.bindings.runtime")
+    model = fgclip_rt.load(pocket_path, device="cuda", precision="fp16")
+    photos = sorted((goldens / "fgclip2/images").glob("*.png"))
+    images = [model.embed_images([photo]) for photo in photos]
+    texts = ["a red star", "a blue ring", "a green square and a small dot"]
+    vectors = embed_anew(model, texts)
+
+    def request(number: int) -> None:
+        if number % 10:
+            rows = 1 + number % len(texts)
+            np.testing.assert_allclose(embed_anew(model, texts[:rows]), vectors[:rows], atol=5e-3)
+        else:
+            photo = number // 10 % len(photos)
+            np.testing.assert_allclose(model.embed_images([photos[photo]]), images[photo], atol=5e-3)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(request, range(2_000)))
+        before = Cuda().free_memory()
+        list(threads.map(request, range(10_000)))
+        assert before - Cuda().free_memory() < 64 << 20

@@ -71,7 +71,7 @@ def test_its_libraries_are_loaded_and_a_failure_is_not_replaced_by_the_cpu(
     assert provider[0] == "preloaded"
     assert len(provider) == 3
     _, providers, options = provider[1]
-    assert providers == [(CUDA, {"use_tf32": "0", "device_id": "2"}), "CPUExecutionProvider"]
+    assert providers == [(CUDA, {"use_tf32": "0", "sdpa_kernel": "253", "device_id": "2"}), "CPUExecutionProvider"]
     assert options == {"enable_fallback": 0}
     open_session((bundle_path / "text.onnx").read_bytes(), 1, weights=bundle_path)
     assert provider[-1][1:] == (["CPUExecutionProvider"], {"enable_fallback": 0})

@@ -473,13 +473,15 @@ impl Config {
         let mut provider = null_mut();
         let device = c_string(&device.to_string());
         // By default the provider rounds float32 products to TF32, three decimal digits, and parity would not hold.
-        let keys = [c"device_id".as_ptr(), c"use_tf32".as_ptr()];
-        let values = [device.as_ptr(), c"0".as_ptr()];
-        // SAFETY: the arrays have two texts each, and the provider's options are released once.
+        // Of its kernels of attention (253: all but those of bit 2) the memory-efficient ones give wrong numbers
+        // where queries are wider than 64 channels and values are not, as in our heads of 72 and 64.
+        let keys = [c"device_id".as_ptr(), c"use_tf32".as_ptr(), c"sdpa_kernel".as_ptr()];
+        let values = [device.as_ptr(), c"0".as_ptr(), c"253".as_ptr()];
+        // SAFETY: the arrays have three texts each, and the provider's options are released once.
         unsafe {
             self.runtime.check((api.CreateCUDAProviderOptions)(&mut provider))?;
             let updated =
-                self.runtime.check((api.UpdateCUDAProviderOptions)(provider, keys.as_ptr(), values.as_ptr(), 2));
+                self.runtime.check((api.UpdateCUDAProviderOptions)(provider, keys.as_ptr(), values.as_ptr(), 3));
             let added = updated.and_then(|()| {
                 self.runtime.check((api.SessionOptionsAppendExecutionProvider_CUDA_V2)(self.raw.as_ptr(), provider))
             });
