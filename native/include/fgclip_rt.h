@@ -21,6 +21,9 @@
  * FORK. Open models after a fork. A child of a process that has opened one gets FGCLIP_FORKED from every call, because
  * onnxruntime's threads do not come along.
  *
+ * EXIT. Threads may be in calls when the process ends: `exit` ends their runs, waits until they have left onnxruntime,
+ * ten seconds at most, and later calls answer FGCLIP_CANCELLED. Functions that free do nothing from then on.
+ *
  * MEMORY. All arrays are the caller's, are not kept after a call, and must not overlap. Nothing but handles is freed by
  * the caller, through fgclip_model_close and fgclip_context_free. A result is written at once, and only if the call
  * succeeds; after a failure its memory holds anything. Capacities count items (floats, ids, bytes), not bytes, unless
