@@ -126,6 +126,17 @@ def test_a_damaged_graph_prints_nothing(program: Compile, pocket_path: Path, tmp
     assert run(program("processes"), "log", bundle) == ""
 
 
+def test_onnxruntime_reports_to_nobody(
+    program: Compile, pocket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its telemetry would leave a database in the home folder."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(program("threads"), pocket_path, 1, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("calls", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_threads_share_a_model(program: Compile, pocket_path: Path, calls: int) -> None:
     begin, end = map(int, run(program("threads"), pocket_path, 8, calls, timeout=3600).split())

@@ -87,7 +87,7 @@ unsafe fn release<T>(handle: *mut T) {
         return;
     }
     // At the end of the process, what onnxruntime would release with is not there any more.
-    let Some(_inside) = exit::enter(Vec::new()) else { return };
+    let Some(_inside) = exit::enter() else { return };
     // SAFETY: as the caller promises.
     let handle = unsafe { Box::from_raw(handle) };
     let _ = caught(move || {

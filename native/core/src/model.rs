@@ -237,7 +237,7 @@ impl Model {
 
     /// Opens a graph now instead of at its first use, or its engines if it has some.
     pub fn warm(&self, graph: Graph) -> Result<()> {
-        let _inside = exit::enter(Vec::new()).ok_or_else(ending)?;
+        let _inside = exit::enter().ok_or_else(ending)?;
         let mut engines = self.sessions.engines.iter().filter(|(engine, _)| engine.graph == graph).peekable();
         if engines.peek().is_none() {
             return self.session(graph).map(|_| ());
@@ -776,7 +776,7 @@ impl Model {
     ) -> Result<()> {
         self.check_has(graph)?;
         self.check_running(runs)?;
-        let _inside = runs.enter().ok_or_else(ending)?;
+        let _inside = exit::enter().ok_or_else(ending)?;
         let session = self.session_for(graph, inputs)?;
         self.sessions.weights.check()?;
         let tokens = inputs.iter().map(|input| input.shape.iter().take(2).product::<i64>()).max().unwrap_or(0);
@@ -786,15 +786,7 @@ impl Model {
         let outcome = session.run(inputs, graph.output(normalize), shape, out, runs, shrink);
         // Kernels make static objects when they first run.
         self.sessions.watched[graph as usize].get_or_init(exit::watch);
-        outcome.map_err(|fault| {
-            if runs.is_cancelled() {
-                cancelled()
-            } else if exit::is_ending() {
-                ending()
-            } else {
-                self.cannot_run(graph, &fault)
-            }
-        })
+        outcome.map_err(|fault| if runs.is_cancelled() { cancelled() } else { self.cannot_run(graph, &fault) })
     }
 
     fn check_running(&self, runs: &Runs) -> Result<()> {

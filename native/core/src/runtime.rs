@@ -26,6 +26,9 @@ pub const API: u32 = 22;
 /// Environment variable with the path of a libonnxruntime.
 pub const VARIABLE: &str = "FGCLIP_RT_ONNXRUNTIME";
 
+/// Environment variable by which onnxruntime 1.29 and later do not report their use to Microsoft.
+const TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
+
 /// An ONNX model of one node, y = Identity(x) of one float.
 const NOTHING: &[u8] =
     b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\
@@ -192,6 +195,11 @@ fn candidates(path: Option<&Path>) -> Vec<Candidate> {
 /// Opens a library and its environment; an error is part of a sentence.
 fn load(candidate: &Candidate) -> std::result::Result<Runtime, String> {
     let path = candidate.path.display();
+    if env::var_os(TELEMETRY).is_none() {
+        // Its function for that takes an environment, which has begun to report by then.
+        // SAFETY: the header says that the environment is changed here, if the caller has not set the variable.
+        unsafe { env::set_var(TELEMETRY, "1") };
+    }
     // SAFETY: a library's initialisers run; it is onnxruntime, or what the caller named as such.
     let library = unsafe { Library::open(Some(&candidate.path), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {

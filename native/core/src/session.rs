@@ -11,7 +11,6 @@ use ort_sys::{
     OrtTypeInfo, OrtValue,
 };
 
-use crate::exit::{self, Inside};
 use crate::manifest::{Axis, TensorSpec};
 use crate::onnx::External;
 use crate::runtime::{c_string, log_severity, Fault, Runtime};
@@ -199,11 +198,6 @@ impl Runs {
             let _ = unsafe { self.runtime.check((self.runtime.api.RunOptionsUnsetTerminate)(options.as_ptr())) };
         }
         self.cancelled.store(false, Ordering::SeqCst);
-    }
-
-    /// Begins a call, whose runs an exit of the process ends; None if the process is ending.
-    pub fn enter(&self) -> Option<Inside> {
-        exit::enter(vec![self.keeping, self.shrinking])
     }
 
     /// Whether runs are to end.
