@@ -21,6 +21,9 @@
  * FORK. Open models after a fork. A child of a process that has opened one gets FGCLIP_FORKED from every call, because
  * onnxruntime's threads do not come along.
  *
+ * EXIT. Threads may be in calls when the process ends: `exit` waits for the runs in progress, ten seconds at most. Calls
+ * answer FGCLIP_CANCELLED from then on, and functions that free do nothing.
+ *
  * MEMORY. All arrays are the caller's, are not kept after a call, and must not overlap. Nothing but handles is freed by
  * the caller, through fgclip_model_close and fgclip_context_free. A result is written at once, and only if the call
  * succeeds; after a failure its memory holds anything. Capacities count items (floats, ids, bytes), not bytes, unless
@@ -38,6 +41,9 @@
  * DEPLOYMENT. libonnxruntime is opened, not linked, when the first model is: version 1.22 or any later one. It is looked
  * for in `options.onnxruntime`; in the environment variable FGCLIP_RT_ONNXRUNTIME; among the libraries that the process
  * has loaded already; beside this library; and by the loader's name, libonnxruntime.so.1. It is never closed.
+ * Version 1.29 and later report their use to Microsoft, by threads and a database in the home folder. That is turned off:
+ * the first call that opens a model sets the environment variable ORT_DISABLE_TELEMETRY to 1, unless it is set. Set it
+ * beforehand if other threads may read the environment then.
  */
 #ifndef FGCLIP_RT_H
 #define FGCLIP_RT_H

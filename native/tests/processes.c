@@ -1,6 +1,6 @@
 /* What processes do with the library: fork, exit while a thread runs, unload it, send messages to a log.
  *
- * Usage: processes TEST BUNDLE [LIBRARY]
+ * Usage: processes TEST BUNDLE [LIBRARY or MILLISECONDS]
  */
 #define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>
@@ -89,8 +89,8 @@ static void wait_a_moment(long milliseconds) {
     nanosleep(&time, NULL);
 }
 
-/* The process ends while another thread is in a call. */
-static void test_exit(const char *bundle) {
+/* The process ends while another thread is in a call, which opens a graph or runs it. */
+static void test_exit(const char *bundle, long milliseconds) {
     static struct job job;
     fgclip_model *model;
     pthread_t thread;
@@ -98,7 +98,7 @@ static void test_exit(const char *bundle) {
     job.image = picture(300, 200, 4);
     job.rounds = SIZE_MAX;
     CHECK(pthread_create(&thread, NULL, work, &job) == 0);
-    wait_a_moment(200);
+    wait_a_moment(milliseconds);
     exit(0);
 }
 
@@ -198,7 +198,8 @@ int main(int argc, char **argv) {
     if (strcmp(argv[1], "fork") == 0) {
         test_fork(argv[2]);
     } else if (strcmp(argv[1], "exit") == 0) {
-        test_exit(argv[2]);
+        CHECK(argc == 4);
+        test_exit(argv[2], strtol(argv[3], NULL, 10));
     } else if (strcmp(argv[1], "cancel") == 0) {
         test_cancel(argv[2]);
     } else if (strcmp(argv[1], "busy") == 0) {

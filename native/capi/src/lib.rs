@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use fgclip_rt_core::boxes::{self, BoxFormat};
 use fgclip_rt_core::device::Device;
 use fgclip_rt_core::error::{Error, Result, Status};
+use fgclip_rt_core::exit;
 use fgclip_rt_core::grid::Grid;
 use fgclip_rt_core::interface::Graph;
 use fgclip_rt_core::masks::{self, Masks};
@@ -82,14 +83,17 @@ pub unsafe extern "C" fn fgclip_context_free(context: *mut fgclip_context) {
 /// `handle` must be NULL or come from `Box::into_raw`.
 unsafe fn release<T>(handle: *mut T) {
     // A forked child leaves what it inherited alone: its sessions would wait for threads that are not there.
-    if !handle.is_null() && !runtime::forked() {
-        // SAFETY: as the caller promises.
-        let handle = unsafe { Box::from_raw(handle) };
-        let _ = caught(move || {
-            drop(handle);
-            Ok(())
-        });
+    if handle.is_null() || runtime::forked() {
+        return;
     }
+    // At the end of the process, what onnxruntime would release with is not there any more.
+    let Some(_inside) = exit::enter() else { return };
+    // SAFETY: as the caller promises.
+    let handle = unsafe { Box::from_raw(handle) };
+    let _ = caught(move || {
+        drop(handle);
+        Ok(())
+    });
 }
 
 export! {

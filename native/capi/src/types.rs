@@ -172,18 +172,8 @@ pub unsafe fn report(target: *mut fgclip_error, outcome: &Result<()>) {
             return;
         }
         let target = &mut *target;
-        let message = match outcome {
-            Ok(()) => {
-                (target.status, target.index, target.needed) = (0, -1, 0);
-                ""
-            }
-            Err(error) => {
-                target.status = error.status as i32;
-                target.index = error.index.unwrap_or(-1);
-                target.needed = error.needed.unwrap_or(0);
-                &error.message
-            }
-        };
+        let (status, index, needed, message) = outcome.as_ref().map_or_else(told, |()| (0, -1, 0, ""));
+        (target.status, target.index, target.needed) = (status, index, needed);
         let mut end = message.len().min(target.message.len() - 1);
         while !message.is_char_boundary(end) {
             end -= 1;
@@ -192,6 +182,13 @@ pub unsafe fn report(target: *mut fgclip_error, outcome: &Result<()>) {
             *cell = *byte as c_char;
         }
     }
+}
+
+/// Parts of an error. Not inlined, since they would be read, and dropped, after a success too: memcheck would complain.
+#[cold]
+#[inline(never)]
+fn told(error: &Error) -> (i32, i64, u64, &str) {
+    (error.status as i32, error.index.unwrap_or(-1), error.needed.unwrap_or(0), &error.message)
 }
 
 /// The error of an argument.

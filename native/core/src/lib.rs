@@ -9,6 +9,7 @@ mod decode;
 pub mod device;
 pub mod engines;
 pub mod error;
+pub mod exit;
 pub mod grid;
 pub mod interface;
 pub mod machine;

@@ -14,6 +14,7 @@ use crate::bundle::{Bundle, Check};
 use crate::device::{self, Choice, Device};
 use crate::engines::{self, Engine};
 use crate::error::{Error, Result, Status};
+use crate::exit;
 use crate::grid::{self, Grid};
 use crate::interface::{describe, Graph};
 use crate::machine::{release_free_memory, usable_cores};
@@ -116,6 +117,8 @@ struct Sessions {
     engines: Vec<(Engine, OnceLock<Session>)>,
     open: [OnceLock<Session>; Graph::ALL.len()],
     opening: Mutex<()>,
+    /// Whether the first run of each graph was noted, for the end of the process.
+    watched: [OnceLock<()>; Graph::ALL.len()],
     prepacked: Option<Prepacked>,
     weights: Weights,
 }
@@ -177,6 +180,7 @@ impl Model {
             engines: engines.into_iter().map(|engine| (engine, OnceLock::new())).collect(),
             open: Default::default(),
             opening: Mutex::new(()),
+            watched: Default::default(),
             prepacked,
             weights: Weights::default(),
         };
@@ -233,6 +237,7 @@ impl Model {
 
     /// Opens a graph now instead of at its first use, or its engines if it has some.
     pub fn warm(&self, graph: Graph) -> Result<()> {
+        let _inside = exit::enter().ok_or_else(ending)?;
         let mut engines = self.sessions.engines.iter().filter(|(engine, _)| engine.graph == graph).peekable();
         if engines.peek().is_none() {
             return self.session(graph).map(|_| ());
@@ -771,6 +776,7 @@ impl Model {
     ) -> Result<()> {
         self.check_has(graph)?;
         self.check_running(runs)?;
+        let _inside = exit::enter().ok_or_else(ending)?;
         let session = self.session_for(graph, inputs)?;
         self.sessions.weights.check()?;
         let tokens = inputs.iter().map(|input| input.shape.iter().take(2).product::<i64>()).max().unwrap_or(0);
@@ -778,6 +784,8 @@ impl Model {
         let large = self.memory == Memory::Small || tokens > TOKENS_PER_BATCH as i64;
         let shrink = large && self.provider == Provider::Cpu;
         let outcome = session.run(inputs, graph.output(normalize), shape, out, runs, shrink);
+        // Kernels make static objects when they first run.
+        self.sessions.watched[graph as usize].get_or_init(exit::watch);
         outcome.map_err(|fault| if runs.is_cancelled() { cancelled() } else { self.cannot_run(graph, &fault) })
     }
 
@@ -824,6 +832,7 @@ impl Model {
             return Ok(session);
         }
         let session = load()?;
+        exit::watch();
         Ok(slot.get_or_init(|| session))
     }
 
@@ -968,6 +977,11 @@ fn reason(fault: &Fault) -> String {
     let first = fault.message.trim().lines().next().unwrap_or("");
     let sentence = first.split(". ").next().unwrap_or("").trim_end_matches('.');
     shortened(sentence, 300)
+}
+
+fn ending() -> Error {
+    let message = "the process is ending, so that its calls are cancelled; end the threads that make calls before it.";
+    Error::new(Status::Cancelled, message)
 }
 
 fn cancelled() -> Error {

@@ -18,12 +18,21 @@ use ort_sys::{
 };
 
 use crate::error::{Error, Result, Status};
+use crate::exit;
 use crate::messages::shortened;
 
 /// The lowest version of onnxruntime's table of functions that has what we call.
 pub const API: u32 = 22;
 /// Environment variable with the path of a libonnxruntime.
 pub const VARIABLE: &str = "FGCLIP_RT_ONNXRUNTIME";
+
+/// Environment variable by which onnxruntime 1.29 and later do not report their use to Microsoft.
+const TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
+
+/// An ONNX model of one node, y = Identity(x) of one float.
+const NOTHING: &[u8] =
+    b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\
+    \x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\0\x10\x11";
 
 /// Severity of onnxruntime's messages from which on they are passed to a log; fatal ones come with an error anyway.
 const WARNINGS: c_int = 2;
@@ -97,7 +106,10 @@ pub fn open(path: Option<&Path>) -> Result<&'static Runtime> {
     let runtime = find(path)?;
     OWNER.store(process(), Ordering::SeqCst);
     drop(opening);
-    Ok(RUNTIME.get_or_init(|| runtime))
+    let runtime = RUNTIME.get_or_init(|| runtime);
+    runtime.open_nothing();
+    exit::watch();
+    Ok(runtime)
 }
 
 /// The library, if one is open.
@@ -183,6 +195,11 @@ fn candidates(path: Option<&Path>) -> Vec<Candidate> {
 /// Opens a library and its environment; an error is part of a sentence.
 fn load(candidate: &Candidate) -> std::result::Result<Runtime, String> {
     let path = candidate.path.display();
+    if env::var_os(TELEMETRY).is_none() {
+        // Its function for that takes an environment, which has begun to report by then.
+        // SAFETY: the header says that the environment is changed here, if the caller has not set the variable.
+        unsafe { env::set_var(TELEMETRY, "1") };
+    }
     // SAFETY: a library's initialisers run; it is onnxruntime, or what the caller named as such.
     let library = unsafe { Library::open(Some(&candidate.path), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
@@ -272,6 +289,27 @@ impl Runtime {
     pub unsafe fn check(&self, status: OrtStatusPtr) -> std::result::Result<(), Fault> {
         // SAFETY: as the caller promises.
         unsafe { check(self.api, status) }
+    }
+
+    /// Opens a graph that does nothing, and closes it: most of onnxruntime's static objects are made by the first, and
+    /// an exit must find them made. A failure will show again with the first real graph.
+    fn open_nothing(&self) {
+        let (api, model) = (self.api, NOTHING.as_ptr().cast());
+        let (mut options, mut session) = (null_mut(), null_mut());
+        // SAFETY: all pointers are valid for the calls; what was made is released once, and NULL is nothing to release.
+        unsafe {
+            let made = self.check((api.CreateSessionOptions)(&mut options)).and_then(|()| {
+                self.check((api.SetSessionLogSeverityLevel)(options, FATAL))?;
+                self.check((api.SetIntraOpNumThreads)(options, 1))?;
+                self.check((api.CreateSessionFromArray)(self.env.as_ptr(), model, NOTHING.len(), options, &mut session))
+            });
+            if made.is_ok() {
+                (api.ReleaseSession)(session);
+            }
+            if !options.is_null() {
+                (api.ReleaseSessionOptions)(options);
+            }
+        }
     }
 
     /// Names of the execution providers that it was built with.
