@@ -354,7 +354,7 @@ class Batcher:
         try:
             return _Running(lane, jobs, waited, begun, self._submit_batch(lane, jobs))
         except BaseException as error:
-            self._report(lane, jobs, waited, begun, error)
+            self._fail(lane, jobs, waited, begun, error)
             return None
 
     def _submit_batch(self, lane: Lane, jobs: list[_Job]) -> Output:
@@ -372,7 +372,7 @@ class Batcher:
             rows = running.output.result()
             answers = [self._answer(job, row) for job, row in zip(running.jobs, rows, strict=True)]
         except BaseException as error:
-            self._report(running.lane, running.jobs, running.waited, running.begun, error)
+            self._fail(running.lane, running.jobs, running.waited, running.begun, error)
             return
         self._report(running.lane, running.jobs, running.waited, running.begun, None)
         for job, answer in zip(running.jobs, answers, strict=True):
@@ -390,13 +390,16 @@ class Batcher:
             return self.model.dense_image(patches, row[: len(patches.pixels)].copy())
         return EmbeddedImage(row.copy(), len(patches.pixels), patches.orientation)
 
+    def _fail(self, lane: Lane, jobs: list[_Job], waited: list[float], begun: float, error: BaseException) -> None:
+        """Fail the items of a batch. The batch is told of first, while the requests that it belongs to are open."""
+        self._report(lane, jobs, waited, begun, error)
+        for job in jobs:
+            job.fail(error)
+
     def _report(
         self, lane: Lane, jobs: list[_Job], waited: list[float], begun: float, error: BaseException | None
     ) -> None:
-        """Tell of a batch, and fail its items if it failed."""
-        if error is not None:
-            for job in jobs:
-                job.fail(error)
+        """Tell of a batch."""
         if self._on_batch is not None:
             code = None if error is None else getattr(error, "code", type(error).__name__)
             seconds = time.monotonic() - begun

@@ -60,7 +60,9 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
             rewrite.quantise(layer, dtype)
         elif dtype != FLOAT:
             rewrite.narrow(layer, dtype)
-    rewrite.join()
+    # In 8 bits, few layers are float16, and graphs on a CPU share the weights that they pack, except of float16 norms.
+    if not any(dtype in QUANTISED for dtype in types.values()):
+        rewrite.join()
     RemoveUnusedNodesPass()(rewrite.model)
     return rewrite.model
 

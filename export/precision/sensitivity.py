@@ -17,8 +17,9 @@ from .emulation import emulate
 from .graph_backend import GraphBackend
 from .lower import lower
 
-#: Largest number of patches of an image that is run, and of images: more tell little more and take longer.
-_MOST_PATCHES, _MOST_IMAGES = 256, 3
+#: Largest number of patches of the image that is run, unless the model's images all have more. More patches or images
+#: rank the layers alike and take longer.
+_MOST_PATCHES = 256
 
 
 class Sensitivity:
@@ -32,12 +33,14 @@ class Sensitivity:
         Args:
             bundle: the bundle with float32 whose folder holds the graphs' weights.
             graphs: float32 graphs, by name.
-            probe: the probe whose texts and some of whose smaller images are run.
+            probe: the probe whose texts and one of whose smaller images are run.
             ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
         """
         self._bundle, self._graphs, self._ranges = bundle, graphs, ranges
-        images = tuple(image for image in probe.images if len(image.patches) <= _MOST_PATCHES)[:_MOST_IMAGES]
-        self._probe = Probe(images, probe.walk_types, probe.logits)
+        by_size = sorted(probe.images, key=lambda image: len(image.patches))
+        fitting = [image for image in by_size if len(image.patches) <= _MOST_PATCHES]
+        self._image = (fitting or by_size[:1])[-1]
+        self._walk_types = probe.walk_types
         self._exact: dict[str, FloatArray] = {}
         self._costs: dict[tuple[str, str, ir.DataType], float] = {}
 
@@ -78,11 +81,10 @@ class Sensitivity:
 
     def _vectors(self, graph: str, model: Model) -> Iterable[FloatArray]:
         if graph == "text":
-            for walk_type, texts in self._probe.walk_types.items():
+            for walk_type, texts in self._walk_types.items():
                 yield model.embed_texts(texts.texts, walk_type, normalize=False)
-        for image in self._probe.images:
-            if graph == "vision":
-                yield model.embed_images(image.rgb, normalize=False)
-            elif graph == "dense":
-                (dense,) = model.dense_features(image.rgb, normalize=False)
-                yield dense.reshape(-1, model.dim)
+        elif graph == "vision":
+            yield model.embed_images(self._image.rgb, normalize=False)
+        else:
+            (dense,) = model.dense_features(self._image.rgb, normalize=False)
+            yield dense.reshape(-1, model.dim)

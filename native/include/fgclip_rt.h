@@ -145,7 +145,7 @@ typedef struct fgclip_error {
 #define FGCLIP_CHECK_HASHES 0 /* sizes and SHA-256: about a second for each 1.5 GB */
 #define FGCLIP_CHECK_SIZES 1  /* sizes only, which trusts the disk */
 
-/* Whether the graphs of a model share the weights that the CPU's kernels pack for themselves. */
+/* Whether the graphs of a model share the weights that the CPU's kernels pack for themselves. In fp16 they never do. */
 #define FGCLIP_WEIGHTS_SHARED 0
 #define FGCLIP_WEIGHTS_SEPARATE 1
 

@@ -48,8 +48,9 @@ async def read_form(service: Service, request: Request) -> list[tuple[str, str |
     """The names and values of a form in their order; of a file its bytes.
 
     Raises:
-        RequestError: the body is no such form, or too large.
+        RequestError: the body is no such form, or too large; or too much work is waiting already.
     """
+    service.check_room()
     if _media(request) != _FORM:
         raise RequestError(
             f"the body is of type {_media(request)!r}; send multipart/form-data.", "unsupported_media_type"

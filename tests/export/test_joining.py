@@ -129,3 +129,9 @@ def test_a_cast_goes_before_what_only_moves_numbers() -> None:
     assert halves.count("Cast") == 2
     assert halves.count("Concat") == 2
     assert "Add" in operators(model, FLOAT)
+
+
+def test_a_graph_with_layers_in_8_bits_is_left_as_it_is() -> None:
+    types = {"first": FLOAT16, "second": FLOAT16, "third": ir.DataType.INT8}
+    model = sandwich(activated)
+    assert operators(lower(model, types, {"third": 1.0}), FLOAT)[:4] == ["Cast", "Add", "Gelu", "LayerNormalization"]

@@ -221,5 +221,15 @@ def test_the_oldest_glibc_is_that_of_the_page(build: Path) -> None:
     }
 
 
+def test_no_library_names_a_folder_of_the_machine_that_built_it(tree: Path) -> None:
+    """A panic names its source, as ``crates/…``."""
+    crates = os.environ.get("CARGO_HOME", str(Path.home() / ".cargo"))
+    for name in ("libfgclip_rt.so.1", "libfgclip_rt.a"):
+        content = (tree / "lib" / name).read_bytes()
+        assert b"crates/" in content
+        assert str(NATIVE).encode() not in content
+        assert crates.encode() not in content
+
+
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))

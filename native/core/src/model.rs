@@ -5,8 +5,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{mpsc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 
 use serde_json::json;
 
@@ -109,7 +111,26 @@ pub struct Layout {
 #[derive(Default)]
 pub struct Scratch {
     resize: patches::Scratch,
-    spare: Vec<Vec<u8>>,
+    spare: Spare,
+}
+
+/// Memory for the patches of batches. A thread takes it while another puts it back.
+#[derive(Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        self.lock().pop().unwrap_or_default()
+    }
+
+    fn put(&self, mut pixels: Vec<u8>) {
+        pixels.clear();
+        self.lock().push(pixels);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Sessions are dropped before what they use, so they come first.
@@ -173,7 +194,8 @@ impl Model {
         };
         // What no engine takes must not wait for minutes until TensorRT has built one.
         let rest = if engines.is_empty() { provider } else { Provider::Cuda(options.device_number) };
-        let shared = provider == Provider::Cpu && !options.separate_weights;
+        // What onnxruntime packs for a float16 LayerNormalization cannot be shared, and it refuses such a graph.
+        let shared = provider == Provider::Cpu && !options.separate_weights && precision != "fp16";
         let prepacked = shared.then(|| Prepacked::new(runtime)).transpose().map_err(cannot_prepare)?;
         let names: Vec<String> = engines.iter().map(|engine| engine.name.clone()).collect();
         let sessions = Sessions {
@@ -322,21 +344,25 @@ impl Model {
         out: &mut [f32],
     ) -> Result<()> {
         let out = room(out, product(images.len(), self.dim())?, "floats")?;
-        // In the order of their first images, as Python runs the last ones.
-        let mut waiting: Vec<Batch> = Vec::new();
-        for (index, image) in images.iter().enumerate() {
-            self.check_running(runs)?;
-            let prepared = self.queue(scratch, &mut waiting, index, image, request);
-            let at = prepared.map_err(|error| error.at(index))?;
-            let bucket = waiting[at].bucket as usize;
-            let size = request.batch_size.unwrap_or_else(|| self.batch_size(Graph::Vision, bucket));
-            if waiting[at].indices.len() >= size {
-                let batch = waiting.remove(at);
-                self.run_images(scratch, runs, batch, !request.features, out)?;
-            }
-        }
-        for batch in waiting {
-            self.run_images(scratch, runs, batch, !request.features, out)?;
+        let Scratch { resize, spare } = &mut *scratch;
+        let mut run = |batch| self.run_images(spare, runs, batch, !request.features, out);
+        if images.len() == 1 {
+            self.prepare_batches(resize, spare, runs, images, request, run)?;
+        } else {
+            // A batch is prepared while the one before it runs. It is handed over when that one is done, so that no
+            // more than two are in memory.
+            let (give, take) = mpsc::sync_channel(0);
+            thread::scope(|scope| {
+                let preparing = scope.spawn(|| {
+                    // If nobody takes a batch, a run has failed, whose error the caller gets.
+                    let give = move |batch| give.send(batch).map_err(|_| cancelled());
+                    self.prepare_batches(resize, spare, runs, images, request, give)
+                });
+                for batch in take {
+                    run(batch)?;
+                }
+                preparing.join().unwrap_or_else(|panic| resume_unwind(panic))
+            })?;
         }
         self.shrink(scratch);
         Ok(())
@@ -366,10 +392,10 @@ impl Model {
             let message = format!("the patches have {} bytes, and their grids {size}; pass all patches.", pixels.len());
             return Err(Error::new(Status::ArgumentInvalid, message));
         }
-        let mut kept = scratch.spare.pop().unwrap_or_default();
+        let mut kept = scratch.spare.take();
         append(&mut kept, pixels.len())?.copy_from_slice(pixels);
         let batch = Batch { bucket: 0, indices: (0..grids.len()).collect(), grids: grids.to_vec(), pixels: kept };
-        self.run_images(scratch, runs, batch, !features, out)?;
+        self.run_images(&scratch.spare, runs, batch, !features, out)?;
         self.shrink(scratch);
         Ok(())
     }
@@ -387,7 +413,7 @@ impl Model {
         let layout = self.layout(image.width(), image.height(), max_num_patches)?;
         let (bytes, count) = (self.patch_bytes(layout.grid), cells(layout.grid));
         let out = room(out, product(count, self.dim())?, "floats")?;
-        let mut pixels = scratch.spare.pop().unwrap_or_default();
+        let mut pixels = scratch.spare.take();
         self.write_patches(&mut scratch.resize, image, layout.grid, append(&mut pixels, bytes)?)?;
         let length = self.padded(Graph::Dense, 1, count);
         if length == count {
@@ -400,7 +426,7 @@ impl Model {
             out.copy_from_slice(&padded[..out.len()]);
         }
         pixels.clear();
-        scratch.spare.push(pixels);
+        scratch.spare.put(pixels);
         self.shrink(scratch);
         Ok(layout)
     }
@@ -642,10 +668,36 @@ impl Model {
         patches::write_patches(pixels, grid, spec.patch_size, spec.resample, scratch, out)
     }
 
+    /// Prepares images in their order, and gives each batch away as soon as it is full, and the rest in the end.
+    fn prepare_batches(
+        &self,
+        resize: &mut patches::Scratch,
+        spare: &Spare,
+        runs: &Runs,
+        images: &[Pixels],
+        request: &ImageRequest,
+        mut give: impl FnMut(Batch) -> Result<()>,
+    ) -> Result<()> {
+        // In the order of their first images, as Python runs the last ones.
+        let mut waiting: Vec<Batch> = Vec::new();
+        for (index, image) in images.iter().enumerate() {
+            self.check_running(runs)?;
+            let prepared = self.queue(resize, spare, &mut waiting, index, image, request);
+            let at = prepared.map_err(|error| error.at(index))?;
+            let bucket = waiting[at].bucket as usize;
+            let size = request.batch_size.unwrap_or_else(|| self.batch_size(Graph::Vision, bucket));
+            if waiting[at].indices.len() >= size {
+                give(waiting.remove(at))?;
+            }
+        }
+        waiting.into_iter().try_for_each(give)
+    }
+
     /// Prepares an image into the waiting batch of its bucket, and gives the batch's position.
     fn queue(
         &self,
-        scratch: &mut Scratch,
+        resize: &mut patches::Scratch,
+        spare: &Spare,
         waiting: &mut Vec<Batch>,
         index: usize,
         image: &Pixels,
@@ -653,13 +705,12 @@ impl Model {
     ) -> Result<usize> {
         let Layout { grid, bucket } = self.layout(image.width(), image.height(), request.max_num_patches)?;
         let at = waiting.iter().position(|batch| batch.bucket == bucket).unwrap_or_else(|| {
-            let pixels = scratch.spare.pop().unwrap_or_default();
-            waiting.push(Batch { bucket, indices: Vec::new(), grids: Vec::new(), pixels });
+            waiting.push(Batch { bucket, indices: Vec::new(), grids: Vec::new(), pixels: spare.take() });
             waiting.len() - 1
         });
         let batch = &mut waiting[at];
         let room = append(&mut batch.pixels, self.patch_bytes(grid))?;
-        self.write_patches(&mut scratch.resize, image, grid, room)?;
+        self.write_patches(resize, image, grid, room)?;
         batch.indices.push(index);
         batch.grids.push(grid);
         Ok(at)
@@ -667,7 +718,7 @@ impl Model {
 
     fn run_images(
         &self,
-        scratch: &mut Scratch,
+        spare: &Spare,
         runs: &Runs,
         mut batch: Batch,
         normalize: bool,
@@ -680,8 +731,7 @@ impl Model {
         self.scattered(&batch.indices, out, |rows| {
             self.run_on_images(Graph::Vision, runs, &batch.pixels, length, &batch.grids, normalize, rows)
         })?;
-        batch.pixels.clear();
-        scratch.spare.push(batch.pixels);
+        spare.put(batch.pixels);
         Ok(())
     }
 
