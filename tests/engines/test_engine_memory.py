@@ -112,7 +112,7 @@ def test_queries_without_a_bias_are_not_copied(pocket_path: Path) -> None:
     graph = Bundle.open(pocket_path).manifest.graphs["vision"]["fp16"].file
     model = ir.load(pocket_path / graph)
     blocks = sum(node.op_type == "MultiHeadAttention" for node in model.graph)
-    biased = sum(str(name).endswith("attention.q.bias") for name in model.graph.initializers)
+    biased = sum(str(name).endswith("attention.q.bias.fp16") for name in model.graph.initializers)
     assert 0 < biased < blocks // 2
     profiles = {
         "patches": Profile((1, 256, 768), (8, 256, 768), (BATCH, 256, 768)),
