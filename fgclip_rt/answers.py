@@ -288,6 +288,33 @@ class Evaluated(Answer, frozen=True):
     true_before_false_by_change: dict[str, Counted]
 
 
+class Compared(Answer, frozen=True):
+    """Whether old and new vectors may share an index; ``error`` is there if they may not.
+
+    Attributes:
+        old: the bundle, or the file of vectors.
+        new: the bundle.
+        verdict: ``identical``, ``interchangeable`` or ``re-index``.
+        images: number of images that were compared.
+        texts: likewise.
+        least: the smallest cosine between the old and the new vector of an input; null if their widths differ.
+        mean: the mean of these; likewise.
+        kept: the share of the first 1, 10 and 100 results that stay in an index with vectors of both.
+        shift: the largest change of a cosine between a query and an item; null as above.
+    """
+
+    old: str
+    new: str
+    verdict: str
+    images: int
+    texts: int
+    least: float | None
+    mean: float | None
+    kept: dict[str, float]
+    shift: float | None
+    error: Problem | msgspec.UnsetType = msgspec.UNSET
+
+
 class Verified(Answer, frozen=True):
     """Comparisons of a bundle with the reference, on this machine; ``error`` is there if any failed."""
 

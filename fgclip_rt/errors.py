@@ -83,6 +83,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "download_failed": "A file could not be downloaded.",
         "parity_failed": "A graph does not give the reference's numbers.",
         "precision_refused": "A lower precision would change vectors more than its limits allow.",
+        "space_differs": "The old vectors and the new ones must not share an index.",
         "benchmark_failed": "A benchmark could not be run, or its results cannot be read.",
         "overloaded": "The server has as much work waiting as it may; ask again later.",
         "work_too_large": "The request is more work than the server ever lets wait.",

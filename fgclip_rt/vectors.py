@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from .arrays import FloatArray, IntArray
-from .errors import ArgumentError
+from .errors import ArgumentError, reason
 from .outputs import check_output, written_whole
 from .packages import require
 
@@ -190,3 +190,46 @@ def _write_parquet(rows: Rows, path: Path) -> None:
                 "vector": pa.FixedSizeListArray.from_arrays(values, rows.shape[1]),
             }
             writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_rows(path: Path) -> Rows:
+    """The vectors of a file that :func:`write_rows` wrote, and their origin.
+
+    Raises:
+        ArgumentError: it is no such file.
+        MissingDependencyError: it is Parquet and pyarrow is not installed.
+    """
+    if path.suffix == ".parquet":
+        require("parquet", ["pyarrow"], "reading .parquet needs {}, which is not installed", "use .npz")
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise ArgumentError(f"{path} has no known format; give a file in {', '.join(SUFFIXES)} that 'embed' wrote.")
+    try:
+        kinds, inputs, vectors = readers[path.suffix](path)
+        rows = Rows(kinds, inputs, np.ascontiguousarray(vectors, np.float32), np.arange(len(inputs)))
+        complete = rows.vectors.ndim == 2 and len(rows.vectors) == len(kinds) == len(inputs)
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be read ({error.strerror or reason(error)}); give another file.") from None
+    except Exception as error:  # each format's library has errors of its own
+        raise ArgumentError(f"{path} is no file that 'embed' wrote ({reason(error)}); give another.") from None
+    if not complete:
+        raise ArgumentError(f"{path} has not one vector for each input; give another file.")
+    return rows
+
+
+def _read_npy(path: Path) -> tuple[list[str], list[str], FloatArray]:
+    rows = msgspec.json.decode(index_path(path).read_bytes(), type=dict[str, list[Row]])["rows"]
+    return [row.kind for row in rows], [row.input for row in rows], np.load(path, allow_pickle=False)
+
+
+def _read_npz(path: Path) -> tuple[list[str], list[str], FloatArray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["kinds"].tolist(), archive["inputs"].tolist(), archive["vectors"]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[str], FloatArray]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path, columns=["kind", "input", "vector"])
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    return table["kind"].to_pylist(), table["input"].to_pylist(), vectors

@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
     "mcp": "Give agents tools to look at images, by the Model Context Protocol.",
     "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",
+    "compare": "Tell whether old vectors may stay when the bundle changes.",
     "scene": "Draw a scene that fg-clip2-pocket understands, and print its captions.",
     "bench": "Measure how fast a bundle is on this machine, beside its peers.",
     "doctor": "Show what this machine can run, and why not for the rest.",
