@@ -276,8 +276,27 @@ class Counted(Answer, frozen=True):
     total: int
 
 
+class Flipped(Answer, frozen=True):
+    """Choices that another precision makes otherwise, as :class:`fgclip_rt.evaluation.measures.Flips`."""
+
+    measure: str
+    language: str
+    share: float
+    lost: int
+    gained: int
+    probability: float
+
+
+class EvaluatedBeside(Answer, frozen=True):
+    """Choices of another precision on the same scenes, beside those of the first."""
+
+    precision: str
+    backend: str
+    figures: list[Flipped]
+
+
 class Evaluated(Answer, frozen=True):
-    """Right choices of a bundle on scenes."""
+    """Right choices of a bundle on scenes; ``others`` has an entry for every further precision."""
 
     bundle: str
     backend: str
@@ -286,6 +305,7 @@ class Evaluated(Answer, frozen=True):
     seed: int
     figures: list[Share]
     true_before_false_by_change: dict[str, Counted]
+    others: list[EvaluatedBeside]
 
 
 class Compared(Answer, frozen=True):

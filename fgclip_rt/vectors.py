@@ -206,7 +206,7 @@ def read_rows(path: Path) -> Rows:
         raise ArgumentError(f"{path} has no known format; give a file in {', '.join(SUFFIXES)} that 'embed' wrote.")
     try:
         kinds, inputs, vectors = readers[path.suffix](path)
-        rows = Rows(kinds, inputs, np.ascontiguousarray(vectors, np.float32), np.arange(len(inputs)))
+        rows = Rows(kinds, inputs, np.ascontiguousarray(vectors, np.float32), np.arange(len(inputs), dtype=np.int32))
         complete = rows.vectors.ndim == 2 and len(rows.vectors) == len(kinds) == len(inputs)
     except OSError as error:
         raise ArgumentError(f"{path} cannot be read ({error.strerror or reason(error)}); give another file.") from None

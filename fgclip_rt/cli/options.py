@@ -123,6 +123,30 @@ class Loading(Struct, frozen=True):
         return model
 
 
+class Loadings(Struct, frozen=True):
+    """The same in several precisions, or in the bundle's first if none is given."""
+
+    bundle: Path
+    device: str
+    precisions: tuple[str, ...]
+    threads: int | None
+    backend: str | None
+    preparation: str = "python"
+
+    def each(self) -> list[Loading]:
+        """One for each precision.
+
+        Raises:
+            ArgumentError: a precision is given twice.
+        """
+        if len(set(self.precisions)) < len(self.precisions):
+            raise ArgumentError("a precision is given twice; give each of them once.")
+        return [
+            Loading(self.bundle, self.device, precision, self.threads, self.backend, self.preparation)
+            for precision in self.precisions or (None,)
+        ]
+
+
 class Pixels(Struct, frozen=True):
     """How images are read and how large they become."""
 
@@ -212,6 +236,22 @@ def _group(name: str, kind: type[_T], *options: _Decorator) -> Callable[[_Functi
 
 
 loading = _group("loading", Loading, bundle, device, precision, threads, _backend, _preparation)
+loadings = _group(
+    "loadings",
+    Loadings,
+    bundle,
+    device,
+    click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        shell_complete=completed(PRECISIONS),
+        help="One of the bundle's precisions; repeatable.  [default: its first]",
+    ),
+    threads,
+    _backend,
+    _preparation,
+)
 pixels = _group(
     "pixels",
     Pixels,

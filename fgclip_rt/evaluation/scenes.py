@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..arrays import FloatArray
+from ..arrays import BoolArray, FloatArray
 from ..errors import ArgumentError
 from ..model import Model
 from ..pocket.captions import (
@@ -25,7 +25,7 @@ from ..pocket.captions import (
 from ..pocket.looks import Look, Split
 from ..pocket.scenes import Scene, draw, make_scene
 from ..scores import largest_at, similarity_maps
-from .measures import GALLERY, MEASURES, Figure, Measure, count_named, count_retrieved, holds, prefers
+from .measures import GALLERY, MEASURES, Figure, Measure, holds, named, prefers, retrieved
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,20 @@ def evaluate(
         preferred = prefers(seen.images, true, false)
         for (_, _, change), right in zip(statements, preferred.tolist(), strict=True):
             by_change[change] = (by_change[change][0] + right, by_change[change][1] + 1)
-        counted: dict[Measure, tuple[int, int, float]] = {
-            "short text to image": (count_retrieved(true, seen.images), scenes, 1 / GALLERY),
-            "image to short text": (count_retrieved(seen.images, true), scenes, 1 / GALLERY),
-            "region to box caption": (seen.named[language], seen.things, 1 / len(looks)),
-            "true before false caption": (int(preferred.sum()), scenes, 0.5),
-            "dense map inside its box": (seen.pointed[language], scenes, seen.boxed / scenes),
+        made: dict[Measure, tuple[BoolArray | list[bool], float]] = {
+            "short text to image": (retrieved(true, seen.images), 1 / GALLERY),
+            "image to short text": (retrieved(seen.images, true), 1 / GALLERY),
+            "region to box caption": (seen.named[language], 1 / len(looks)),
+            "true before false caption": (preferred, 0.5),
+            "dense map inside its box": (seen.pointed[language], seen.boxed / scenes),
         }
         if "long text to image" in measures:
             long = model.embed_texts((long_caption(scene, language, seed + i) for i, scene in enumerate(drawn)), "long")
-            counted["long text to image"] = (count_retrieved(long, seen.images), scenes, 1 / GALLERY)
-            counted["image to long text"] = (count_retrieved(seen.images, long), scenes, 1 / GALLERY)
-        figures += [Figure(measure, language, *counted[measure]) for measure in measures]
+            made["long text to image"] = (retrieved(long, seen.images), 1 / GALLERY)
+            made["image to long text"] = (retrieved(seen.images, long), 1 / GALLERY)
+        for measure in measures:
+            choices, chance = made[measure]
+            figures.append(Figure(measure, language, tuple(map(bool, choices)), chance))
     return Evaluation(scenes, seed, tuple(figures), by_change)
 
 
@@ -110,17 +112,15 @@ class _Seen:
 
     Attributes:
         images: vectors of all of them, float32 [n, D].
-        things: number of boxes.
         boxed: sum over the pictures of the share that the box of the first thing covers.
-        named: by language, number of boxes that are nearest to their own caption.
-        pointed: by language, number of maps that are largest inside their thing's box.
+        named: by language, whether each box is nearest to its own caption.
+        pointed: by language, whether each map is largest inside its thing's box.
     """
 
     images: FloatArray
-    things: int = 0
     boxed: float = 0.0
-    named: dict[Language, int] = field(default_factory=lambda: dict.fromkeys(LANGUAGES, 0))
-    pointed: dict[Language, int] = field(default_factory=lambda: dict.fromkeys(LANGUAGES, 0))
+    named: dict[Language, list[bool]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
+    pointed: dict[Language, list[bool]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
 
 
 def _see(
@@ -138,7 +138,6 @@ def _see(
         picture, target = draw(scene), scene.things[0]
         vectors.append(model.embed_images(picture)[0])
         left, top, right, bottom = target.box
-        seen.things += len(scene.things)
         seen.boxed += (right - left) * (bottom - top) / (scene.width * scene.height)
         if names:
             dense = model.dense(picture)
@@ -146,11 +145,11 @@ def _see(
             if "region to box caption" in measures:
                 regions = dense.regions([thing.box for thing in scene.things])
                 for language, texts in names.items():
-                    seen.named[language] += count_named(regions, texts, own)
+                    seen.named[language] += named(regions, texts, own).tolist()
             if "dense map inside its box" in measures:
                 for language, texts in names.items():
                     (values,) = similarity_maps(dense.features(), texts[own[:1]])
-                    seen.pointed[language] += holds(target.box, largest_at(values, picture.size))
+                    seen.pointed[language].append(holds(target.box, largest_at(values, picture.size)))
         done()
     seen.images = np.stack(vectors)
     return seen

@@ -86,7 +86,9 @@ def say_evaluated() -> None:
     share = answers.Share("true before false caption", "en", 1234, 1500, 0.5, 1234 / 1500)
     figures = [share, msgspec.structs.replace(share, language="zh")]
     counted = {"colour": answers.Counted(1, 2)}
-    evaluate._say(answers.Evaluated("bundle", "onnxruntime 1.32.0 on cpu", "fp32", 500, 0, figures, counted))
+    flipped = [answers.Flipped(part.measure, part.language, part.share, 123, 98, 0.105) for part in figures]
+    others = [answers.EvaluatedBeside("int8", "onnxruntime 1.32.0 on cpu", flipped)]
+    evaluate._say(answers.Evaluated("bundle", "onnxruntime 1.32.0 on cpu", "fp32", 500, 0, figures, counted, others))
 
 
 def say_timings() -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -810,6 +811,24 @@ def test_evaluate_counts_right_choices(pocket_path: Path, hundred: Evaluation, m
     assert asked == [(200, 3)]
     assert f"{figures['short text to image', 'zh']['share']:.1%}" in table
     assert "by chance" in table
+
+    # The second precision gives one answer otherwise.
+    def other(*arguments: Any, **_: Any) -> Evaluation:
+        first, *rest = found[0].figures
+        assert first.choices[0]
+        worse = replace(first, choices=(False, *first.choices[1:]))
+        return replace(found[0], figures=(worse, *rest)) if arguments[0].precision == "int8" else found[0]
+
+    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.evaluate_model", other)
+    both = ("--precision", "fp32", "--precision", "int8")
+    (beside,) = json.loads(run_command("evaluate", pocket_path, *both, "--json").stdout)["others"]
+    assert beside["precision"] == "int8"
+    assert [(flipped["lost"], flipped["gained"], flipped["probability"]) for flipped in beside["figures"][:2]] == [
+        (1, 0, 1.0),
+        (0, 0, 1.0),
+    ]
+    assert "choices of int8 that are not those of fp32" in run_command("evaluate", pocket_path, *both).stdout
+    assert "given twice" in error_of("evaluate", pocket_path, "--precision", "fp32", "--precision", "fp32")
 
 
 def test_evaluate_refuses_what_makes_no_hundreds(pocket_path: Path) -> None:

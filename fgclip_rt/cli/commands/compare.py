@@ -126,10 +126,10 @@ def _compared(
         verdict=verdict,
         images=len(sources),
         texts=len(lines),
-        least=found and found.least,
-        mean=found and found.mean,
-        kept={str(depth): share for depth, share in found.kept.items()} if found else {},
-        shift=found and found.shift,
+        least=None if found is None else found.least,
+        mean=None if found is None else found.mean,
+        kept={str(depth): share for depth, share in (found.kept if found else {}).items()},
+        shift=None if found is None else found.shift,
         error=Problem(error.code, str(error)) if verdict == "re-index" else msgspec.UNSET,
     )
 
