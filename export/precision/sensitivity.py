@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,15 +11,15 @@ from fgclip_rt.arrays import FloatArray
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.manifest import FP32
 from fgclip_rt.model import Model
-from fgclip_rt.probe import Probe
+from fgclip_rt.probe import Probe, ProbeImage
 
 from .emulation import emulate
 from .graph_backend import GraphBackend
 from .lower import lower
 
-#: Largest number of patches of the image that is run, unless the model's images all have more. More patches or images
-#: rank the layers alike and take longer.
-_MOST_PATCHES = 256
+#: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more. More
+#: patches rank the layers alike and take longer.
+_MOST_PATCHES, _MOST_TOGETHER = 256, 320
 
 
 class Sensitivity:
@@ -33,14 +33,11 @@ class Sensitivity:
         Args:
             bundle: the bundle with float32 whose folder holds the graphs' weights.
             graphs: float32 graphs, by name.
-            probe: the probe whose texts and one of whose smaller images are run.
+            probe: the probe whose texts and one or more of whose smaller images are run.
             ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
         """
         self._bundle, self._graphs, self._ranges = bundle, graphs, ranges
-        by_size = sorted(probe.images, key=lambda image: len(image.patches))
-        fitting = [image for image in by_size if len(image.patches) <= _MOST_PATCHES]
-        self._image = (fitting or by_size[:1])[-1]
-        self._walk_types = probe.walk_types
+        self._images, self._walk_types = _chosen(probe.images), probe.walk_types
         self._exact: dict[str, FloatArray] = {}
         self._costs: dict[tuple[str, str, ir.DataType], float] = {}
 
@@ -83,8 +80,21 @@ class Sensitivity:
         if graph == "text":
             for walk_type, texts in self._walk_types.items():
                 yield model.embed_texts(texts.texts, walk_type, normalize=False)
-        elif graph == "vision":
-            yield model.embed_images(self._image.rgb, normalize=False)
-        else:
-            (dense,) = model.dense_features(self._image.rgb, normalize=False)
-            yield dense.reshape(-1, model.dim)
+            return
+        for image in self._images:
+            if graph == "vision":
+                yield model.embed_images(image.rgb, normalize=False)
+            else:
+                (dense,) = model.dense_features(image.rgb, normalize=False)
+                yield dense.reshape(-1, model.dim)
+
+
+def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:
+    """The largest images that are small enough, as many as are together; the smallest image if none is."""
+    by_size = sorted(images, key=lambda image: -len(image.patches))
+    chosen: list[ProbeImage] = []
+    for image in by_size:
+        together = len(image.patches) + sum(len(other.patches) for other in chosen)
+        if len(image.patches) <= _MOST_PATCHES and together <= _MOST_TOGETHER:
+            chosen.append(image)
+    return chosen or by_size[-1:]
