@@ -4,6 +4,7 @@
 - ``writer``: changes to them.
 - ``updating``: from a folder to its index.
 - ``exact``: cosines with all rows, and the largest of them.
+- ``approximate``: a graph that chooses rows, so that not all are compared.
 - ``search``: from a query to images, and to places in them.
 - ``duplicates``: images that are nearly the same.
 - ``picture``: the images that a search found, on one sheet.

@@ -44,7 +44,7 @@ def test_a_text_finds_images_in_a_table_and_in_json(made: Path, photos: Path) ->
     shown = run_command("search", made, "--text", "a big spotted yellow star", "--top", 3)
     assert shown.stdout.startswith(f"nearest of 10 images below {photos.resolve()}")
     answer = json.loads(run_command("search", made, "--text", "a big spotted yellow star", "--top", 3, "--json").stdout)
-    assert list(answer) == ["index", "root", "searched", "fine", "hits", "skipped"]
+    assert list(answer) == ["index", "root", "searched", "recall", "fine", "hits", "skipped"]
     for rank, hit in enumerate(answer["hits"], 1):
         assert f"{rank}  {hit['image']}" in " ".join(shown.stdout.split(" ")).replace("   ", "  ")
         assert hit["box"] is None

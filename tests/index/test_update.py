@@ -312,7 +312,7 @@ def test_killed_at_any_moment_it_is_the_old_or_the_new_one(pocket: Model, photos
 def test_an_interrupted_first_run_leaves_no_index_and_loses_no_vector(
     pocket: Model, photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer.Writer, "finish", stop)
