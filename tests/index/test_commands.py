@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +43,22 @@ def test_an_index_is_made_and_brought_up_to_date(photos: Path, output: Path) -> 
     }
     assert [(each["input"], each["code"]) for each in again["skipped"]] == [("bad.png", "image_unsupported")]
     assert again["images_per_second"] is None
+
+
+def test_a_terminal_shows_the_rate_and_the_time(photos: Path, output: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fgclip_rt", "index", NAME, str(photos), "--output", str(output)]
+    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm", "NO_COLOR": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        # A terminal whose last writer has gone fails to be read.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(r"images .* 10/10 +\d[\d,]*\.\d/s +0:00:\d\d", shown.decode())
 
 
 def test_a_text_finds_images_in_a_table_and_in_json(made: Path, photos: Path) -> None:
