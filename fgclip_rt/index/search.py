@@ -128,7 +128,7 @@ class ImageIndex:
         Args:
             queries: float32 [m, D], of length one.
             count: number of images for each.
-            folder: a folder below the indexed one, with slashes; empty for all.
+            folder: a folder below the indexed one, with slashes, as hits spell it; empty for all.
             compare_all: compare every image, even if a graph could choose some.
 
         Returns:
@@ -143,7 +143,7 @@ class ImageIndex:
             raise ArgumentError(f"count is {count}; ask for one image or more.")
         if queries.ndim != 2 or queries.shape[1] != self.about.dim:
             raise ArgumentError(f"queries have the shape {list(queries.shape)}; this index has [m, {self.about.dim}].")
-        below = os.fsencode(folder.strip("/"))
+        below = _below(folder)
         with self._looking() as state:
             rows = state.rows if not below else self._files.rows(below)
             if not len(rows):
@@ -173,18 +173,18 @@ class ImageIndex:
     def searched(self, folder: str = "") -> int:
         """Number of distinct images that are searched."""
         with self._looking() as state:
-            return len(self._files.rows(os.fsencode(folder.strip("/")))) if folder else len(state.rows)
+            return len(self._files.rows(_below(folder))) if folder else len(state.rows)
 
     def vectors(self, folder: str = "") -> tuple[Array, Array]:
         """Rows int64 [n] that have an image in a folder, and their vectors, float16 [n, D]."""
         with self._looking() as state:
-            rows = self._files.rows(os.fsencode(folder.strip("/"))) if folder else state.rows
+            rows = self._files.rows(_below(folder)) if folder else state.rows
             return rows, state.vectors if len(rows) == len(state.vectors) else state.vectors[rows]
 
     def images(self, row: int, folder: str = "") -> list[str]:
         """Paths below the indexed folder of all files of a row, as :func:`fgclip_rt.spell_path` spells them."""
         with self._looking():
-            paths = self._files.paths(row, os.fsencode(folder.strip("/")))
+            paths = self._files.paths(row, _below(folder))
             return [spell_path(os.fsdecode(path)) for path in paths]
 
     def file(self, hit: Hit) -> Path:
@@ -223,6 +223,18 @@ class ImageIndex:
                 state = _State(about.generation, self._files.vectors(), self._files.rows(), graph)
                 self._state = state
             yield state
+
+
+def _below(folder: str) -> bytes:
+    """A folder as the table has it.
+
+    Raises:
+        ArgumentError: no file can have this name.
+    """
+    try:
+        return os.fsencode(unspell_path(folder).strip("/"))
+    except UnicodeEncodeError:
+        raise ArgumentError(f"folder {folder!r} is not valid Unicode; spell it as the hits do.") from None
 
 
 class Query(msgspec.Struct, frozen=True):

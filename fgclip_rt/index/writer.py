@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -207,7 +207,8 @@ class Writer:
         """The index to change: the one that is there, the same one that an interrupted run has begun, or a new one."""
         if self._folder == self._path:
             return IndexFiles.open(self._path)
-        if (self._folder / TABLE).exists():
+        # A run that found the disk full may have left a table of nothing.
+        with suppress(IndexFileError):
             begun = IndexFiles.open(self._folder)
             if _same_vectors(begun.about, about):
                 return begun

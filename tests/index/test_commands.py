@@ -122,6 +122,13 @@ def test_wrong_questions_are_refused(made: Path, arguments: list[str], fault: st
     assert fault in run_command("search", made, *arguments, status=1).stderr
 
 
+def test_huge_questions_are_answered(made: Path) -> None:
+    long = run_command("search", made, "--text", "a star " * 10_000, "--top", 1, "--json")
+    assert "lose their end (number 1); shorten them" in long.stderr
+    assert len(json.loads(long.stdout)["hits"]) == 1
+    assert len(json.loads(run_command("search", made, "--text", "a", "--top", 10**15, "--json").stdout)["hits"]) == 10
+
+
 def test_a_folder_that_is_no_index_is_refused(photos: Path) -> None:
     error = json.loads(run_command("search", photos, "--text", "a", "--json", status=1).stdout)["error"]
     assert error["code"] == "index_missing"

@@ -116,12 +116,18 @@ def test_a_map_is_that_of_the_model(server: Server, model: Model, photos: Path) 
         ({"text": "a", "top": 0}, 400, "request_invalid"),
         ({"text": "a", "top": 10**6}, 400, "request_invalid"),
         ({"text": "a", "folder": "../.."}, 400, "index_empty"),
+        ({"text": "a", "folder": "x" * 10**6}, 400, "index_empty"),
+        ({"text": "a", "folder": "\0"}, 400, "index_empty"),
         ({"image": "bm8="}, 400, "image_unsupported"),
     ],
 )
 def test_what_cannot_be_answered_is_said(server: Server, body: dict[str, object], status: int, code: str) -> None:
     answer = server.post("/v1/search", **body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_huge_text_is_cut_as_every_text_is(server: Server) -> None:
+    assert len(images(server.post("/v1/search", text="a star " * 10**5, top=2))) == 2
 
 
 @pytest.mark.parametrize("path", ["/v1/images/..%2f..%2fetc%2fpasswd", "/v1/images/0/../../etc", "/v1/images/-1"])

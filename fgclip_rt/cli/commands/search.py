@@ -110,7 +110,7 @@ def _query(
     index: ImageIndex, model: Model, text: str | None, image: Path | None, box: str | None, *, fine: bool
 ) -> Query:
     if text is not None:
-        warn_of_texts(model, [text], "short")
+        warn_of_texts(model, [text], "short", fixed=True)
         return Query.of_text(model, text, fine=fine)
     assert image is not None
     corners = None if box is None else parse_box(box, "xyxy")
