@@ -178,7 +178,9 @@ class Searched(Answer, frozen=True):
     Attributes:
         index: the index.
         root: the folder that is indexed.
-        searched: number of distinct images that were compared.
+        searched: number of distinct images that were searched.
+        recall: share of the ten nearest images that the index's graph finds, if it chose which ones were compared; None
+            if all were.
         fine: whether the best of them were ranked by their patches.
         hits: the nearest.
         skipped: images that could not be read to look at their patches, and so are left out.
@@ -187,6 +189,7 @@ class Searched(Answer, frozen=True):
     index: str
     root: str
     searched: int
+    recall: float | None
     fine: bool
     hits: list[Hit]
     skipped: list[Skipped]
@@ -224,6 +227,7 @@ class Indexed(Answer, frozen=True):
     unchanged: int
     embedded: int
     images_per_second: float | None
+    recall: float | None
     skipped: list[Skipped]
     passed_over: dict[str, int]
     unreadable: list[str]

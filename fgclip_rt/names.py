@@ -30,8 +30,11 @@ def spell_path(path: str | os.PathLike[str]) -> str:
 
 
 def unspell_path(spelling: str) -> str:
-    """The path that :func:`spell_path` has spelled so, for :func:`open` and :class:`pathlib.Path`."""
-    return os.fsdecode(_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), spelling.encode()))
+    """The path that :func:`spell_path` has spelled so, for :func:`open` and :class:`pathlib.Path`.
+
+    Bytes that are not UTF-8 may also stand in it as Python's own surrogates.
+    """
+    return os.fsdecode(_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), os.fsencode(spelling)))
 
 
 def make_visible(text: str) -> str:

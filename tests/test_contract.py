@@ -81,6 +81,8 @@ HEAVY = {
     "llama_index": ("integrations",),
     "pydantic": ("integrations",),
     "opentelemetry": ("serving",),
+    "mcp": ("serving",),
+    "usearch": ("index", "benchmarks"),
 }
 
 

@@ -86,8 +86,15 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str) -> list[int]:
-    """Report texts that lose their end or spell special tokens, and return the indices of the former."""
+def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str, *, fixed: bool = False) -> list[int]:
+    """Report texts that lose their end or spell special tokens, and return the indices of the former.
+
+    Args:
+        model: tokenises them.
+        texts: the texts.
+        walk_type: their kind.
+        fixed: whether the command has no other kind.
+    """
     indices, special = [], {}
     for index, text in enumerate(model.tokenizer.encode_each(texts, walk_type)):
         if text.truncated:
@@ -103,7 +110,7 @@ def warn_of_texts(model: Model, texts: Sequence[str], walk_type: str) -> list[in
     if indices:
         limit = model.tokenizer.walk_type(walk_type).length
         others = [name for name, spec in model.manifest.text.walk_types.items() if spec.length > limit]
-        longer = f"use --walk-type {others[0]}" if others else "shorten them"
+        longer = f"use --walk-type {others[0]}" if others and not fixed else "shorten them"
         shown = ", ".join(str(index + 1) for index in indices[:5]) + (", …" if len(indices) > 5 else "")
         warn(
             f"fgclip-rt: {len(indices)} of {len(texts)} texts exceed {limit} tokens and lose their end "

@@ -12,7 +12,7 @@ from .output import make_console
 
 @contextmanager
 def progress_bars() -> Iterator[BeginStage]:
-    """Progress bars with the time left on a terminal, nothing elsewhere.
+    """Progress bars with steps a second and the time left on a terminal, nothing elsewhere.
 
     Yields a function that begins a bar, given its label and number of steps, and returns a function that advances it
     by one.
@@ -26,6 +26,7 @@ def progress_bars() -> Iterator[BeginStage]:
         TextColumn("{task.description:<20}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         # When a stage has ended, the time that it took.
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[tense]}"),
@@ -33,12 +34,14 @@ def progress_bars() -> Iterator[BeginStage]:
     with Progress(*columns, console=make_console(sys.stderr), expand=False) as progress:
 
         def begin(label: str, steps: int) -> Callable[[], None]:
-            task = progress.add_task(label, total=steps, tense="left")
+            number = progress.add_task(label, total=steps, tense="left", rate="")
+            task = progress.tasks[number]
 
             def done() -> None:
-                progress.advance(task)
-                if progress.tasks[task].finished:
-                    progress.update(task, tense="")
+                progress.advance(number)
+                speed = task.finished_speed or task.speed
+                rate = "" if speed is None else f"{speed:,.1f}/s"
+                progress.update(number, tense="" if task.finished else "left", rate=rate)
 
             return done
 

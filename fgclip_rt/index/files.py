@@ -5,6 +5,7 @@ An index is a folder.
 - ``index.sqlite`` holds the table. Its transactions are those of the index: a change is there whole or not at all.
 - ``vectors-N.f16`` holds one row of D float16 numbers, little-endian, for each content that was embedded. Rows are only
   appended, and on the disk before the table names them. What lies beyond the last row of the table counts for nothing.
+- ``graph-N.usearch``, if there is one, chooses rows for an approximate search. It may lack the last rows.
 - ``lock`` is held by the one process that changes the index.
 
 ``contents`` has a row for each content that has a vector: copies share one, and a file that moved keeps its own.
@@ -54,6 +55,22 @@ CREATE INDEX images_of_row ON images (row, path);
 """
 
 
+class GraphFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A graph over the first rows of an index.
+
+    Attributes:
+        file: its name.
+        size: in bytes.
+        rows: number of rows.
+        recall: share of the ten nearest rows that it chooses, as :func:`.approximate.measure_recall` measures it.
+    """
+
+    file: str
+    size: int
+    rows: int
+    recall: float
+
+
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """An index, as it describes itself.
 
@@ -69,7 +86,9 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         exif_transpose: likewise.
         root: the folder that is indexed, absolute.
         vectors: name of the file of vectors.
-        generation: number of updates that have ended.
+        generation: number of changes that have ended.
+        approximate: whether it is to have a graph.
+        graph: the graph; None if there is none, or not yet.
     """
 
     format: str = FORMAT
@@ -84,6 +103,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     vectors: str = "vectors-1.f16"
     generation: int = 0
+    approximate: bool = False
+    graph: GraphFile | None = None
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -144,7 +165,7 @@ class IndexFiles:
             table = _connect(path)
             return cls(path, table, _about(path, table))
         except sqlite3.Error as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
 
     @classmethod
     def create(cls, path: Path, about: About) -> IndexFiles:
@@ -181,7 +202,7 @@ class IndexFiles:
             finally:
                 self.table.execute("COMMIT")
         except sqlite3.Error as error:
-            raise _damaged(self.path, error) from None
+            raise damaged(self.path, error) from None
 
     def vectors(self) -> Array:
         """All rows, float16 [n, D], mapped from the disk.
@@ -203,7 +224,7 @@ class IndexFiles:
                 )
             return np.memmap(path, "<f2", "r", shape=(count, width))
         except OSError as error:
-            raise _damaged(self.path, error) from None
+            raise damaged(self.path, error) from None
 
     def count(self) -> int:
         """Number of rows of vectors."""
@@ -268,10 +289,11 @@ def _about(path: Path, table: sqlite3.Connection) -> About:
             )
         return msgspec.convert(document, About)
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> IndexFileError:
+def damaged(path: Path, error: Exception | str) -> IndexFileError:
+    """The error for a file of an index that cannot be used."""
     return IndexFileError(
         f"{path} is damaged ({error}); copy it again, or make it anew with 'fgclip-rt index --overwrite'.",
         code="index_damaged",

@@ -20,8 +20,10 @@ from ..errors import ArgumentError, ImageError, IndexFileError
 from ..images import ImageSource
 from ..model import Model
 from ..names import spell_path, unspell_path
+from ..packages import missing_packages
 from ..scores import box_around_largest, similarity_maps
 from . import exact
+from .approximate import Graph
 from .files import About, IndexFiles
 
 #: Images whose patches are looked at by default, for each that is to be found.
@@ -29,11 +31,27 @@ LOOKED_AT = 4
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What an index held when it was last looked at: its generation, vectors, and rows that have an image."""
+    """An index when it was last looked at.
+
+    Attributes:
+        generation: that of its description.
+        vectors: its rows, float16 [n, D].
+        rows: numbers of those that have an image, int64 and ascending.
+        graph: chooses rows for approximate searches; None if there is no graph, or usearch is not installed.
+    """
 
     generation: int
     vectors: Array
     rows: Array
+    graph: Graph | None
+
+    def choose(self, query: FloatArray, count: int) -> Array:
+        """Rows with an image that the graph chooses for a query, ascending; all if there are fewer than ``count``."""
+        assert self.graph is not None
+        chosen = self.graph.choose(query, count, len(self.vectors))
+        places = np.minimum(np.searchsorted(self.rows, chosen), len(self.rows) - 1)
+        shown = chosen[self.rows[places] == chosen]
+        return shown if len(shown) >= min(count, len(self.rows)) else self.rows
 
 
 class ImageIndex:
@@ -102,13 +120,16 @@ class ImageIndex:
                 code="index_mismatch",
             )
 
-    def search(self, queries: FloatArray, count: int = 12, folder: str = "") -> list[list[Hit]]:
+    def search(
+        self, queries: FloatArray, count: int = 12, folder: str = "", *, compare_all: bool = False
+    ) -> list[list[Hit]]:
         """The images nearest to each query.
 
         Args:
             queries: float32 [m, D], of length one.
             count: number of images for each.
-            folder: a folder below the indexed one, with slashes; empty for all.
+            folder: a folder below the indexed one, with slashes, as hits spell it; empty for all.
+            compare_all: compare every image, even if a graph could choose some.
 
         Returns:
             For each query its hits, nearest first; of equal ones, the one that was indexed first comes first. Copies of
@@ -122,34 +143,48 @@ class ImageIndex:
             raise ArgumentError(f"count is {count}; ask for one image or more.")
         if queries.ndim != 2 or queries.shape[1] != self.about.dim:
             raise ArgumentError(f"queries have the shape {list(queries.shape)}; this index has [m, {self.about.dim}].")
-        below = os.fsencode(folder.strip("/"))
+        below = _below(folder)
         with self._looking() as state:
             rows = state.rows if not below else self._files.rows(below)
             if not len(rows):
                 place = f"{self.path} below {folder}" if below else self.path
                 raise IndexFileError(f"{place} has no images; index a folder that has some.", code="index_empty")
-            everything = len(rows) == len(state.vectors)
-            found = exact.cosines(state.vectors, queries, None if everything else rows)
+            if state.graph is not None and not below and not compare_all:
+                chosen = [state.choose(query, count) for query in queries]
+                pairs = zip(chosen, queries, strict=True)
+                found = [exact.cosines(state.vectors, query[None], among)[:, 0] for among, query in pairs]
+            else:
+                everything = len(rows) == len(state.vectors)
+                chosen = [rows] * len(queries)
+                found = list(
+                    np.ascontiguousarray(exact.cosines(state.vectors, queries, None if everything else rows).T)
+                )
             return [
-                [self._hit(int(rows[index]), float(column[index]), below) for index in exact.largest(column, count)]
-                for column in np.ascontiguousarray(found.T)
+                [self._hit(int(among[place]), float(column[place]), below) for place in exact.largest(column, count)]
+                for among, column in zip(chosen, found, strict=True)
             ]
 
-    def searched(self, folder: str = "") -> int:
-        """Number of distinct images that a search compares."""
+    def recall(self) -> float | None:
+        """Share of the ten nearest images that the graph finds; None if searches compare all images."""
         with self._looking() as state:
-            return len(self._files.rows(os.fsencode(folder.strip("/")))) if folder else len(state.rows)
+            about = self._files.about.graph
+            return None if state.graph is None or about is None else about.recall
+
+    def searched(self, folder: str = "") -> int:
+        """Number of distinct images that are searched."""
+        with self._looking() as state:
+            return len(self._files.rows(_below(folder))) if folder else len(state.rows)
 
     def vectors(self, folder: str = "") -> tuple[Array, Array]:
         """Rows int64 [n] that have an image in a folder, and their vectors, float16 [n, D]."""
         with self._looking() as state:
-            rows = self._files.rows(os.fsencode(folder.strip("/"))) if folder else state.rows
+            rows = self._files.rows(_below(folder)) if folder else state.rows
             return rows, state.vectors if len(rows) == len(state.vectors) else state.vectors[rows]
 
     def images(self, row: int, folder: str = "") -> list[str]:
         """Paths below the indexed folder of all files of a row, as :func:`fgclip_rt.spell_path` spells them."""
         with self._looking():
-            paths = self._files.paths(row, os.fsencode(folder.strip("/")))
+            paths = self._files.paths(row, _below(folder))
             return [spell_path(os.fsdecode(path)) for path in paths]
 
     def file(self, hit: Hit) -> Path:
@@ -180,8 +215,26 @@ class ImageIndex:
         with self._lock, self._files.reading():
             state = self._state
             if state is None or state.generation != self._files.about.generation:
-                state = self._state = _State(self._files.about.generation, self._files.vectors(), self._files.rows())
+                about = self._files.about
+                # Without the package every image is compared, and the answer says so.
+                graph = None
+                if about.graph is not None and not missing_packages(("usearch",)):
+                    graph = Graph(self.path, about.graph)
+                state = _State(about.generation, self._files.vectors(), self._files.rows(), graph)
+                self._state = state
             yield state
+
+
+def _below(folder: str) -> bytes:
+    """A folder as the table has it.
+
+    Raises:
+        ArgumentError: no file can have this name.
+    """
+    try:
+        return os.fsencode(unspell_path(folder).strip("/"))
+    except UnicodeEncodeError:
+        raise ArgumentError(f"folder {folder!r} is not valid Unicode; spell it as the hits do.") from None
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -228,7 +281,14 @@ class Query(msgspec.Struct, frozen=True):
 
 
 def find(
-    index: ImageIndex, model: Model, query: Query, count: int = 12, folder: str = "", depth: int | None = None
+    index: ImageIndex,
+    model: Model,
+    query: Query,
+    count: int = 12,
+    folder: str = "",
+    depth: int | None = None,
+    *,
+    compare_all: bool = False,
 ) -> Searched:
     """The images of an index that are nearest to a query.
 
@@ -241,14 +301,15 @@ def find(
         count: number of images.
         folder: as for :meth:`ImageIndex.search`.
         depth: number of images whose patches are looked at; None takes four times ``count``.
+        compare_all: as for :meth:`ImageIndex.search`.
 
     Raises:
         IndexFileError: as for :meth:`ImageIndex.search`.
     """
     if query.part is None:
-        (hits,) = index.search(query.whole[None], count, folder)
-        return searched(index, hits, folder)
-    (hits,) = index.search(query.whole[None], depth or LOOKED_AT * count, folder)
+        (hits,) = index.search(query.whole[None], count, folder, compare_all=compare_all)
+        return searched(index, hits, folder, compare_all=compare_all)
+    (hits,) = index.search(query.whole[None], depth or LOOKED_AT * count, folder, compare_all=compare_all)
     placed, skipped = [], []
     for hit in hits:
         try:
@@ -257,7 +318,8 @@ def find(
             skipped.append(Skipped(hit.image, error.code, str(error)))
             continue
         placed.append(place(hit, dense, query))
-    return searched(index, ranked(placed, query)[:count], folder, fine=True, skipped=skipped)
+    best = ranked(placed, query)[:count]
+    return searched(index, best, folder, fine=True, skipped=skipped, compare_all=compare_all)
 
 
 def place(hit: Hit, dense: DenseImage, query: Query) -> Hit:
@@ -275,13 +337,20 @@ def ranked(hits: Iterable[Hit], query: Query) -> list[Hit]:
 
 
 def searched(
-    index: ImageIndex, hits: Sequence[Hit], folder: str, *, fine: bool = False, skipped: Sequence[Skipped] = ()
+    index: ImageIndex,
+    hits: Sequence[Hit],
+    folder: str,
+    *,
+    fine: bool = False,
+    skipped: Sequence[Skipped] = (),
+    compare_all: bool = False,
 ) -> Searched:
     """The answer of a search."""
     return Searched(
         index=spell_path(index.path),
         root=spell_path(index.about.root),
         searched=index.searched(folder),
+        recall=None if folder or compare_all else index.recall(),
         fine=fine,
         hits=list(hits),
         skipped=list(skipped),

@@ -14,8 +14,10 @@ from ..errors import ImageError, IndexFileError
 from ..folders import Found, search_folder
 from ..model import Model
 from ..names import spell_path
+from ..packages import require
 from ..preparation import Patches
 from ..progress import BeginStage, silent
+from .approximate import TEXTS
 from .files import About, Entry
 from .writer import NewContent, Writer, digest
 
@@ -32,6 +34,7 @@ class Updated(msgspec.Struct, frozen=True):
         embedded: number of contents that the model ran on; copies and moved files need no run.
         unreadable: files that cannot be read, with their errors.
         found: what the search of the folder found.
+        recall: that of the graph for approximate searches; None if there is none.
     """
 
     images: int
@@ -42,6 +45,7 @@ class Updated(msgspec.Struct, frozen=True):
     embedded: int
     unreadable: list[Entry]
     found: Found
+    recall: float | None
 
 
 def update(
@@ -53,6 +57,7 @@ def update(
     max_num_patches: int | None = None,
     exif_transpose: bool | None = None,
     anew: bool = False,
+    approximate: bool | None = None,
     begin: BeginStage = silent,
 ) -> Updated:
     """Index the images below ``folder``, or bring their index up to date.
@@ -68,11 +73,14 @@ def update(
         max_num_patches: as for :meth:`Model.embed_images`.
         exif_transpose: likewise.
         anew: replace an index of another folder, bundle or settings.
-        begin: begins a progress bar.
+        approximate: whether the index has a graph for approximate searches, which needs the extra ``approximate``;
+            None leaves it as it is, and makes none for a new index.
+        begin: begins progress bars.
 
     Raises:
         IndexFileError: the index is of another folder, bundle or settings, or damaged, or another process updates it.
         ImageError: the folder cannot be read.
+        MissingDependencyError: the graph needs a package that is not installed.
         OutputError: the index cannot be written.
     """
     root = os.path.realpath(folder)
@@ -89,6 +97,10 @@ def update(
     found = search_folder(root)
     with Writer(output, about, anew=anew) as writer:
         _check_same(output, writer.files.about, about)
+        if approximate is None:
+            approximate = writer.files.about.approximate
+        if approximate:
+            require("approximate", ("usearch",), "an approximate search needs {}, which is not installed")
         before = {entry.path: entry for entry in writer.files.entries()}
         paths = [os.fsencode(os.path.relpath(path, root)) for path in found.files]
         embedding = _Embedding(model, writer, about)
@@ -103,7 +115,10 @@ def update(
                 changed.append((number, entry))
         embedding.run(changed, begin("images", len(changed)))
         entries = [entry for _, entry in sorted(embedding.done.items())]
-        writer.finish(entries, root)
+        writer.finish(entries, root, approximate=approximate)
+        if approximate:
+            writer.renew_graph(model.embed_texts(TEXTS), begin)
+        graph = writer.files.about.graph
         return Updated(
             images=writer.files.counts()[0],
             added=sum(entry.path not in before for _, entry in changed),
@@ -113,6 +128,7 @@ def update(
             embedded=embedding.embedded,
             unreadable=[entry for entry in entries if entry.row is None],
             found=found,
+            recall=None if graph is None else graph.recall,
         )
 
 

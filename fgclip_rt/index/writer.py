@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +17,15 @@ import numpy as np
 from ..arrays import Array, FloatArray
 from ..errors import IndexFileError, OutputError
 from ..outputs import cannot_write
-from .files import LOCK, TABLE, About, Entry, IndexFiles, cannot_write_index
+from ..progress import BeginStage, silent
+from .approximate import Graph, extend, measure_recall
+from .files import LOCK, TABLE, About, Entry, GraphFile, IndexFiles, cannot_write_index
 
 #: Rows that are copied at once; 25 MB at 768 dimensions.
 _MOVED = 16384
+
+#: Files of which an index has the one that its description names.
+_NUMBERED = ("vectors-*.f16", "graph-*.usearch")
 
 
 class NewContent(msgspec.Struct, frozen=True):
@@ -69,9 +74,7 @@ class Writer:
             self._vectors = (self._folder / self.files.about.vectors).open("ab", buffering=0)
             # Of an interrupted run: rows that the table does not name, and files that took no name.
             self._vectors.truncate(2 * self.files.count() * self.files.about.dim)
-            for other in self._folder.glob("vectors-*.f16"):
-                if other.name != self.files.about.vectors:
-                    other.unlink()
+            self._clean()
         except OSError as error:
             self._unlock()
             raise cannot_write(path, error) from None
@@ -126,16 +129,24 @@ class Writer:
             )
         return [rows[content.digest] for content in contents]
 
-    def finish(self, entries: Iterable[Entry], root: str) -> None:
+    def finish(self, entries: Iterable[Entry], root: str, *, approximate: bool) -> None:
         """Replace the images by ``entries``, those of the folder ``root``, in one step.
 
         If over half of the rows have no image any more, the others move to a new file of vectors.
+
+        Args:
+            entries: the images.
+            root: the folder.
+            approximate: whether the index is to have a graph; :meth:`renew_graph` makes it.
 
         Raises:
             OutputError: writing failed; the images are those of before.
         """
         old = self.files.about
-        about = msgspec.structs.replace(old, generation=old.generation + 1, root=root)
+        graph = old.graph if approximate else None
+        about = msgspec.structs.replace(
+            old, generation=old.generation + 1, root=root, approximate=approximate, graph=graph
+        )
         with self._writing() as table:
             table.execute("DELETE FROM images")
             table.executemany(
@@ -144,24 +155,60 @@ class Writer:
             )
             kept = self.files.rows()
             if 2 * len(kept) < self.files.count():
-                about = msgspec.structs.replace(about, vectors=f"vectors-{about.generation + 1}.f16")
+                # The rows get new numbers, which the graph does not know.
+                about = msgspec.structs.replace(about, vectors=f"vectors-{about.generation + 1}.f16", graph=None)
                 self._move(table, kept, self._folder / about.vectors)
-            table.execute("UPDATE about SET description = ?", (msgspec.json.encode(about).decode(),))
+            _describe(table, about)
         self.files.about = about
         try:
-            if about.vectors != old.vectors:
-                # Readers that have mapped it keep it until they look again.
-                (self._folder / old.vectors).unlink()
+            self._clean()
             if self._folder != self._path:
                 self._take_name()
         except OSError as error:
             raise cannot_write(self._path, error) from None
 
+    def renew_graph(self, texts: FloatArray, begin: BeginStage = silent) -> None:
+        """Bring the graph of a finished index to the state of its rows, in one step.
+
+        Args:
+            texts: float32 [m, D], vectors of texts to measure its recall with.
+            begin: begins progress bars.
+
+        Raises:
+            IndexFileError: the graph that is there is damaged.
+            OutputError: writing failed; the graph is that of before.
+        """
+        old, vectors = self.files.about, self.files.vectors()
+        if not len(vectors) or (old.graph is not None and old.graph.rows == len(vectors)):
+            return
+        generation = old.generation + 1
+        name = f"graph-{generation}.usearch"
+        path = self._folder / name
+        extend(path, vectors, None if old.graph is None else self._folder / old.graph.file, begin)
+        made = GraphFile(file=name, size=path.stat().st_size, rows=len(vectors), recall=0.0)
+        recall = measure_recall(Graph(self._folder, made), vectors, texts, begin)
+        graph = msgspec.structs.replace(made, recall=recall)
+        about = msgspec.structs.replace(old, generation=generation, graph=graph)
+        with self._writing() as table:
+            _describe(table, about)
+        self.files.about = about
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove files that are no part of the index any more. Readers that have mapped one keep it."""
+        about = self.files.about
+        kept = {about.vectors, None if about.graph is None else about.graph.file}
+        for pattern in _NUMBERED:
+            for file in self._folder.glob(pattern):
+                if file.name not in kept:
+                    file.unlink()
+
     def _open(self, about: About) -> IndexFiles:
         """The index to change: the one that is there, the same one that an interrupted run has begun, or a new one."""
         if self._folder == self._path:
             return IndexFiles.open(self._path)
-        if (self._folder / TABLE).exists():
+        # A run that found the disk full may have left a table of nothing.
+        with suppress(IndexFileError):
             begun = IndexFiles.open(self._folder)
             if _same_vectors(begun.about, about):
                 return begun
@@ -180,6 +227,7 @@ class Writer:
         if self._path.exists():
             self._path.rename(replaced)
         self._folder.rename(self._path)
+        self._folder = self._path
         shutil.rmtree(replaced, ignore_errors=True)
         self.files = IndexFiles.open(self._path)
 
@@ -230,6 +278,10 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def _describe(table: sqlite3.Connection, about: About) -> None:
+    table.execute("UPDATE about SET description = ?", (msgspec.json.encode(about).decode(),))
+
+
 def _same_vectors(one: About, other: About) -> bool:
     """Whether two indexes hold the same vector for the same content."""
     return all(
@@ -245,7 +297,7 @@ def _check_index(path: Path) -> None:
         OutputError: it does.
     """
     for entry in path.iterdir():
-        if not (entry.name.startswith((TABLE, LOCK)) or (entry.name[:8] == "vectors-" and entry.suffix == ".f16")):
+        if not (entry.name.startswith((TABLE, LOCK)) or any(map(entry.match, _NUMBERED))):
             raise OutputError(
                 f"{path} holds {entry.name}, which is no part of an index; choose another --output.",
                 code="output_exists",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
+import lancedb
 from lancedb.embeddings import EmbeddingFunction, register
-from pydantic import PrivateAttr
+from lancedb.pydantic import LanceModel, Vector
+from pydantic import PrivateAttr, create_model
 
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.model import Model
@@ -88,3 +92,29 @@ class LanceDBFunction(EmbeddingFunction):
         for row, vector in zip(embedded.rows, embedded.vectors, strict=True):
             vectors[row] = vector
         return vectors
+
+
+def make_table(
+    database: Path, name: str, function: LanceDBFunction, rows: Iterable[list[dict[str, object]]]
+) -> lancedb.table.Table:
+    """Make a table of images whose vectors are there, which embeds those that are added later.
+
+    Args:
+        database: folder of the database.
+        name: of the table.
+        function: embeds images that are added, and queries.
+        rows: blocks of rows with ``path``, and ``vector`` of length one.
+
+    Raises:
+        ValueError: LanceDB has such a table already.
+    """
+    schema: Any = create_model(
+        "Photo",
+        __base__=LanceModel,
+        path=(str, function.SourceField()),
+        vector=(Vector(function.ndims()), function.VectorField()),
+    )
+    table = lancedb.connect(database).create_table(name, schema=schema)
+    for block in rows:
+        table.add(block)
+    return table

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.applications import Starlette
@@ -28,6 +29,9 @@ from .observer import Observer
 from .service import Service
 from .settings import PROBES, Settings
 from .warm import warm
+
+if TYPE_CHECKING:
+    from .agents import Agents
 
 Endpoint = Callable[[Service, Request], Awaitable[object]]
 
@@ -87,6 +91,13 @@ class Application:
             self._route("/openapi.json", openapi.document, "GET"),
             self._route("/docs", openapi.page, "GET"),
         ]
+        self._agents: Agents | None = None
+        if settings.mcp:
+            # The protocol's library takes a second to import.
+            from .agents import Agents
+
+            self._agents = Agents(settings)
+            routes.append(self._route("/mcp", self._agents.mcp, "POST"))
         self.app = Starlette(
             routes=routes,
             exception_handlers={HTTPException: self._http_error},
@@ -157,17 +168,18 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:  # noqa: ARG002 (Starlette gives it)
-        loading = asyncio.create_task(self._load())
-        try:
-            yield
-        finally:
-            self.service.draining = True
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            if self._batcher is not None:
-                # The server has waited for the requests before; what is left now has no client.
-                await asyncio.to_thread(self._batcher.close, 0.0)
-            self.service.close()
+        async with self._agents.running() if self._agents is not None else nullcontext():
+            loading = asyncio.create_task(self._load())
+            try:
+                yield
+            finally:
+                self.service.draining = True
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+                if self._batcher is not None:
+                    # The server has waited for the requests before; what is left now has no client.
+                    await asyncio.to_thread(self._batcher.close, 0.0)
+                self.service.close()
 
     async def _load(self) -> None:
         """Load the model and run each of its graphs once."""
@@ -176,6 +188,8 @@ class Application:
             self._batcher = await asyncio.to_thread(self._open_batcher, observer)
             self.metrics.watch(self._batcher)
             await asyncio.to_thread(warm, self._batcher)
+            if self._agents is not None:
+                self._agents.offer(self._batcher.model, self.service.index if self.service.has_index else None)
             self.service.start(self._batcher)
         except Exception as error:
             self.service.failed = error

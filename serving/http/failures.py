@@ -14,6 +14,7 @@ from fgclip_rt.errors import FgclipError
 _STATUS: Mapping[str, int] = MappingProxyType(
     {
         "unauthorized": 401,
+        "origin_refused": 403,
         "model_not_found": 404,
         "not_found": 404,
         "task_missing": 404,

@@ -110,6 +110,11 @@ class Service:
         return self.batcher.model
 
     @property
+    def has_index(self) -> bool:
+        """Whether there are images to search."""
+        return self._index is not None
+
+    @property
     def index(self) -> ImageIndex:
         """The index of images.
 
@@ -119,6 +124,11 @@ class Service:
         if self._index is None:
             raise RequestError("this server has no index; start it with --index.", "not_found")
         return self._index
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients must show a key."""
+        return self._keys is not None
 
     def check_key(self, request: Request) -> None:
         """Refuse a client that shows no key, if one is needed.
@@ -181,29 +191,38 @@ class Service:
             return await self._run(request, items)
 
     async def _run(self, request: Request, items: Sequence[Item]) -> list[Any]:
-        seconds = self._seconds(request)
-        # A body takes its time to come and to be parsed, and the client's clock runs.
-        left = request.state.came + seconds - time.monotonic()
         try:
-            submitted = self.batcher.submit(items, timeout=left)
+            submitted = self.batcher.submit(items, timeout=self._left(request))
         except FgclipError as error:
             raise RequestError.of(error) from None
-        answered = _all_done(submitted)
+        try:
+            await self.wait(request, _all_done(submitted))
+            return [each.exception() or each.result() for each in submitted]
+        finally:
+            # Nothing is to run that nobody reads.
+            for each in submitted:
+                each.cancel()
+
+    async def wait(self, request: Request, answered: asyncio.Future[_T]) -> _T:
+        """The result of what a request waits for.
+
+        Raises:
+            RequestError: it was not there in time.
+            ClientDisconnect: the client has gone away.
+        """
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait((answered, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answered, gone), timeout=self._left(request), return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
-                return [each.exception() or each.result() for each in submitted]
+                return answered.result()
             if gone.done():
                 raise ClientDisconnect
+            seconds = self._seconds(request)
             raise RequestError(
                 f"the request was not answered within {seconds:g} s; ask again, or allow more.", "deadline_passed"
             )
         finally:
             gone.cancel()
-            # Nothing is to run that nobody reads.
-            for each in submitted:
-                each.cancel()
 
     async def embed(self, request: Request, inputs: Sequence[Item | RequestError]) -> list[Any]:
         """As :meth:`run`, with inputs of which some are errors already."""
@@ -223,6 +242,10 @@ class Service:
             raise RequestError.of(answer, "image")
         assert isinstance(answer, DenseImage)
         return answer
+
+    def _left(self, request: Request) -> float:
+        """Seconds that a request has left. Its body took some to come and to be parsed, and the client's clock runs."""
+        return float(request.state.came) + self._seconds(request) - time.monotonic()
 
     def _seconds(self, request: Request) -> float:
         said = request.headers.get(_TIMEOUT_HEADER)

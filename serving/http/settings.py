@@ -21,6 +21,8 @@ class Settings(msgspec.Struct, frozen=True):
         api_key_file: file of the keys, one a line, that clients must show; None asks for none.
         allow_urls: patterns of hosts that images are fetched from.
         index: an index of images that is searched; None if there is none.
+        mcp: give agents tools at ``/mcp``.
+        roots: folders whose images agents may name.
         forward: URL of immich's own machine learning, for its other tasks; None refuses them.
     """
 
@@ -31,4 +33,6 @@ class Settings(msgspec.Struct, frozen=True):
     api_key_file: Path | None = None
     allow_urls: tuple[str, ...] = ()
     index: Path | None = None
+    mcp: bool = False
+    roots: tuple[Path, ...] = ()
     forward: str | None = None

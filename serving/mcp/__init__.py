@@ -5,7 +5,7 @@
 - ``server``: the tools.
 """
 
-from .server import make_server
+from .server import add_tools, make_server
 from .sources import Sources
 
-__all__ = ["Sources", "make_server"]
+__all__ = ["Sources", "add_tools", "make_server"]

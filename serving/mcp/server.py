@@ -89,10 +89,19 @@ class IndexStatus:
     precision: str
 
 
-def make_server(model: Model, sources: Sources, index: ImageIndex | None = None) -> MCPServer:
-    """A server with all tools that a model and an index allow.
+def make_server() -> MCPServer:
+    """A server of the protocol, without tools yet."""
+    # Its tools never change, so there is nothing to subscribe to.
+    return MCPServer(
+        "fgclip-rt", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING", subscriptions=False
+    )
+
+
+def add_tools(server: MCPServer, model: Model, sources: Sources, index: ImageIndex | None = None) -> None:
+    """Give a server all tools that a model and an index allow.
 
     Args:
+        server: gets them.
         model: answers the questions.
         sources: the images that an agent may name.
         index: images to search; None leaves out the tools for it.
@@ -102,7 +111,6 @@ def make_server(model: Model, sources: Sources, index: ImageIndex | None = None)
     """
     if index is not None:
         index.check_model(model)
-    server = MCPServer("fgclip-rt", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     tools = _Tools(model, sources)
     functions: list[Callable[..., object]] = [
         tools.text_embedding,
@@ -119,7 +127,6 @@ def make_server(model: Model, sources: Sources, index: ImageIndex | None = None)
         functions += [searches.search_images, searches.index_status]
     for function in functions:
         server.tool(annotations=_READS)(function)
-    return server
 
 
 def _plain(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,11 +45,27 @@ def test_an_index_is_made_and_brought_up_to_date(photos: Path, output: Path) -> 
     assert again["images_per_second"] is None
 
 
+def test_a_terminal_shows_the_rate_and_the_time(photos: Path, output: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fgclip_rt", "index", NAME, str(photos), "--output", str(output)]
+    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm", "NO_COLOR": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        # A terminal whose last writer has gone fails to be read.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(r"images .* 10/10 +\d[\d,]*\.\d/s +0:00:\d\d", shown.decode())
+
+
 def test_a_text_finds_images_in_a_table_and_in_json(made: Path, photos: Path) -> None:
     shown = run_command("search", made, "--text", "a big spotted yellow star", "--top", 3)
     assert shown.stdout.startswith(f"nearest of 10 images below {photos.resolve()}")
     answer = json.loads(run_command("search", made, "--text", "a big spotted yellow star", "--top", 3, "--json").stdout)
-    assert list(answer) == ["index", "root", "searched", "fine", "hits", "skipped"]
+    assert list(answer) == ["index", "root", "searched", "recall", "fine", "hits", "skipped"]
     for rank, hit in enumerate(answer["hits"], 1):
         assert f"{rank}  {hit['image']}" in " ".join(shown.stdout.split(" ")).replace("   ", "  ")
         assert hit["box"] is None
@@ -99,6 +120,13 @@ def test_the_bundle_may_have_moved_but_must_be_the_same(photos: Path, output: Pa
 )
 def test_wrong_questions_are_refused(made: Path, arguments: list[str], fault: str) -> None:
     assert fault in run_command("search", made, *arguments, status=1).stderr
+
+
+def test_huge_questions_are_answered(made: Path) -> None:
+    long = run_command("search", made, "--text", "a star " * 10_000, "--top", 1, "--json")
+    assert "lose their end (number 1); shorten them" in long.stderr
+    assert len(json.loads(long.stdout)["hits"]) == 1
+    assert len(json.loads(run_command("search", made, "--text", "a", "--top", 10**15, "--json").stdout)["hits"]) == 10
 
 
 def test_a_folder_that_is_no_index_is_refused(photos: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from fgclip_rt.index.duplicates import find_duplicates, linked
 from fgclip_rt.index.picture import draw_hits
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, box_caption, short_caption, state
-from fgclip_rt.pocket.looks import Look
 from fgclip_rt.pocket.scenes import draw, make_scene
 from fgclip_rt.scores import box_around_largest
 from helpers import assert_one_sentence, edit_manifest
@@ -216,36 +214,3 @@ def test_a_region_is_looked_for_where_its_image_points(pocket: Model, photos: Pa
     finest = [hit.finest or 0 for hit in answer.hits]
     assert finest == sorted(finest, reverse=True)
     assert answer.hits[0].image == "5.png"
-
-
-@pytest.mark.slow
-def test_parts_find_things_that_are_one_of_several_better_than_whole_images(pocket: Model, tmp_path: Path) -> None:
-    """Of the twelve images that are found, more show the thing, by its name in both languages and by its region."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    scenes = [scene for scene in (make_scene(seed, "test") for seed in range(200)) if len(scene.things) > 2]
-    for number, scene in enumerate(scenes):
-        draw(scene).save(photos / f"{number:03d}.png")
-    bring_up_to_date(pocket, photos, tmp_path / "photos.index")
-    shows = [{thing.look for thing in scene.things} for scene in scenes]
-    asked = range(0, len(scenes), 6)
-    with ImageIndex(tmp_path / "photos.index") as index:
-
-        def right(queries: Sequence[Query], looks: Sequence[Look]) -> float:
-            """Share of the images that are found which show what was asked for."""
-            found = [find(index, pocket, query, 12).hits for query in queries]
-            numbers = [[int(hit.image[:3]) for hit in hits] for hits in found]
-            return float(np.mean([look in shows[n] for look, hits in zip(looks, numbers, strict=True) for n in hits]))
-
-        looks = sorted({thing.look for scene in scenes for thing in scene.things}, key=str)[::3]
-        for language in LANGUAGES:
-            names = [box_caption(look, language, number) for number, look in enumerate(looks)]
-            plain, fine = (
-                right([Query.of_text(pocket, name, fine=is_fine) for name in names], looks) for is_fine in (False, True)
-            )
-            assert fine > plain, language
-        things = [scenes[number].things[0] for number in asked]
-        pictures = [photos / f"{number:03d}.png" for number in asked]
-        whole = right([Query.of_image(pocket, picture) for picture in pictures], [thing.look for thing in things])
-        regions = [Query.of_image(pocket, *pair) for pair in zip(pictures, (t.box for t in things), strict=True)]
-        assert right(regions, [thing.look for thing in things]) > whole + 0.2

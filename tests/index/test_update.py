@@ -17,7 +17,7 @@ import pytest
 from indexing import bring_up_to_date
 from numpy.testing import assert_allclose
 
-from fgclip_rt.errors import FgclipError, ImageError, IndexFileError, OutputError
+from fgclip_rt.errors import ArgumentError, FgclipError, ImageError, IndexFileError, OutputError
 from fgclip_rt.index import ImageIndex, writer
 from fgclip_rt.index.files import IndexFiles
 from fgclip_rt.model import Model
@@ -134,6 +134,26 @@ def test_names_that_are_not_utf_8(pocket: Model, photos: Path, output: Path) -> 
         (hits,) = index.search(pocket.embed_images(photos / name), 1)
         assert hits[0].image == "caf\\xe9 \\xff.png"
         assert index.file(hits[0]) == photos / name
+
+
+def test_folders_are_named_as_hits_spell_them_or_as_the_system_does(pocket: Model, photos: Path, output: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (photos / "more").rename(photos / name)
+    (photos / "0.png").rename(photos / "back\\slash.png")
+    bring_up_to_date(pocket, photos, output)
+    query = pocket.embed_texts("a star")
+    with ImageIndex(output) as index:
+        for folder in (name, "caf\\xe9", "/caf\\xe9/"):
+            assert {hit.image for hit in index.search(query, 10, folder)[0]} == {"caf\\xe9/8.png", "caf\\xe9/9.png"}
+            assert index.searched(folder) == 2
+        # Nothing is below a file, or below half of a name.
+        for folder in ("caf", "back\\slash.png"):
+            with pytest.raises(IndexFileError) as info:
+                index.search(query, 10, folder)
+            assert_one_sentence(info.value, folder, code="index_empty")
+        with pytest.raises(ArgumentError) as refused:
+            index.search(query, 10, "\ud800")
+        assert_one_sentence(refused.value, "valid Unicode", code="argument_invalid")
 
 
 def test_rows_that_lost_their_images_go_once_they_are_over_half(pocket: Model, photos: Path, output: Path) -> None:
@@ -265,6 +285,17 @@ def test_a_newer_format_is_known(pocket: Model, photos: Path, output: Path) -> N
     assert_one_sentence(info.value, "format version 2", "upgrade", code="index_newer")
 
 
+@pytest.mark.parametrize("left", [b"", b"no table at all" * 100])
+def test_a_first_run_that_could_not_write_its_table_is_begun_anew(
+    pocket: Model, photos: Path, output: Path, left: bytes
+) -> None:
+    unfinished = output.with_name(".photos.index.unfinished")
+    unfinished.mkdir()
+    (unfinished / "index.sqlite").write_bytes(left)
+    assert bring_up_to_date(pocket, photos, output).images == 10
+    assert not unfinished.exists()
+
+
 def test_a_folder_that_is_missing_is_refused_and_nothing_is_made(pocket: Model, tmp_path: Path, output: Path) -> None:
     with pytest.raises(ImageError):
         bring_up_to_date(pocket, tmp_path / "none", output)
@@ -312,7 +343,7 @@ def test_killed_at_any_moment_it_is_the_old_or_the_new_one(pocket: Model, photos
 def test_an_interrupted_first_run_leaves_no_index_and_loses_no_vector(
     pocket: Model, photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer.Writer, "finish", stop)

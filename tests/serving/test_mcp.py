@@ -1,4 +1,4 @@
-"""Tools for agents, called by the protocol's own client over standard input and output."""
+"""Tools for agents, called by the protocol's own client over standard input and output, and over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from fgclip_rt.pocket.captions import box_caption
 from fgclip_rt.pocket.scenes import draw, make_scene
 from fgclip_rt.serving.mcp.sources import Sources
 from fgclip_rt.serving.mcp.vectors import Vectors
+from helpers import run_command
+from http_server import Server, end, failure, start
 
 mcp = pytest.importorskip("mcp")
 
@@ -43,20 +45,41 @@ def photos(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     return folder
 
 
-def with_client(photos: Path, use: Callable[[Any], Awaitable[None]]) -> None:
-    """Start the command and use it by the client."""
+Use = Callable[[Any], Awaitable[None]]
+
+
+def use_client(connection: Any, use: Use) -> None:
+    """Connect the client and use it."""
 
     async def run() -> None:
-        command = ["-m", "fgclip_rt", "mcp", NAME, "--root", str(photos)]
-        command += ["--index", str(photos.with_name("photos.index"))]
-        parameters = mcp.StdioServerParameters(command=sys.executable, args=command)
-        async with mcp.Client(parameters) as client:
+        async with mcp.Client(connection) as client:
             await use(client)
 
     asyncio.run(asyncio.wait_for(run(), 120))
 
 
-def test_an_agent_scores_finds_and_searches(photos: Path, model: Model) -> None:
+@pytest.fixture(scope="module")
+def server(photos: Path) -> Iterator[Server]:
+    """A server with tools and no keys."""
+    made = start("--mcp", "--root", str(photos), "--index", str(photos.with_name("photos.index")))
+    yield made
+    end(made)
+    assert made.process.returncode == 0
+
+
+@pytest.fixture(params=["stdio", "http"])
+def with_client(request: pytest.FixtureRequest, photos: Path) -> Callable[[Use], None]:
+    """Uses the tools by the client: in a process of its own, or by the server's address."""
+    if request.param == "http":
+        address = f"http://127.0.0.1:{request.getfixturevalue('server').port}/mcp"
+        return lambda use: use_client(address, use)
+    command = ["-m", "fgclip_rt", "mcp", NAME, "--root", str(photos)]
+    command += ["--index", str(photos.with_name("photos.index"))]
+    parameters = mcp.StdioServerParameters(command=sys.executable, args=command)
+    return lambda use: use_client(parameters, use)
+
+
+def test_an_agent_scores_finds_and_searches(with_client: Callable[[Use], None], photos: Path, model: Model) -> None:
     scene = make_scene(SCENE, "test")
     name = box_caption(scene.things[0].look, "en", SCENE)
 
@@ -99,10 +122,12 @@ def test_an_agent_scores_finds_and_searches(photos: Path, model: Model) -> None:
         status = (await client.call_tool("index_status", {})).structured_content
         assert (status["images"], status["folder"]) == (8, str(photos))
 
-    with_client(photos, use)
+    with_client(use)
 
 
-def test_an_agent_reads_our_sentence_and_nothing_outside_of_its_folder(photos: Path) -> None:
+def test_an_agent_reads_our_sentence_and_nothing_outside_of_its_folder(
+    with_client: Callable[[Use], None], photos: Path
+) -> None:
     async def use(client: Any) -> None:
         for image in ("../secret.png", str(photos.parent / "secret.png"), "/etc/passwd", "http://example.org/a.png"):
             refused = await client.call_tool("image_embedding", {"images": [image]})
@@ -121,7 +146,93 @@ def test_an_agent_reads_our_sentence_and_nothing_outside_of_its_folder(photos: P
             assert refused.is_error, tool
             assert part in refused.content[0].text
 
-    with_client(photos, use)
+    with_client(use)
+
+
+CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "score", "arguments": {"images": ["5.png"], "texts": ["a star"]}},
+}
+TYPES = {"accept": "application/json, text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"origin": "http://evil.example"}, "http://evil.example"),
+        ({"origin": "null"}, "null"),
+        ({"origin": "http://[::1"}, "http://[::1"),
+        # A page whose own name was made to lead here.
+        ({"host": "evil.example:8080", "origin": "http://evil.example:8080"}, "http://evil.example:8080"),
+        ({"host": "evil.example:8080"}, "'evil.example:8080'"),
+        ({"host": "localhost.evil.example"}, "'localhost.evil.example'"),
+    ],
+)
+def test_pages_of_elsewhere_are_refused(server: Server, headers: dict[str, str], named: str) -> None:
+    answer = server.http.post("/mcp", json=CALL, headers=TYPES | headers)
+    assert failure(answer) == (403, "origin_refused")
+    assert named in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"origin": "http://localhost:6274"}, {"host": "localhost:80", "origin": "http://[::1]:1"}]
+)
+def test_this_machine_is_answered_by_one_document(server: Server, headers: dict[str, str]) -> None:
+    answer = server.http.post("/mcp", json=CALL, headers=TYPES | headers)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["result"]["structuredContent"]["result"][0]["image"] == "5.png"
+
+
+def test_the_limits_of_the_server_hold(server: Server) -> None:
+    late = server.http.post("/mcp", json=CALL, headers=TYPES | {"x-request-timeout-ms": "0.001"})
+    assert failure(late) == (504, "deadline_passed")
+    # No stream waits for news, which there are none of.
+    assert server.http.get("/mcp", headers={"accept": "text/event-stream"}).status_code == 405
+    assert 'requests_total{path="/mcp",status="504"}' in server.http.get("/metrics").text
+
+
+def test_keys_and_bounds_of_bodies_are_those_of_the_server(photos: Path, tmp_path: Path) -> None:
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    made = start("--mcp", "--api-key-file", str(keys), "--max-body", "1MB")
+    try:
+        assert failure(made.post("/mcp", **CALL)) == (401, "unauthorized")
+        shown = {"authorization": "Bearer secret"}
+        large = made.http.post("/mcp", content=b" " * 2**21, headers=shown)
+        assert failure(large) == (413, "body_too_large")
+        # A proxy may keep the name that its clients ask for.
+        named = made.http.post("/mcp", json=CALL, headers=TYPES | shown | {"host": "photos.example.org"})
+        assert "no folder is allowed" in named.json()["result"]["content"][0]["text"]
+
+        async def use(client: Any) -> None:
+            assert "score" in {tool.name for tool in (await client.list_tools()).tools}
+            assert "search_images" not in {tool.name for tool in (await client.list_tools()).tools}
+            content = "data:image/png;base64," + base64.b64encode((photos / "0.png").read_bytes()).decode()
+            scored = await client.call_tool("score", {"images": [content], "texts": ["a star"]})
+            assert not scored.is_error
+
+        connection = streamable_http_client(
+            f"http://127.0.0.1:{made.port}/mcp", http_client=httpx2.AsyncClient(headers=shown, timeout=60)
+        )
+        use_client(connection, use)
+    finally:
+        end(made)
+
+
+def test_without_the_option_there_are_no_tools() -> None:
+    made = start()
+    try:
+        assert failure(made.http.post("/mcp", json=CALL, headers=TYPES)) == (404, "not_found")
+    finally:
+        end(made)
+    refused = run_command("serve", NAME, "--port", 0, "--root", ".", status=1)
+    assert "give it with --mcp" in refused.stderr
 
 
 def test_links_do_not_lead_out_of_a_folder(photos: Path, tmp_path: Path) -> None:

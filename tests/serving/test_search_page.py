@@ -116,12 +116,18 @@ def test_a_map_is_that_of_the_model(server: Server, model: Model, photos: Path) 
         ({"text": "a", "top": 0}, 400, "request_invalid"),
         ({"text": "a", "top": 10**6}, 400, "request_invalid"),
         ({"text": "a", "folder": "../.."}, 400, "index_empty"),
+        ({"text": "a", "folder": "x" * 10**6}, 400, "index_empty"),
+        ({"text": "a", "folder": "\0"}, 400, "index_empty"),
         ({"image": "bm8="}, 400, "image_unsupported"),
     ],
 )
 def test_what_cannot_be_answered_is_said(server: Server, body: dict[str, object], status: int, code: str) -> None:
     answer = server.post("/v1/search", **body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_huge_text_is_cut_as_every_text_is(server: Server) -> None:
+    assert len(images(server.post("/v1/search", text="a star " * 10**5, top=2))) == 2
 
 
 @pytest.mark.parametrize("path", ["/v1/images/..%2f..%2fetc%2fpasswd", "/v1/images/0/../../etc", "/v1/images/-1"])
@@ -175,6 +181,7 @@ def test_another_models_index_ends_the_server(photos: Path, tmp_path: Path) -> N
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_page_in_a_browser(server: Server, photos: Path, tmp_path: Path) -> None:
+    """Use the page as a person does. Pictures of it stay in pytest's folder, to be looked at."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -194,6 +201,7 @@ def test_the_page_in_a_browser(server: Server, photos: Path, tmp_path: Path) -> 
         expect(page.locator("#hits img[src]")).to_have_count(16)
         expected = images(server.post("/v1/search", text="a big spotted yellow star", top=24))
         assert page.locator("#hits .name").all_text_contents() == expected
+        page.screenshot(path=tmp_path / "found.png")
         # A name of a file is shown as it is, and is no markup.
         assert HOSTILE in expected
 
@@ -209,7 +217,7 @@ def test_the_page_in_a_browser(server: Server, photos: Path, tmp_path: Path) -> 
         page.click("#mapform button")
         page.wait_for_selector("#legend:not([hidden])")
         assert page.inner_text("#range").startswith("cosine ")
-        page.screenshot(path=str(tmp_path / "map.png"))
+        page.screenshot(path=tmp_path / "map.png")
         with page.expect_request("**/v1/search") as asked:
             page.click("#part")
         drawn = asked.value.post_data_json["box"]
@@ -222,11 +230,19 @@ def test_the_page_in_a_browser(server: Server, photos: Path, tmp_path: Path) -> 
 
         page.set_input_files("#file", photos / "3.png")
         expect(page.locator("#hits .name").first).to_have_text("3.png")
+        # Folders of what was found are offered, and searched below.
+        assert page.locator("#folders option").evaluate_all("all => all.map((one) => one.value)") == ["more"]
+        page.fill("#folder", "more")
+        page.press("#text", "Enter")
+        expect(page.locator("#hits .name")).to_have_count(4)
+        assert all(name.startswith("more/") for name in page.locator("#hits .name").all_text_contents())
         page.fill("#folder", "nowhere")
         page.press("#text", "Enter")
         page.wait_for_selector("#said.bad")
         assert "no images" in page.inner_text("#said")
+        page.emulate_media(color_scheme="dark")
         page.set_viewport_size({"width": 360, "height": 640})
+        page.screenshot(path=tmp_path / "narrow.png")
         # Nothing is wider than a narrow screen.
         assert page.locator("body").bounding_box()["width"] <= 360
         assert page.locator("#form").bounding_box()["width"] <= 360

@@ -26,9 +26,16 @@ from ..status import Command
 @click.argument("folder", type=options.PATH, help="Folder of images; all that lie below it are indexed.")
 @click.option("--output", type=options.PATH, required=True, help="Folder of the index, such as photos.index.")
 @options.pixels
+@click.option(
+    "--approximate/--exact",
+    default=None,
+    help="Make a graph that chooses images, so that a search compares few; or drop it.  [default: as it was, or exact]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an index of another folder, bundle or settings.")
 @options.json
-def run(loading: Loading, folder: Path, output: Path, pixels: Pixels, overwrite: bool, json: bool) -> None:
+def run(
+    loading: Loading, folder: Path, output: Path, pixels: Pixels, approximate: bool | None, overwrite: bool, json: bool
+) -> None:
     """Index the images of a folder, so that they can be searched.
 
     The same command again brings the index up to date: it reads only files that are new or changed, by their size and
@@ -50,6 +57,7 @@ def run(loading: Loading, folder: Path, output: Path, pixels: Pixels, overwrite:
             max_num_patches=pixels.max_num_patches,
             exif_transpose=pixels.exif_transpose,
             anew=overwrite,
+            approximate=approximate,
             begin=begin,
         )
     seconds = time.perf_counter() - begun
@@ -65,6 +73,7 @@ def run(loading: Loading, folder: Path, output: Path, pixels: Pixels, overwrite:
         removed=updated.removed,
         unchanged=updated.unchanged,
         embedded=updated.embedded,
+        recall=updated.recall,
         images_per_second=updated.embedded / seconds if updated.embedded else None,
         skipped=[_skipped(entry) for entry in updated.unreadable],
         passed_over=updated.found.passed_over,
@@ -75,7 +84,8 @@ def run(loading: Loading, folder: Path, output: Path, pixels: Pixels, overwrite:
         return
     changes = f"{answer.added:,} new, {answer.changed:,} changed, {answer.removed:,} gone"
     rate = f"; {answer.images_per_second:.1f} images/s" if answer.images_per_second is not None else ""
-    say(f"{answer.output}: {answer.images:,} images ({changes}){rate}")
+    recall = f"; the graph finds {answer.recall:.1%} of the ten nearest" if answer.recall is not None else ""
+    say(f"{answer.output}: {answer.images:,} images ({changes}){rate}{recall}")
 
 
 def _skipped(entry: Entry) -> Skipped:

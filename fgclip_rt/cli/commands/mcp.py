@@ -25,8 +25,10 @@ def run(loading: Loading, root: tuple[Path, ...], index: Path | None, max_image_
     """
     require("mcp", ("mcp",))
     from fgclip_rt.index import ImageIndex
-    from fgclip_rt.serving.mcp import Sources, make_server
+    from fgclip_rt.serving.mcp import Sources, add_tools, make_server
 
     options.limit_pixels(max_image_pixels)
     model = loading.open()
-    make_server(model, Sources(root), None if index is None else ImageIndex(index)).run("stdio")
+    server = make_server()
+    add_tools(server, model, Sources(root), None if index is None else ImageIndex(index))
+    server.run("stdio")

@@ -33,6 +33,7 @@ from .regions import parse_box
 @click.option("--fine", is_flag=True, help="Rank the nearest images by their patches, and say where in them.")
 @click.option("--depth", type=click.IntRange(1), help="Images that --fine looks at.  [default: four times --top]")
 @click.option("--folder", default="", help="Search below this folder of the indexed one.  [default: all]")
+@click.option("--exact", is_flag=True, help="Compare every image, even if the index has a graph that chooses some.")
 @click.option("--picture", type=options.PATH, help="Picture of what is found: .png, .jpg or .webp.")
 @click.option("--bundle", type=options.PATH, help="The bundle, if it has moved.  [default: where it was]")
 @options.device
@@ -50,6 +51,7 @@ def run(
     fine: bool,
     depth: int | None,
     folder: str,
+    exact: bool,
     picture: Path | None,
     bundle: Path | None,
     device: str,
@@ -59,8 +61,9 @@ def run(
 ) -> None:
     """Find images of an index by a text, an image, or a part of one.
 
-    Every image is compared, and cosines are exact. --box and --fine compare the patches of the nearest images too,
-    which takes the model's time for each, and find things that are a small part of a picture.
+    Cosines are exact. Every image is compared, unless the index was made with --approximate. --box and --fine compare
+    the patches of the nearest images too, which takes the model's time for each, and find things that are a small part
+    of a picture.
     """
     if sum((text is not None, image is not None, duplicates)) != 1:
         raise ArgumentError("give one of --text, --image and --duplicates.")
@@ -77,7 +80,8 @@ def run(
             say_json(alike) if json else _say_duplicates(alike)
             return
         model = _open_model(opened, bundle, device, threads)
-        answer = find(opened, model, _query(opened, model, text, image, box, fine=fine), top, folder, depth)
+        query = _query(opened, model, text, image, box, fine=fine)
+        answer = find(opened, model, query, top, folder, depth, compare_all=exact)
         for skipped in answer.skipped:
             warn(f"fgclip-rt: left out: {skipped.error}")
         if picture is not None:
@@ -91,7 +95,8 @@ def run(
         columns += [numbers("finest"), words("box")]
         for row, hit in zip(rows, answer.hits, strict=True):
             row += [f"{hit.finest:.4f}", ",".join(f"{value:.0f}" for value in hit.box or ())]
-    say_table(f"nearest of {answer.searched:,} images below {answer.root}", columns, rows)
+    recall = "" if answer.recall is None else f", of which the graph finds {answer.recall:.1%}"
+    say_table(f"nearest of {answer.searched:,} images below {answer.root}{recall}", columns, rows)
 
 
 def _open_model(index: ImageIndex, bundle: Path | None, device: str, threads: int | None) -> Model:
@@ -105,7 +110,7 @@ def _query(
     index: ImageIndex, model: Model, text: str | None, image: Path | None, box: str | None, *, fine: bool
 ) -> Query:
     if text is not None:
-        warn_of_texts(model, [text], "short")
+        warn_of_texts(model, [text], "short", fixed=True)
         return Query.of_text(model, text, fine=fine)
     assert image is not None
     corners = None if box is None else parse_box(box, "xyxy")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ...bundle import Bundle
+from ...errors import ArgumentError
 from ...packages import require
 from .. import options
 from ..options import Loading
@@ -29,6 +30,8 @@ from ..units import DURATION, SIZE
     "--allow-url", multiple=True, metavar="HOST", help="Host to fetch images from, as *.example.org; repeatable."
 )
 @click.option("--index", type=options.PATH, help="Index of images to search, with a page at /.  [default: none]")
+@click.option("--mcp", is_flag=True, help="Give agents tools at /mcp, as 'fgclip-rt mcp' does.")
+@click.option("--root", multiple=True, type=options.PATH, help="Folder whose images agents may name; repeatable.")
 @click.option("--forward", metavar="URL", help="Server of immich's own, for its tasks other than CLIP.")
 @click.option("--linger", default="1s", type=DURATION, help="Time after SIGTERM in which requests are still taken.")
 @click.option("--drain", default="30s", type=DURATION, help="Time after that in which requests are answered.")
@@ -46,6 +49,8 @@ def run(
     api_key_file: Path | None,
     allow_url: tuple[str, ...],
     index: Path | None,
+    mcp: bool,
+    root: tuple[Path, ...],
     forward: str | None,
     linger: float,
     drain: float,
@@ -58,6 +63,10 @@ def run(
     answers. /docs shows what may be asked.
     """
     require("serve", ("starlette", "uvicorn", "multipart", "prometheus_client"))
+    if mcp:
+        require("mcp", ("mcp",))
+    elif root:
+        raise ArgumentError("--root is for agents; give it with --mcp.")
     from fgclip_rt.serving import Batcher
     from fgclip_rt.serving.http import Application, Observer, Settings
     from fgclip_rt.serving.http.server import bind, serve
@@ -72,6 +81,8 @@ def run(
         api_key_file=api_key_file,
         allow_urls=allow_url,
         index=index,
+        mcp=mcp,
+        roots=root,
         forward=forward,
     )
 
