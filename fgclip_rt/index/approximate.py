@@ -66,7 +66,8 @@ def extend(path: Path, vectors: Array, old: Path | None, begin: BeginStage = sil
     done = begin("graph", len(blocks))
     for first in blocks:
         rows = np.ascontiguousarray(vectors[first : first + _ADDED])
-        graph.add(np.arange(first, first + len(rows)), rows, threads=usable_cores())
+        # Threads that add the very first rows do not see each other's, and leave some without a path to them.
+        graph.add(np.arange(first, first + len(rows)), rows, threads=usable_cores() if first else 1)
         done()
     try:
         graph.save(str(path))

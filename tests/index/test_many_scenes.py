@@ -1,4 +1,4 @@
-"""Searches of 2,000 scenes: as right as the model itself, and right about parts of pictures. Takes ten minutes."""
+"""Searches of 2,000 scenes: as right as the model itself, and right about parts of pictures. Takes minutes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 SCENES = 2000
 
 #: Images that are found for a thing, and things that are looked for in each language and by their regions.
-FOUND, ASKED = 12, 50
+FOUND, ASKED = 12, 16
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_text_finds_its_scene_as_often_as_the_evaluation_says(
         right += sum(Path(hits[0].image).stem == f"{first + place:04d}" for place, hits in enumerate(found))
     print(f"R@1 {language}: {right} by searches and {evaluated[language]} by evaluate, of {SCENES}")
     # The index keeps 11 bits of each number, which turns the order of two images whose cosines are as near as that.
-    assert abs(right - evaluated[language]) <= SCENES // 500
+    assert abs(right - evaluated[language]) <= SCENES // 1000
 
 
 def shares(
