@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,10 +25,11 @@ _SHAREGPT4V = 1000
 
 def read_coco_captions(folder: Path) -> Captions:
     """COCO's captions of val2017, the first five of each image."""
-    file = _decode(_file(folder, "annotations/captions_val2017.json", "captions_val2017.json"), _CocoCaptions)
+    path = _file(folder, "annotations/captions_val2017.json", "captions_val2017.json")
+    file = _decode(path, _CocoCaptions)
     captions: dict[int, list[str]] = {image.id: [] for image in file.images}
     for annotation in file.annotations:
-        captions[annotation.image_id].append(annotation.caption)
+        _known(path, captions, annotation.image_id, "image").append(annotation.caption)
     return _join((_image(folder, image.file_name, "val2017"), captions[image.id][:_CAPTIONS]) for image in file.images)
 
 
@@ -79,10 +81,7 @@ def read_urban1k(folder: Path) -> Captions:
     files = sorted((folder / "caption").glob("*.txt"), key=lambda file: (len(file.stem), file.stem))
     if not files:
         raise BenchmarkError(f"{folder / 'caption'} holds no text file; give the folder of Urban1k with --data.")
-    return _join(
-        (_image(folder, f"{file.stem}.jpg", "image"), [file.read_text(encoding="utf-8").partition("\n")[0]])
-        for file in files
-    )
+    return _join((_image(folder, f"{file.stem}.jpg", "image"), [_read_text(file).partition("\n")[0]]) for file in files)
 
 
 def read_docci(folder: Path) -> Captions:
@@ -112,13 +111,21 @@ def read_fg_ovd(name: str, folder: Path) -> Regions:
 
 def read_box_names(folder: Path) -> Regions:
     """The folder's only JSON file, in COCO's form: boxes to be named by one of all categories."""
-    file = _decode(_only(folder, "*.json"), _CocoBoxes)
+    path = _only(folder, "*.json")
+    file = _decode(path, _CocoBoxes)
     categories = sorted(file.categories, key=lambda category: category.id)
     rows = {category.id: row for row, category in enumerate(categories)}
     every = tuple(range(len(categories)))
     own_first = {id_: (row, *every[:row], *every[row + 1 :]) for id_, row in rows.items()}
     files = {image.id: _image(folder, image.file_name) for image in file.images}
-    regions = (Region(files[entry.image_id], entry.bbox, own_first[entry.category_id]) for entry in file.annotations)
+    regions = (
+        Region(
+            _known(path, files, entry.image_id, "image"),
+            entry.bbox,
+            _known(path, own_first, entry.category_id, "category"),
+        )
+        for entry in file.annotations
+    )
     return Regions(tuple(category.name for category in categories), tuple(regions), "xywh")
 
 
@@ -199,7 +206,7 @@ class _Turn(Struct):
 
 class _Conversation(Struct):
     image: str
-    conversations: list[_Turn]
+    conversations: Annotated[list[_Turn], msgspec.Meta(min_length=2)]
 
 
 class _DocciImage(Struct):
@@ -211,8 +218,8 @@ class _DocciImage(Struct):
 class _FgOvdRow(Struct):
     img_path: str
     bbox: Box
-    pos_expression: list[str]
-    neg_expression: list[str]
+    pos_expression: Annotated[list[str], msgspec.Meta(min_length=1)]
+    neg_expression: Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
 def _join(pairs: Iterable[tuple[Path, list[str]]]) -> Captions:
@@ -226,6 +233,14 @@ def _join(pairs: Iterable[tuple[Path, list[str]]]) -> Captions:
     return Captions(tuple(images), tuple(texts), tuple(owners))
 
 
+def _known(file: Path, table: Mapping[int, _T], id_: int, kind: str) -> _T:
+    if id_ not in table:
+        raise BenchmarkError(
+            f"{file} has an annotation of the {kind} {id_}, which it does not list; download it again."
+        )
+    return table[id_]
+
+
 def _numbered(file: Path, separator: str | None, image: Callable[[str], Path]) -> Captions:
     """Captions of lines ``name#number caption``, gathered by name."""
     captions: dict[str, list[str]] = {}
@@ -236,7 +251,7 @@ def _numbered(file: Path, separator: str | None, image: Callable[[str], Path]) -
 
 def _split_lines(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
     """Both halves of each line that is not blank; None separates at blanks."""
-    for number, line in enumerate(_read(file).decode("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         halves = line.strip().split(separator, 1)
@@ -246,7 +261,7 @@ def _split_lines(file: Path, separator: str | None) -> Iterator[tuple[str, str]]
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(_read(file).decode("utf-8-sig").splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
     lacking = {"image", "text"} - set(reader.fieldnames or ())
     if lacking:
         raise BenchmarkError(
@@ -300,6 +315,13 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise BenchmarkError(f"{file} cannot be read ({error.strerror}); check the path of the data.") from None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{file} is not UTF-8 at byte {error.start:,}; save it as UTF-8.") from None
 
 
 def _decode(file: Path, kind: type[_T]) -> _T:

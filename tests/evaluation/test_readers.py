@@ -193,3 +193,43 @@ def test_a_limit_takes_whole_images() -> None:
     captions = Captions((Path("1"), Path("2")), ("a", "b", "c"), (1, 0, 0))
     assert captions.first(1) == Captions((Path("1"),), ("b", "c"), (0, 0))
     assert captions.first(None) == captions
+
+
+def test_annotations_of_what_a_file_does_not_list_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "images/1.jpg")
+    listed = {"images": [{"id": 1, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "a"}]}
+    for image, category, message in ((2, 1, "the image 2"), (1, 2, "the category 2")):
+        box = {"image_id": image, "category_id": category, "bbox": [0, 0, 1, 1]}
+        write(tmp_path / "boxes.json", listed | {"annotations": [box]})
+        with pytest.raises(BenchmarkError, match=message):
+            readers.read_box_names(tmp_path)
+    write(tmp_path / "captions_val2017.json", listed | {"annotations": [{"image_id": 2, "caption": "a"}]})
+    with pytest.raises(BenchmarkError, match="the image 2"):
+        readers.read_coco_captions(tmp_path)
+
+
+def test_entries_without_texts_are_refused(tmp_path: Path) -> None:
+    row = {"img_path": "1.jpg", "bbox": [0, 0, 1, 1], "pos_expression": ["a"], "neg_expression": ["b"]}
+    for lacking in ("pos_expression", "neg_expression"):
+        write(tmp_path / "h.jsonl", lines(row | {lacking: []}))
+        with pytest.raises(BenchmarkError, match=f"line 1, is not as .*{lacking}"):
+            readers.read_fg_ovd("h.jsonl", tmp_path)
+    write(
+        tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json",
+        [{"image": "1.jpg", "conversations": [{"value": "only a question"}]}],
+    )
+    with pytest.raises(BenchmarkError, match="conversations"):
+        readers.read_sharegpt4v(tmp_path)
+
+
+def test_texts_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_bytes("image,text\n1.jpg,狗\n".encode("gb18030"))
+    with pytest.raises(BenchmarkError, match="is not UTF-8 at byte 17"):
+        readers.read_pairs(file)
+
+
+def test_a_byte_order_mark_and_lines_within_a_cell_are_read(tmp_path: Path) -> None:
+    image = write(tmp_path / "1.jpg")
+    (tmp_path / "pairs.csv").write_bytes(b'\xef\xbb\xbfimage,text\r\n1.jpg,"a\nb"\r\n')
+    assert readers.read_pairs(tmp_path / "pairs.csv") == (Captions((image,), ("a\nb",), (0,)), None)
