@@ -312,6 +312,24 @@ class BenchmarkFigure(Answer, frozen=True):
     difference: float | None
 
 
+class BenchmarkFlips(Answer, frozen=True):
+    """Choices that another precision changes.
+
+    Attributes:
+        name: of the figure.
+        share: right choices of the other precision, from 0 to 1.
+        lost: choices that are right, and wrong in the other precision.
+        gained: choices that are wrong, and right in the other precision.
+        p_value: of McNemar's exact test: how often chance alone would part these choices so unevenly, or more so.
+    """
+
+    name: str
+    share: float
+    lost: int
+    gained: int
+    p_value: float
+
+
 class BenchmarkSettings(Answer, frozen=True):
     """Settings of a benchmark's inputs.
 
@@ -343,6 +361,8 @@ class Benchmarked(Answer, frozen=True):
     settings: BenchmarkSettings
     figures: list[BenchmarkFigure]
     caveat: str | None
+    against: str | None
+    flips: list[BenchmarkFlips]
 
 
 class Verified(Answer, frozen=True):

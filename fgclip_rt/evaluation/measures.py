@@ -124,3 +124,13 @@ def interval(right: BoolArray, groups: IntArray) -> tuple[float, float]:
         shares[sample] = rights[drawn].sum() / counts[drawn].sum()
     low, high = np.quantile(shares, _ENDS).tolist()
     return low, high
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p-value of McNemar's exact test, of the choices that differ either way (1947)."""
+    flips, fewer = lost + gained, min(lost, gained)
+    ways = total = 1
+    for k in range(fewer):
+        ways = ways * (flips - k) // (k + 1)
+        total += ways
+    return min(1.0, 2 * total / (1 << flips))

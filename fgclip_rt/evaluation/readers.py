@@ -147,6 +147,8 @@ def read_pairs(file: Path) -> tuple[Captions | None, Regions | None]:
             boxed.append((image, _box(file, number, box), row["text"]))
         else:
             captions.setdefault(image, []).append(row["text"])
+    if not captions and not boxed:
+        raise BenchmarkError(f"{file} has no pairs; write one image and text in each line after the first.")
     texts = {text: index for index, text in enumerate(dict.fromkeys(text for _, _, text in boxed))}
     regions = tuple(
         Region(image, box, (texts[text], *(index for other, index in texts.items() if other != text)))

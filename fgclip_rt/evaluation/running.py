@@ -30,6 +30,7 @@ class Rate(Struct, frozen=True):
         share: right choices, from 0 to 1.
         low: lower end of the share's 95 % interval.
         high: upper end of it.
+        rights: bool [total], each choice.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Rate(Struct, frozen=True):
     share: float
     low: float
     high: float
+    rights: BoolArray
 
 
 def measure_captions(
@@ -163,5 +165,5 @@ def _rates(name: str, cutoffs: Sequence[int], found: IntArray, groups: IntArray)
     for cutoff in cutoffs:
         right = found < cutoff
         low, high = interval(right, groups)
-        rates.append(Rate(f"{name}{cutoff}", int(right.sum()), len(right), float(right.mean()), low, high))
+        rates.append(Rate(f"{name}{cutoff}", int(right.sum()), len(right), float(right.mean()), low, high, right))
     return rates

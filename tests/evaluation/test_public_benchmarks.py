@@ -14,9 +14,9 @@ from fgclip_rt.errors import BenchmarkError, BoxError
 from fgclip_rt.evaluation import measures
 from fgclip_rt.evaluation.benchmarks import BENCHMARKS, caveat, published
 from fgclip_rt.evaluation.data import Captions, Region, Regions
-from fgclip_rt.evaluation.measures import interval, ranks
+from fgclip_rt.evaluation.measures import interval, mcnemar, ranks
 from fgclip_rt.evaluation.readers import read_coco_captions, read_fg_ovd, read_flickr30k
-from fgclip_rt.evaluation.running import measure_captions, measure_regions
+from fgclip_rt.evaluation.running import Rate, measure_captions, measure_regions
 from fgclip_rt.export.checkpoints.registry import MODELS
 from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import box_caption, short_caption, state
@@ -204,9 +204,10 @@ def test_the_command_measures_pairs(pocket_path: Path, scenes: tuple[Path, list[
     [
         (["--benchmark", "coco"], "benchmark 'coco' is unknown"),
         (["--benchmark", "dci"], "give their folder with --data"),
-        (["--data", "x"], "name it with --benchmark"),
+        (["--data", "x"], "with --benchmark or --pairs"),
         (["--limit", 0], "--limit is 0"),
-        (["--limit", 1], "name it with --benchmark"),
+        (["--limit", 1], "with --benchmark or --pairs"),
+        (["--against", "int8"], "with --benchmark or --pairs"),
         (["--protocol", "lenient"], "'lenient' is unknown"),
         (["--pairs", "x.csv", "--benchmark", "dci"], "give one or the other"),
         (["--pairs", "x.csv"], "x.csv cannot be read"),
@@ -236,3 +237,27 @@ def test_a_published_figure_is_compared_only_with_the_same_benchmark(
     assert difference() is not None
     assert difference("--limit", 3) is None
     assert difference("--protocol", "strict") is None
+
+
+def test_mcnemar_is_the_binomial_test_of_flips() -> None:
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1
+    assert mcnemar(5, 0) == mcnemar(0, 5) == 2 / 32
+    # (1 + 10 + 45) / 1,024, twice.
+    assert mcnemar(8, 2) == pytest.approx(0.109375)
+    assert 0 < mcnemar(1200, 1000) < 0.0001
+
+
+def test_another_precision_is_compared_choice_by_choice(
+    pocket_path: Path, scenes: tuple[Path, list[Scene]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(model: Model, *_: object) -> list[Rate]:
+        rights = np.array([True, True, True, False] if model.precision == "fp32" else [True, False, False, True])
+        return [Rate("text to image R@1", int(rights.sum()), 4, float(rights.mean()), 0, 1, rights)]
+
+    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.measure_captions", measure)
+    command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0], "--against")
+    report = json.loads(run_command(*command, "int8", "--json").stdout)
+    assert (report["precision"], report["against"]) == ("fp32", "int8")
+    assert report["flips"] == [{"name": "text to image R@1", "share": 0.5, "lost": 2, "gained": 1, "p_value": 1.0}]
+    assert "choices that int8 changes" in run_command(*command, "int8").stdout
+    assert "no precision 'fp8'" in run_command(*command, "fp8", status=1).stderr

@@ -150,6 +150,7 @@ def test_pairs_part_into_captions_and_boxes(tmp_path: Path) -> None:
     [
         ("image,caption\n1.jpg,a\n", "no column 'text'"),
         ("", "no column 'image'"),
+        ("image,text\n", "has no pairs"),
         ("image,text\n1.jpg,\n", "line 2, lacks"),
         ("image,text\n2.jpg,a\n", "2.jpg is missing"),
         ('image,text,box\n1.jpg,a,"1,2,3"\n', "has the box '1,2,3'"),

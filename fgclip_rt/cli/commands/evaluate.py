@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -9,17 +10,18 @@ from typing import get_args
 import click
 import msgspec
 
-from ...answers import Benchmarked, BenchmarkFigure, BenchmarkSettings, Counted, Evaluated, Share
+from ...answers import Benchmarked, BenchmarkFigure, BenchmarkFlips, BenchmarkSettings, Counted, Evaluated, Share
 from ...errors import ArgumentError
 from ...evaluation.benchmarks import BENCHMARKS, SCENES, Benchmark, benchmark_by, caveat, published
 from ...evaluation.data import Captions, Protocol
-from ...evaluation.measures import MEASURES
+from ...evaluation.measures import MEASURES, mcnemar
 from ...evaluation.readers import read_pairs
 from ...evaluation.running import Rate, check_limit, measure_captions, measure_regions
 from ...evaluation.scenes import check_scenes, lacking
 from ...evaluation.scenes import evaluate as evaluate_model
 from ...model import Model
 from ...pocket.captions import LANGUAGES
+from ...progress import BeginStage
 from .. import options
 from ..options import Loading
 from ..output import names, numbers, say, say_json, say_table, warn, words
@@ -54,6 +56,11 @@ _RELEASED = ("released",)
     shell_complete=options.completed(_PROTOCOLS),
     help="official counts as the released scripts do; strict counts ties as wrong.",
 )
+@click.option(
+    "--against",
+    shell_complete=options.completed(options.PRECISIONS),
+    help="Another precision on the same inputs; counts the choices that it changes.  [default: none]",
+)
 @click.option("--scenes", default=500, help="Number of scenes to draw, a multiple of 100.")
 @click.option("--seed", default=0, help="Seed of the first scene.")
 @options.json
@@ -64,6 +71,7 @@ def run(
     pairs: Path | None,
     limit: int | None,
     protocol: Protocol,
+    against: str | None,
     scenes: int,
     seed: int,
     json: bool,
@@ -80,15 +88,15 @@ def run(
     if pairs is not None:
         if benchmark != SCENES or data is not None:
             raise ArgumentError("--pairs takes the place of --benchmark and --data; give one or the other.")
-        answer = _evaluate_pairs(loading, pairs, limit, protocol)
+        answer = _evaluate_pairs(loading, pairs, limit, protocol, against)
     elif benchmark != SCENES:
         settings = benchmark_by(benchmark)
         if data is None:
             raise ArgumentError(f"--benchmark {benchmark} has files; give their folder with --data.")
-        answer = _evaluate_benchmark(loading, benchmark, settings, data, limit, protocol)
+        answer = _evaluate_benchmark(loading, benchmark, settings, data, limit, protocol, against)
     else:
-        if data is not None or limit is not None:
-            raise ArgumentError("--data and --limit go with a benchmark of files; name it with --benchmark.")
+        if data is not None or limit is not None or against is not None:
+            raise ArgumentError("--data, --limit and --against go with files; name them with --benchmark or --pairs.")
         _evaluate_scenes(loading, scenes, seed, json=json)
         return
     if json:
@@ -98,49 +106,76 @@ def run(
 
 
 def _evaluate_benchmark(
-    loading: Loading, name: str, benchmark: Benchmark, folder: Path, limit: int | None, protocol: Protocol
+    loading: Loading,
+    name: str,
+    benchmark: Benchmark,
+    folder: Path,
+    limit: int | None,
+    protocol: Protocol,
+    against: str | None,
 ) -> Benchmarked:
     data = benchmark.read(folder).first(limit)
-    model = loading.open()
-    with progress_bars() as begin:
-        rates = (
-            measure_captions(
-                model, data, benchmark.walk_type, benchmark.cutoffs, protocol, begin("images", len(data.images))
-            )
-            if isinstance(data, Captions)
-            else measure_regions(
-                model,
-                data,
-                benchmark.cutoffs,
-                protocol,
-                skips_boxes=benchmark.skips_boxes,
-                done=begin("boxes", len(data.regions)),
-            )
-        )
+
+    def measure(model: Model, begin: BeginStage) -> list[Rate]:
+        cutoffs = benchmark.cutoffs
+        if isinstance(data, Captions):
+            done = begin("images", len(data.images))
+            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done)
+        done = begin("boxes", len(data.regions))
+        return measure_regions(model, data, cutoffs, protocol, skips_boxes=benchmark.skips_boxes, done=done)
+
+    model, rates, flips = _run(loading, against, measure)
     info = model.manifest.model
     known = published(info.name, name) if info.weights in _RELEASED else {}
     comparable = limit is None and protocol == "official"
     figures = [_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates]
     settings = _settings(model, (benchmark.walk_type,), benchmark.lowercase, limit, protocol)
-    return _answer(loading, model, name, folder, settings, figures, caveat(info.name) if known else None)
+    return _answer(
+        loading, model, name, folder, settings, figures, caveat(info.name) if known else None, against, flips
+    )
 
 
-def _evaluate_pairs(loading: Loading, file: Path, limit: int | None, protocol: Protocol) -> Benchmarked:
+def _evaluate_pairs(
+    loading: Loading, file: Path, limit: int | None, protocol: Protocol, against: str | None
+) -> Benchmarked:
     captions, regions = read_pairs(file)
-    model = loading.open()
-    rates: list[Rate] = []
-    with progress_bars() as begin:
+    captions = None if captions is None else captions.first(limit)
+    regions = None if regions is None else regions.first(limit)
+
+    def measure(model: Model, begin: BeginStage) -> list[Rate]:
+        rates: list[Rate] = []
         if captions is not None:
-            captions = captions.first(limit)
-            rates += measure_captions(
-                model, captions, "short", _PAIR_CUTOFFS, protocol, begin("images", len(captions.images))
-            )
+            done = begin("images", len(captions.images))
+            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done)
         if regions is not None:
-            regions = regions.first(limit)
-            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=begin("boxes", len(regions.regions)))
+            done = begin("boxes", len(regions.regions))
+            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done)
+        return rates
+
+    model, rates, flips = _run(loading, against, measure)
     kinds = tuple(kind for kind, part in (("short", captions), ("box", regions)) if part is not None)
     settings = _settings(model, kinds, None, limit, protocol)
-    return _answer(loading, model, "pairs", file, settings, [_figure(rate) for rate in rates], None)
+    return _answer(loading, model, "pairs", file, settings, [_figure(rate) for rate in rates], None, against, flips)
+
+
+def _run(
+    loading: Loading, against: str | None, measure: Callable[[Model, BeginStage], list[Rate]]
+) -> tuple[Model, list[Rate], list[BenchmarkFlips]]:
+    """The model, its figures, and the choices that flip in the other precision."""
+    model = loading.open()
+    # Opened before the work, so that a precision that is missing is refused at once.
+    other = None if against is None else msgspec.structs.replace(loading, precision=against).open()
+    with progress_bars() as begin:
+        rates = measure(model, begin)
+        if other is None:
+            return model, rates, []
+        pairs = zip(rates, measure(other, begin), strict=True)
+        return model, rates, [_flips(rate, compared) for rate, compared in pairs]
+
+
+def _flips(rate: Rate, other: Rate) -> BenchmarkFlips:
+    lost, gained = int((rate.rights & ~other.rights).sum()), int((other.rights & ~rate.rights).sum())
+    return BenchmarkFlips(rate.name, other.share, lost, gained, mcnemar(lost, gained))
 
 
 def _settings(
@@ -165,6 +200,8 @@ def _answer(
     settings: BenchmarkSettings,
     figures: list[BenchmarkFigure],
     note: str | None,
+    against: str | None,
+    flips: list[BenchmarkFlips],
 ) -> Benchmarked:
     return Benchmarked(
         bundle=str(loading.bundle),
@@ -175,12 +212,16 @@ def _answer(
         settings=settings,
         figures=figures,
         caveat=note,
+        against=against,
+        flips=flips,
     )
 
 
 def _figure(rate: Rate, known: float | None = None, *, comparable: bool = False) -> BenchmarkFigure:
     difference = 100 * rate.share - known if known is not None and comparable else None
-    return BenchmarkFigure(**msgspec.structs.asdict(rate), published=known, difference=difference)
+    return BenchmarkFigure(
+        rate.name, rate.right, rate.total, rate.share, rate.low, rate.high, published=known, difference=difference
+    )
 
 
 def _say_benchmark(answer: Benchmarked) -> None:
@@ -200,6 +241,15 @@ def _say_benchmark(answer: Benchmarked) -> None:
             for figure in answer.figures
         ],
     )
+    if answer.against is not None:
+        say_table(
+            f"choices that {answer.against} changes",
+            (names("figure"), *map(numbers, ("share", "lost", "gained", "p"))),
+            [
+                (flips.name, f"{flips.share:.1%}", f"{flips.lost:,}", f"{flips.gained:,}", f"{flips.p_value:.3f}")
+                for flips in answer.flips
+            ],
+        )
     settings = answer.settings
     texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
     limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
