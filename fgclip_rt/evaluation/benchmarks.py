@@ -145,6 +145,7 @@ def published(model: str, name: str) -> dict[str, float]:
     return {}
 
 
-def caveat(model: str) -> str:
+def caveat(model: str, weights: str) -> str:
     """Why a published figure of a model may differ from a measured one that is right."""
-    return _CAVEATS.get(model.partition("-")[0], _CAVEAT)
+    reason = _CAVEATS.get(model.partition("-")[0], _CAVEAT)
+    return f"{reason}; this bundle's weights came from a file and may be others" if weights == "local" else reason

@@ -74,8 +74,10 @@ def test_every_published_figure_is_of_a_model_and_a_benchmark() -> None:
     assert published("fg-clip2-base", "dci") == {"image to text R@1": 64.5, "text to image R@1": 64.9}
     assert published("fg-clip-large", "fg-ovd-hard") == {"region top-1": 48.4}
     assert published("fg-clip2-pocket", "dci") == {}
-    assert "which of FineCLIP's checkpoints" in caveat("fineclip-vitb16")
-    assert "size of SigLIP 2's images" in caveat("siglip2-base-patch16-naflex")
+    assert "which of FineCLIP's checkpoints" in caveat("fineclip-vitb16", "local")
+    assert "came from a file" in caveat("fineclip-vitb16", "local")
+    assert "came from a file" not in caveat("fg-clip2-base", "released")
+    assert "size of SigLIP 2's images" in caveat("siglip2-base-patch16-naflex", "released")
 
 
 @pytest.fixture(scope="module")

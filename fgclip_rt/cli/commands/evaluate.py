@@ -33,8 +33,8 @@ _PROTOCOLS = get_args(Protocol)
 #: Cutoffs of a user's own pairs.
 _PAIR_CUTOFFS = (1, 5, 10)
 
-#: Kinds of weights that published figures are of.
-_RELEASED = ("released",)
+#: Kinds of weights that published figures may be of.
+_RELEASED = ("released", "local")
 
 
 @click.command(cls=Command)
@@ -131,7 +131,15 @@ def _evaluate_benchmark(
     figures = [_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates]
     settings = _settings(model, (benchmark.walk_type,), benchmark.lowercase, limit, protocol)
     return _answer(
-        loading, model, name, folder, settings, figures, caveat(info.name) if known else None, against, flips
+        loading,
+        model,
+        name,
+        folder,
+        settings,
+        figures,
+        caveat(info.name, info.weights) if known else None,
+        against,
+        flips,
     )
 
 
