@@ -288,7 +288,7 @@ class Flipped(Answer, frozen=True):
     share: float
     lost: int
     gained: int
-    probability: float
+    p_value: float
 
 
 class EvaluatedBeside(Answer, frozen=True):
@@ -337,6 +337,93 @@ class Compared(Answer, frozen=True):
     kept: dict[str, float]
     shift: float | None
     error: Problem | msgspec.UnsetType = msgspec.UNSET
+
+
+class BenchmarkFigure(Answer, frozen=True):
+    """A share of right choices, as :class:`fgclip_rt.evaluation.running.Rate`.
+
+    Attributes:
+        name: such as ``text to image R@5``.
+        right: number of right choices.
+        total: number of choices.
+        share: right choices, from 0 to 1.
+        low: lower end of the share's 95 % interval.
+        high: upper end of it.
+        published: the model's published figure in percent; None if there is none.
+        difference: the share less the published figure, in points; None if they are not of the same benchmark.
+    """
+
+    name: str
+    right: int
+    total: int
+    share: float
+    low: float
+    high: float
+    published: float | None
+    difference: float | None
+
+
+class BenchmarkFlips(Answer, frozen=True):
+    """Choices that another precision makes otherwise, as :class:`fgclip_rt.evaluation.measures.Flips`.
+
+    Attributes:
+        name: of the figure.
+        share: right choices of the other precision, from 0 to 1.
+        lost: choices that are right, and wrong in the other precision.
+        gained: choices that are wrong, and right in the other precision.
+        p_value: of McNemar's exact test: how often chance alone would part these choices so unevenly, or more so.
+    """
+
+    name: str
+    share: float
+    lost: int
+    gained: int
+    p_value: float
+
+
+class BenchmarkedBeside(Answer, frozen=True):
+    """Choices of another precision on the same inputs, beside those of the first."""
+
+    precision: str
+    backend: str
+    figures: list[BenchmarkFlips]
+
+
+class BenchmarkSettings(Answer, frozen=True):
+    """Settings of a benchmark's inputs.
+
+    Attributes:
+        protocol: ``official`` counts as the released scripts do, ``strict`` counts ties and boxes left out as wrong.
+        limit: largest number of images or boxes; None if all were taken.
+        walk_types: kinds of text, each with its length in tokens.
+        lowercase: whether the bundle lower-cases texts.
+        script_lowercase: whether the released script does; None if there is no script.
+        images: how images are resized.
+    """
+
+    protocol: str
+    limit: int | None
+    walk_types: dict[str, int]
+    lowercase: bool
+    script_lowercase: bool | None
+    images: str
+
+
+class Benchmarked(Answer, frozen=True):
+    """Right choices of a bundle on the data of a benchmark, or on pairs of the user's.
+
+    ``others`` has an entry for every further precision.
+    """
+
+    bundle: str
+    backend: str
+    precision: str
+    benchmark: str
+    data: str
+    settings: BenchmarkSettings
+    figures: list[BenchmarkFigure]
+    caveat: str | None
+    others: list[BenchmarkedBeside]
 
 
 class Verified(Answer, frozen=True):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ..arrays import BoolArray, FloatArray
+from ..arrays import BoolArray, FloatArray, IntArray
 
 Measure: TypeAlias = Literal[
     "short text to image",
@@ -68,22 +67,20 @@ class Flips:
     Attributes:
         lost: number of choices that the first made rightly and the second wrongly.
         gained: the reverse.
-        probability: that equally good models would differ so much or more, by McNemar's exact test
+        p_value: how often equally good models would differ so much or more, by McNemar's exact test
             (https://doi.org/10.1007/BF02295996): each flip goes either way like a coin.
     """
 
     lost: int
     gained: int
-    probability: float
+    p_value: float
 
 
-def flips(first: Figure, second: Figure) -> Flips:
-    """Compare two models by one measure of the same inputs."""
-    pairs = list(zip(first.choices, second.choices, strict=True))
-    lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    count, fewer = lost + gained, min(lost, gained)
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return Flips(lost, gained, min(1.0, 2 * tail / 2**count))
+def flips(first: Sequence[bool] | BoolArray, second: Sequence[bool] | BoolArray) -> Flips:
+    """Compare whether two models' choices on the same inputs were right."""
+    one, other = np.asarray(first, bool), np.asarray(second, bool)
+    lost, gained = int((one & ~other).sum()), int((other & ~one).sum())
+    return Flips(lost, gained, _mcnemar(lost, gained))
 
 
 def retrieved(queries: FloatArray, candidates: FloatArray) -> BoolArray:
@@ -120,3 +117,60 @@ def holds(box: tuple[float, float, float, float], point: tuple[float, float]) ->
     """Whether a box, xyxy, holds a point."""
     left, top, right, bottom = box
     return left <= point[0] <= right and top <= point[1] <= bottom
+
+
+#: Queries whose cosines with all candidates are in memory together.
+_BLOCK = 1024
+#: Samples of a bootstrap, and the shares of them below an interval's ends.
+_SAMPLES, _ENDS = 1000, (0.025, 0.975)
+
+
+def ranks(
+    queries: FloatArray, candidates: FloatArray, query_groups: IntArray, candidate_groups: IntArray, *, strict: bool
+) -> IntArray:
+    """Number of false candidates before the best true one, int32 [n], for queries [n, D] and candidates [m, D].
+
+    Args:
+        queries: vectors of length one.
+        candidates: vectors of length one.
+        query_groups: int32 [n], group of each query.
+        candidate_groups: int32 [m]; the candidates of a query's group are true. Each group has one.
+        strict: a false candidate with the true one's cosine comes before it; else after it.
+    """
+    found = np.empty(len(queries), np.int32)
+    for start in range(0, len(queries), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        cosines = queries[rows] @ candidates.T
+        true = query_groups[rows, None] == candidate_groups
+        best = np.where(true, cosines, -np.inf).max(axis=1, keepdims=True)
+        before = cosines >= best if strict else cosines > best
+        found[rows] = (before & ~true).sum(axis=1)
+    return found
+
+
+def interval(right: BoolArray, groups: IntArray) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share, by a percentile bootstrap over groups (Efron and Tibshirani, 1993).
+
+    Args:
+        right: bool [n], at least one.
+        groups: int32 [n]; choices of one group are drawn together, because they are not independent.
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    counts, rights = np.bincount(members), np.bincount(members, right)
+    random = np.random.default_rng(0)
+    shares = np.empty(_SAMPLES)
+    for sample in range(_SAMPLES):
+        drawn = random.integers(len(counts), size=len(counts))
+        shares[sample] = rights[drawn].sum() / counts[drawn].sum()
+    low, high = np.quantile(shares, _ENDS).tolist()
+    return low, high
+
+
+def _mcnemar(lost: int, gained: int) -> float:
+    """The two-sided p-value."""
+    flips, fewer = lost + gained, min(lost, gained)
+    ways = total = 1
+    for k in range(fewer):
+        ways = ways * (flips - k) // (k + 1)
+        total += ways
+    return min(1.0, 2 * total / (1 << flips))

@@ -823,7 +823,7 @@ def test_evaluate_counts_right_choices(pocket_path: Path, hundred: Evaluation, m
     both = ("--precision", "fp32", "--precision", "int8")
     (beside,) = json.loads(run_command("evaluate", pocket_path, *both, "--json").stdout)["others"]
     assert beside["precision"] == "int8"
-    assert [(flipped["lost"], flipped["gained"], flipped["probability"]) for flipped in beside["figures"][:2]] == [
+    assert [(flipped["lost"], flipped["gained"], flipped["p_value"]) for flipped in beside["figures"][:2]] == [
         (1, 0, 1.0),
         (0, 0, 1.0),
     ]

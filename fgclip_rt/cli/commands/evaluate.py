@@ -2,45 +2,272 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
 
 import click
 
-from ...answers import Counted, Evaluated, EvaluatedBeside, Flipped, Share
+from ...answers import (
+    Benchmarked,
+    BenchmarkedBeside,
+    BenchmarkFigure,
+    BenchmarkFlips,
+    BenchmarkSettings,
+    Counted,
+    Evaluated,
+    EvaluatedBeside,
+    Flipped,
+    Share,
+)
+from ...errors import ArgumentError
+from ...evaluation.benchmarks import BENCHMARKS, SCENES, Benchmark, benchmark_by, caveat, published
+from ...evaluation.data import Captions, Protocol
 from ...evaluation.measures import MEASURES, flips
+from ...evaluation.readers import read_pairs
+from ...evaluation.running import Rate, check_limit, measure_captions, measure_regions
 from ...evaluation.scenes import Evaluation, check_scenes, lacking
 from ...evaluation.scenes import evaluate as evaluate_model
 from ...model import Model
 from ...pocket.captions import LANGUAGES
+from ...progress import BeginStage
 from .. import options
 from ..options import Loading, Loadings
-from ..output import numbers, say, say_json, say_table, warn, words
+from ..output import names, numbers, say, say_json, say_table, warn, words
 from ..progress import progress_bars
 from ..status import Command
+
+_PROTOCOLS = get_args(Protocol)
+
+#: Cutoffs of a user's own pairs.
+_PAIR_CUTOFFS = (1, 5, 10)
+
+#: Kinds of weights that published figures may be of.
+_RELEASED = ("released", "local")
 
 
 @click.command(cls=Command)
 @options.loadings
+@click.option(
+    "--benchmark",
+    default=SCENES,
+    shell_complete=options.completed((SCENES, *BENCHMARKS)),
+    help=f"{SCENES}, which are drawn, or a benchmark whose files --data holds: {', '.join(BENCHMARKS)}.",
+)
+@click.option("--data", type=options.PATH, help="Folder of the benchmark's files, as downloaded.  [default: none]")
+@click.option(
+    "--pairs", type=options.PATH, help="CSV file of image,text[,box], measured instead of a benchmark.  [default: none]"
+)
+@click.option("--limit", type=int, help="Take only the first images, or boxes.  [default: all]")
+@click.option(
+    "--protocol",
+    default="official",
+    shell_complete=options.completed(_PROTOCOLS),
+    help="official counts as the released scripts do; strict counts ties as wrong.",
+)
 @click.option("--scenes", default=500, help="Number of scenes to draw, a multiple of 100.")
 @click.option("--seed", default=0, help="Seed of the first scene.")
 @options.json
-def run(loadings: Loadings, scenes: int, seed: int, json: bool) -> None:
-    """Count a bundle's right choices on scenes that are drawn for it.
+def run(
+    loadings: Loadings,
+    benchmark: str,
+    data: Path | None,
+    pairs: Path | None,
+    limit: int | None,
+    protocol: Protocol,
+    scenes: int,
+    seed: int,
+    json: bool,
+) -> None:
+    """Count a bundle's right choices on drawn scenes, on a public benchmark or on pairs of your own.
 
-    Retrieval of short and long captions among 100 scenes, names of regions, true captions against false ones, and
-    dense maps, in English and Chinese. It measures bundles of fg-clip2-pocket, which was not trained on these scenes;
-    other models never saw such scenes.
+    Scenes: retrieval of short and long captions among 100, names of regions, true captions against false ones, and
+    dense maps, in English and Chinese. They measure bundles of fg-clip2-pocket, which was not trained on these scenes;
+    other models never saw such scenes. Nothing is downloaded: docs/evaluation.md lists the files of each benchmark.
 
-    With several precisions, the others are compared with the first on the same scenes: how many right choices they
-    lose and gain, and how likely equally good models would differ so much (McNemar's test).
+    With several precisions, the others are compared with the first on the same inputs: how many right choices they
+    lose and gain, and how often equally good models would differ so much (McNemar's test).
     """
+    check_limit(limit)
+    if protocol not in _PROTOCOLS:
+        raise ArgumentError(f"--protocol {protocol!r} is unknown; choose {' or '.join(_PROTOCOLS)}.")
+    if pairs is not None:
+        if benchmark != SCENES or data is not None:
+            raise ArgumentError("--pairs takes the place of --benchmark and --data; give one or the other.")
+        answer = _evaluate_pairs(loadings, pairs, limit, protocol)
+    elif benchmark != SCENES:
+        settings = benchmark_by(benchmark)
+        if data is None:
+            raise ArgumentError(f"--benchmark {benchmark} has files; give their folder with --data.")
+        answer = _evaluate_benchmark(loadings, benchmark, settings, data, limit, protocol)
+    else:
+        if data is not None or limit is not None:
+            raise ArgumentError("--data and --limit go with files; name them with --benchmark or --pairs.")
+        _evaluate_scenes(loadings, scenes, seed, json=json)
+        return
+    if json:
+        say_json(answer)
+    else:
+        _say_benchmark(answer)
+
+
+def _evaluate_benchmark(
+    loadings: Loadings,
+    name: str,
+    benchmark: Benchmark,
+    folder: Path,
+    limit: int | None,
+    protocol: Protocol,
+) -> Benchmarked:
+    data = benchmark.read(folder).first(limit)
+
+    def measure(model: Model, begin: BeginStage) -> list[Rate]:
+        cutoffs = benchmark.cutoffs
+        if isinstance(data, Captions):
+            done = begin("images", len(data.images))
+            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done)
+        done = begin("boxes", len(data.regions))
+        return measure_regions(model, data, cutoffs, protocol, skips_boxes=benchmark.skips_boxes, done=done)
+
+    model, rates, others = _run(loadings, measure)
+    info = model.manifest.model
+    known = published(info.name, name) if info.weights in _RELEASED else {}
+    comparable = limit is None and protocol == "official"
+    figures = [_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates]
+    settings = _settings(model, (benchmark.walk_type,), benchmark.lowercase, limit, protocol)
+    note = caveat(info.name, info.weights) if known else None
+    return _answer(model, name, folder, settings, figures, note, others)
+
+
+def _evaluate_pairs(loadings: Loadings, file: Path, limit: int | None, protocol: Protocol) -> Benchmarked:
+    captions, regions = read_pairs(file)
+    captions = None if captions is None else captions.first(limit)
+    regions = None if regions is None else regions.first(limit)
+
+    def measure(model: Model, begin: BeginStage) -> list[Rate]:
+        rates: list[Rate] = []
+        if captions is not None:
+            done = begin("images", len(captions.images))
+            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done)
+        if regions is not None:
+            done = begin("boxes", len(regions.regions))
+            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done)
+        return rates
+
+    model, rates, others = _run(loadings, measure)
+    kinds = tuple(kind for kind, part in (("short", captions), ("box", regions)) if part is not None)
+    settings = _settings(model, kinds, None, limit, protocol)
+    return _answer(model, "pairs", file, settings, [_figure(rate) for rate in rates], None, others)
+
+
+def _run(
+    loadings: Loadings, measure: Callable[[Model, BeginStage], list[Rate]]
+) -> tuple[Model, list[Rate], list[BenchmarkedBeside]]:
+    """The model in the first precision, its figures, and the choices that the others make otherwise."""
+    # All are opened before the work, so that a precision that is missing is refused at once.
+    model, *others = [loading.open() for loading in loadings.each()]
+    with progress_bars() as begin:
+        rates = measure(model, begin)
+        return model, rates, [_beside(rates, other, measure(other, begin)) for other in others]
+
+
+def _beside(rates: list[Rate], model: Model, others: list[Rate]) -> BenchmarkedBeside:
+    figures = [
+        BenchmarkFlips(rate.name, other.share, **asdict(flips(rate.rights, other.rights)))
+        for rate, other in zip(rates, others, strict=True)
+    ]
+    return BenchmarkedBeside(model.precision, str(model.backend), figures)
+
+
+def _settings(
+    model: Model, walk_types: tuple[str, ...], script_lowercase: bool | None, limit: int | None, protocol: Protocol
+) -> BenchmarkSettings:
+    text = model.manifest.text
+    return BenchmarkSettings(
+        protocol=protocol,
+        limit=limit,
+        walk_types={name: text.walk_types[name].length for name in walk_types},
+        lowercase=text.lowercase,
+        script_lowercase=script_lowercase,
+        images=str(model.manifest.image),
+    )
+
+
+def _answer(
+    model: Model,
+    name: str,
+    data: Path,
+    settings: BenchmarkSettings,
+    figures: list[BenchmarkFigure],
+    note: str | None,
+    others: list[BenchmarkedBeside],
+) -> Benchmarked:
+    return Benchmarked(
+        bundle=str(model.bundle.path),
+        backend=str(model.backend),
+        precision=model.precision,
+        benchmark=name,
+        data=str(data),
+        settings=settings,
+        figures=figures,
+        caveat=note,
+        others=others,
+    )
+
+
+def _figure(rate: Rate, known: float | None = None, *, comparable: bool = False) -> BenchmarkFigure:
+    difference = 100 * rate.share - known if known is not None and comparable else None
+    return BenchmarkFigure(
+        rate.name, rate.right, rate.total, rate.share, rate.low, rate.high, published=known, difference=difference
+    )
+
+
+def _say_benchmark(answer: Benchmarked) -> None:
+    say_table(
+        f"right choices on {answer.benchmark} ({answer.precision}, {answer.backend})",
+        (names("figure"), *map(numbers, ("right", "of", "share", "95 % interval", "published", "difference"))),
+        [
+            (
+                figure.name,
+                f"{figure.right:,}",
+                f"{figure.total:,}",
+                f"{figure.share:.1%}",
+                f"{100 * figure.low:.1f} to {figure.high:.1%}",
+                "" if figure.published is None else f"{figure.published:.1f}%",
+                "" if figure.difference is None else f"{figure.difference:+.1f}",
+            )
+            for figure in answer.figures
+        ],
+    )
+    for other in answer.others:
+        say_table(
+            f"choices of {other.precision} that are not those of {answer.precision} ({other.backend})",
+            (names("figure"), *map(numbers, ("share", "lost", "gained", "p"))),
+            [
+                (flip.name, f"{flip.share:.1%}", f"{flip.lost:,}", f"{flip.gained:,}", f"{flip.p_value:.3f}")
+                for flip in other.figures
+            ],
+        )
+    settings = answer.settings
+    texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
+    limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
+    case = "lower case" if settings.lowercase else "case kept"
+    say(f"settings: {settings.protocol} protocol, {limit}, {texts}, {case}, images {settings.images}")
+    if settings.script_lowercase is False and settings.lowercase:
+        say("The released script keeps the case of these texts, and this bundle lower-cases them.")
+    if answer.caveat is not None:
+        say(f"published figures: {answer.caveat}")
+
+
+def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) -> None:
     check_scenes(scenes)
     first, *others = loadings.each()
-    evaluated, result = _evaluate(first, scenes, seed)
+    model, result = _see(first, scenes, seed)
     answer = Evaluated(
         bundle=str(loadings.bundle),
-        backend=str(evaluated.backend),
-        precision=evaluated.precision,
+        backend=str(model.backend),
+        precision=model.precision,
         scenes=result.scenes,
         seed=result.seed,
         figures=[
@@ -48,7 +275,7 @@ def run(loadings: Loadings, scenes: int, seed: int, json: bool) -> None:
             for figure in result.figures
         ],
         true_before_false_by_change={change: Counted(*counts) for change, counts in result.by_change.items()},
-        others=[_beside(result, other, scenes, seed) for other in others],
+        others=[_see_beside(result, other, scenes, seed) for other in others],
     )
     if json:
         say_json(answer)
@@ -56,8 +283,8 @@ def run(loadings: Loadings, scenes: int, seed: int, json: bool) -> None:
         _say(answer)
 
 
-def _evaluate(loading: Loading, scenes: int, seed: int) -> tuple[Model, Evaluation]:
-    """A model, and its choices."""
+def _see(loading: Loading, scenes: int, seed: int) -> tuple[Model, Evaluation]:
+    """A model, and its choices on scenes."""
     model = loading.open()
     if model.manifest.model.weights != "shipped":
         warn(
@@ -69,11 +296,11 @@ def _evaluate(loading: Loading, scenes: int, seed: int) -> tuple[Model, Evaluati
         return model, evaluate_model(model, scenes, seed, done=begin(f"evaluate {model.precision}", scenes))
 
 
-def _beside(result: Evaluation, loading: Loading, scenes: int, seed: int) -> EvaluatedBeside:
-    """The choices of another precision, beside those of ``result``."""
-    model, other = _evaluate(loading, scenes, seed)
+def _see_beside(result: Evaluation, loading: Loading, scenes: int, seed: int) -> EvaluatedBeside:
+    """The choices of another precision on the same scenes, beside those of ``result``."""
+    model, other = _see(loading, scenes, seed)
     figures = [
-        Flipped(figure.measure, figure.language, figure.share, **asdict(flips(exact, figure)))
+        Flipped(figure.measure, figure.language, figure.share, **asdict(flips(exact.choices, figure.choices)))
         for exact, figure in zip(result.figures, other.figures, strict=True)
     ]
     return EvaluatedBeside(model.precision, str(model.backend), figures)
@@ -100,16 +327,16 @@ def _say(answer: Evaluated) -> None:
     for other in answer.others:
         say_table(
             f"choices of {other.precision} that are not those of {answer.precision} ({other.backend})",
-            (words("measure"), words("language"), *map(numbers, ("right", "lost", "gained", "by chance"))),
+            (words("measure"), words("language"), *map(numbers, ("share", "lost", "gained", "p"))),
             [
                 (
-                    flipped.measure,
-                    flipped.language,
-                    f"{flipped.share:.1%}",
-                    f"{flipped.lost}",
-                    f"{flipped.gained}",
-                    f"{flipped.probability:.2f}",
+                    flip.measure,
+                    flip.language,
+                    f"{flip.share:.1%}",
+                    f"{flip.lost:,}",
+                    f"{flip.gained:,}",
+                    f"{flip.p_value:.3f}",
                 )
-                for flipped in other.figures
+                for flip in other.figures
             ],
         )

@@ -1,0 +1,236 @@
+"""Files of public benchmarks, in miniature and as they are downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.evaluation import readers
+from fgclip_rt.evaluation.data import Captions
+
+
+def write(path: Path, content: Any = "") -> Path:
+    """A file of this text, or of this value in JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def lines(*values: Any) -> str:
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+def test_coco_takes_five_captions_of_each_image_in_the_order_of_images(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / f"val2017/{number:012}.jpg") for number in (9, 4))
+    captions = [(4, "a"), (9, "b"), *((4, f"c{i}") for i in range(5))]
+    write(
+        tmp_path / "annotations/captions_val2017.json",
+        {
+            "info": {"year": 2017},
+            "images": [{"id": 9, "file_name": first.name, "width": 3}, {"id": 4, "file_name": second.name}],
+            "annotations": [{"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(captions)],
+        },
+    )
+    expected = Captions((first, second), ("b", "a", "c0", "c1", "c2", "c3"), (0, 1, 1, 1, 1, 1))
+    assert readers.read_coco_captions(tmp_path) == expected
+
+
+def test_flickr30k_takes_five_captions(tmp_path: Path) -> None:
+    image = write(tmp_path / "flickr30k-images/1.jpg")
+    write(tmp_path / "flickr30k_test.json", [{"image": "1.jpg", "caption": list("abcdef")}])
+    assert readers.read_flickr30k(tmp_path) == Captions((image,), tuple("abcde"), (0,) * 5)
+
+
+def test_flickr30k_cna_gathers_captions_by_name(tmp_path: Path) -> None:
+    images = tuple(write(tmp_path / f"{name}.jpg") for name in ("7", "3"))
+    write(tmp_path / "flickr30k_cna_test.txt", "7#0\t一只 猫\n3#0\t狗\n7#1\t猫\n\n")
+    assert readers.read_flickr30k_cna(tmp_path) == Captions(images, ("一只 猫", "猫", "狗"), (0, 0, 1))
+
+
+def test_coco_cn_finds_images_of_both_splits(tmp_path: Path) -> None:
+    names = ("COCO_train2014_000000000001", "COCO_val2014_000000000002")
+    images = tuple(write(tmp_path / name.split("_")[1] / f"{name}.jpg") for name in names)
+    write(tmp_path / "pair.txt", f"{names[0]}#zhm#0 一只 猫\n{names[1]}#zhm#0 狗\n")
+    assert readers.read_coco_cn(tmp_path) == Captions(images, ("一只 猫", "狗"), (0, 1))
+    write(tmp_path / "pair.txt", "../secret#zhm#0 猫\n")
+    with pytest.raises(BenchmarkError, match="no image of COCO 2014"):
+        readers.read_coco_cn(tmp_path)
+
+
+def test_dci_takes_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in "ba":
+        write(tmp_path / f"annotations/{name}.json", {"image": f"{name}.jpg", "extra_caption": name * 3, "mask": {}})
+    images = tuple(write(tmp_path / f"photos/{name}.jpg") for name in "ab")
+    assert readers.read_dci(tmp_path) == Captions(images, ("aaa", "bbb"), (0, 1))
+
+
+def test_sharegpt4v_takes_the_first_thousand_by_file_name(tmp_path: Path) -> None:
+    image = write(tmp_path / "sa_1.jpg")
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "long"}]
+    entry = {"id": "1", "image": "sam/images/sa_1.jpg", "conversations": turns}
+    write(tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json", [entry] * 1000 + [entry | {"image": "missing"}])
+    assert readers.read_sharegpt4v(tmp_path) == Captions((image,) * 1000, ("long",) * 1000, tuple(range(1000)))
+
+
+def test_urban1k_takes_first_lines_in_the_order_of_numbers(tmp_path: Path) -> None:
+    images = tuple(write(tmp_path / f"image/{number}.jpg") for number in (2, 10))
+    write(tmp_path / "caption/10.txt", "ten\nmore")
+    write(tmp_path / "caption/2.txt", "two")
+    assert readers.read_urban1k(tmp_path) == Captions(images, ("two", "ten"), (0, 1))
+
+
+def test_docci_takes_the_test_split(tmp_path: Path) -> None:
+    image = write(tmp_path / "images/test_00001.jpg")
+    rows = [{"example_id": f"{split}_00001", "split": split, "description": split} for split in ("train", "test")]
+    write(tmp_path / "docci_descriptions.jsonlines", lines(*rows))
+    assert readers.read_docci(tmp_path) == Captions((image,), ("test",), (0,))
+
+
+def test_tabbed_files_keep_tabs_of_captions_and_their_case(tmp_path: Path) -> None:
+    image = write(tmp_path / "a b.jpg")
+    write(tmp_path / "any.txt", "a b.jpg\tA red\tcar\n")
+    assert readers.read_tabbed(tmp_path) == Captions((image,), ("A red\tcar",), (0,))
+    write(tmp_path / "any.txt", "a b.jpg\n")
+    with pytest.raises(BenchmarkError, match="line 1, has no caption"):
+        readers.read_tabbed(tmp_path)
+    write(tmp_path / "other.txt")
+    with pytest.raises(BenchmarkError, match="holds 2 files"):
+        readers.read_tabbed(tmp_path)
+
+
+def test_fg_ovd_has_the_true_text_first_and_shares_texts(tmp_path: Path) -> None:
+    image = write(tmp_path / "train2017/1.jpg")
+    row = {"img_path": "train2017/1.jpg", "bbox": [1, 2, 3.5, 4], "pos_expression": ["t"], "neg_expression": ["f", "g"]}
+    other = row | {"pos_expression": ["g"], "neg_expression": ["t"]}
+    write(tmp_path / "h.jsonl", lines(row, other))
+    data = readers.read_fg_ovd("h.jsonl", tmp_path)
+    assert data.texts == ("t", "f", "g")
+    assert [region.candidates for region in data.regions] == [(0, 1, 2), (2, 0)]
+    assert {(region.image, region.box) for region in data.regions} == {(image, (1, 2, 3.5, 4))}
+    assert data.box_format == "xywh"
+    assert len(data.first(1).regions) == 1
+
+
+def test_boxes_choose_among_all_categories_in_the_order_of_ids(tmp_path: Path) -> None:
+    write(tmp_path / "images/1.jpg")
+    write(
+        tmp_path / "boxes.json",
+        {
+            "images": [{"id": 5, "file_name": "1.jpg"}],
+            "categories": [{"id": 3, "name": "狗"}, {"id": 1, "name": "猫"}, {"id": 2, "name": "马"}],
+            "annotations": [{"image_id": 5, "category_id": 2, "bbox": [0, 0, 1, 1], "iscrowd": 1}],
+        },
+    )
+    data = readers.read_box_names(tmp_path)
+    assert data.texts == ("猫", "马", "狗")
+    assert [region.candidates for region in data.regions] == [(1, 0, 2)]
+
+
+def test_pairs_part_into_captions_and_boxes(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name) for name in ("1.jpg", "2.jpg"))
+    file = write(
+        tmp_path / "pairs.csv", 'text,image,box\none,1.jpg,\n"a, b",2.jpg,"1,2,3,4"\nuno,1.jpg,\nc,2.jpg,"5,6,7,8.5"\n'
+    )
+    captions, regions = readers.read_pairs(file)
+    assert captions == Captions((first,), ("one", "uno"), (0, 0))
+    assert regions is not None
+    assert [(r.image, r.box, r.candidates) for r in regions.regions] == [
+        (second, (1, 2, 3, 4), (0, 1)),
+        (second, (5, 6, 7, 8.5), (1, 0)),
+    ]
+    assert (regions.texts, regions.box_format) == (("a, b", "c"), "xyxy")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,caption\n1.jpg,a\n", "no column 'text'"),
+        ("", "no column 'image'"),
+        ("image,text\n", "has no pairs"),
+        ("image,text\n1.jpg,\n", "line 2, lacks"),
+        ("image,text\n2.jpg,a\n", "2.jpg is missing"),
+        ('image,text,box\n1.jpg,a,"1,2,3"\n', "has the box '1,2,3'"),
+        ("image,text\n1.jpg\n", "line 2, lacks"),
+        ('image,text\n1.jpg,"a\n', "is no CSV file"),
+    ],
+)
+def test_bad_pairs_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    write(tmp_path / "1.jpg")
+    with pytest.raises(BenchmarkError, match=message):
+        readers.read_pairs(write(tmp_path / "pairs.csv", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "Expected `array`"),
+        ('[{"image": "1.jpg"}]', "missing required field `caption`"),
+        ("[", "truncated"),
+        ('[{"image": "2.jpg", "caption": ["a"]}]', "2.jpg is missing"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    write(tmp_path / "flickr30k_test.json", content)
+    with pytest.raises(BenchmarkError, match=message):
+        readers.read_flickr30k(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for read, name in (
+        (readers.read_coco_captions, "captions_val2017.json"),
+        (readers.read_dci, "annotations"),
+        (readers.read_urban1k, "caption"),
+        (readers.read_tabbed, "holds 0 files"),
+    ):
+        with pytest.raises(BenchmarkError, match=name):
+            read(tmp_path)
+
+
+def test_a_limit_takes_whole_images() -> None:
+    captions = Captions((Path("1"), Path("2")), ("a", "b", "c"), (1, 0, 0))
+    assert captions.first(1) == Captions((Path("1"),), ("b", "c"), (0, 0))
+    assert captions.first(None) == captions
+
+
+def test_annotations_of_what_a_file_does_not_list_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "images/1.jpg")
+    listed = {"images": [{"id": 1, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "a"}]}
+    for image, category, message in ((2, 1, "the image 2"), (1, 2, "the category 2")):
+        box = {"image_id": image, "category_id": category, "bbox": [0, 0, 1, 1]}
+        write(tmp_path / "boxes.json", listed | {"annotations": [box]})
+        with pytest.raises(BenchmarkError, match=message):
+            readers.read_box_names(tmp_path)
+    write(tmp_path / "captions_val2017.json", listed | {"annotations": [{"image_id": 2, "caption": "a"}]})
+    with pytest.raises(BenchmarkError, match="the image 2"):
+        readers.read_coco_captions(tmp_path)
+
+
+def test_entries_without_texts_are_refused(tmp_path: Path) -> None:
+    row = {"img_path": "1.jpg", "bbox": [0, 0, 1, 1], "pos_expression": ["a"], "neg_expression": ["b"]}
+    for lacking in ("pos_expression", "neg_expression"):
+        write(tmp_path / "h.jsonl", lines(row | {lacking: []}))
+        with pytest.raises(BenchmarkError, match=f"line 1, is not as .*{lacking}"):
+            readers.read_fg_ovd("h.jsonl", tmp_path)
+    write(
+        tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json",
+        [{"image": "1.jpg", "conversations": [{"value": "only a question"}]}],
+    )
+    with pytest.raises(BenchmarkError, match="conversations"):
+        readers.read_sharegpt4v(tmp_path)
+
+
+def test_texts_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_bytes("image,text\n1.jpg,狗\n".encode("gb18030"))
+    with pytest.raises(BenchmarkError, match="is not UTF-8 at byte 17"):
+        readers.read_pairs(file)
+
+
+def test_a_byte_order_mark_and_lines_within_a_cell_are_read(tmp_path: Path) -> None:
+    image = write(tmp_path / "1.jpg")
+    (tmp_path / "pairs.csv").write_bytes(b'\xef\xbb\xbfimage,text\r\n1.jpg,"a\nb"\r\n')
+    assert readers.read_pairs(tmp_path / "pairs.csv") == (Captions((image,), ("a\nb",), (0,)), None)
