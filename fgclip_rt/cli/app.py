@@ -29,7 +29,7 @@ COMMANDS = {
     "search": "Find images of an index by a text, an image, or a part of one.",
     "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
     "mcp": "Give agents tools to look at images, by the Model Context Protocol.",
-    "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",
+    "evaluate": "Count a bundle's right choices on drawn scenes, on a public benchmark or on pairs of your own.",
     "compare": "Tell whether old vectors may stay when the bundle changes.",
     "scene": "Draw a scene that fg-clip2-pocket understands, and print its captions.",
     "bench": "Measure how fast a bundle is on this machine, beside its peers.",

@@ -118,8 +118,8 @@ def test_scenes_in_the_forms_of_coco_and_flickr30k_get_their_own_figures(
     texts = pocket.embed_texts(short_caption(state(scene, index), "en", index) for index, scene in enumerate(drawn))
     # Fewer than a hundred scenes are one gallery of the scenes' own evaluation.
     expected = {
-        "image to text R@1": measures.count_retrieved(images, texts),
-        "text to image R@1": measures.count_retrieved(texts, images),
+        "image to text R@1": measures.retrieved(images, texts).sum(),
+        "text to image R@1": measures.retrieved(texts, images).sum(),
     }
     for data in (read_coco_captions(folder), read_flickr30k(folder)):
         done: list[None] = []
@@ -135,7 +135,7 @@ def test_scenes_in_the_form_of_fg_ovd_get_their_own_figures(pocket: Model, scene
     for scene in drawn:
         region = pocket.dense(draw(scene)).regions([scene.things[0].box])
         names = pocket.embed_texts((box_caption(thing.look, "en", 0) for thing in scene.things), "box")
-        right += measures.count_named(region, names, [0])
+        right += int(measures.named(region, names, [0]).sum())
     (rate,) = measure_regions(pocket, read_fg_ovd("h_attributes_llava.jsonl", folder), (1,))
     assert (rate.right, rate.total, rate.share) == (right, SCENES, right / SCENES)
     assert right > SCENES // 2
