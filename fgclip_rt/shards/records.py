@@ -137,10 +137,12 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[Record]:
         caption = _column(shard, names, columns.caption, _CAPTION_COLUMNS, "caption")
         wanted = [name for name in (image, id_, caption) if name is not None]
         number = 0
-        for batch in table.iter_batches(_ROWS, columns=wanted, use_threads=False):
-            for row in batch.to_pylist():
-                yield _row(shard, number, row, image, id_, caption)
-                number += 1
+        # Group by group, because a batch that reaches into a damaged one gives nothing of the one before.
+        for group in range(table.num_row_groups):
+            for batch in table.iter_batches(_ROWS, [group], columns=wanted, use_threads=False):
+                for row in batch.to_pylist():
+                    yield _row(shard, number, row, image, id_, caption)
+                    number += 1
 
 
 def _row(
