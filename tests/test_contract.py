@@ -73,6 +73,7 @@ HEAVY = {
     "cuda": ("engines",),
     "pyarrow": ("vectors", "shards"),
     "fsspec": ("shards",),
+    "ray": ("shards", "serving"),
     "pillow_heif": ("image_files",),
     "rich": ("cli",),
     "click": ("cli", "tools"),

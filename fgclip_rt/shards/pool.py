@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
-import msgspec
-
-from .. import errors
 from ..children import Child, ChildDiedError
-from ..errors import FgclipError, ShardError
-from .job import Marker
-from .task import Setup, Task
-from .worker import Answer, Do, Done, Start, Step
+from ..errors import ShardError
+from .task import Done, Refused, Report, Setup, Task, outcome
+from .worker import Answer, Do, Start, Step
 
-#: Times that a shard is begun if its workers die.
-TRIES = 3
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """A shard that is not done: its name, and the error."""
-
-    shard: str
-    error: FgclipError
-
-
-class Report(Protocol):
-    """Is told how the work goes, from several threads."""
-
-    def step(self, rows: int, errors: int) -> None:
-        """Images were embedded, and items refused."""
-
-    def ended(self, outcome: Marker | Failed) -> None:
-        """A shard is done, or cannot be."""
+#: Times that a shard is begun if its worker dies.
+_TRIES = 3
 
 
 def run_processes(setup: Setup, tasks: Sequence[Task], processes: int, report: Report) -> None:
@@ -49,34 +27,19 @@ def run_processes(setup: Setup, tasks: Sequence[Task], processes: int, report: R
     Raises:
         FgclipError: no shard can be done: the model cannot be loaded, or the output cannot be written.
     """
-    queue: SimpleQueue[tuple[Task, int]] = SimpleQueue()
+    queue: SimpleQueue[Task] = SimpleQueue()
     for task in tasks:
-        queue.put((task, 1))
+        queue.put(task)
     count = min(processes, len(tasks))
-    workers = [_Process(setup, number, count) for number in range(count)]
+    workers = [WorkerProcess(setup, number, count) for number in range(count)]
 
-    def work(worker: _Process) -> None:
+    def work(worker: WorkerProcess) -> None:
         while True:
             try:
-                task, attempt = queue.get_nowait()
+                task = queue.get_nowait()
             except Empty:
                 return
-            try:
-                report.ended(worker.do(task, report))
-            except ShardError as error:
-                report.ended(Failed(task.shard.name, error))
-            except ChildDiedError as death:
-                if death.stopped:
-                    return
-                if attempt < TRIES:
-                    queue.put((task, attempt + 1))
-                else:
-                    given_up = ShardError(
-                        f"the worker of {task.shard.name} {death} {TRIES} times; look for an image that crashes its "
-                        "decoder, or start fewer --processes.",
-                        code="worker_died",
-                    )
-                    report.ended(Failed(task.shard.name, given_up))
+            report.ended(outcome(task, worker.do(task, report.step)))
 
     with ThreadPoolExecutor(max(1, count)) as threads:
         try:
@@ -84,44 +47,53 @@ def run_processes(setup: Setup, tasks: Sequence[Task], processes: int, report: R
             for future in done:
                 future.result()
         finally:
+            # A killed process ends the thread that waits for its answer.
             for worker in workers:
                 worker.stop()
 
 
-class _Process:
-    """A place for a worker process; if it dies, the next task begins another."""
+class WorkerProcess:
+    """A worker in a process of its own; if that dies, another takes its place."""
 
-    def __init__(self, setup: Setup, number: int, count: int) -> None:
+    def __init__(self, setup: Setup, number: int = 0, count: int = 1) -> None:
+        """Prepare for a worker, the ``number``-th of ``count`` that share the cores."""
         self._start = Start(setup, number, count)
         self._child: Child[Answer] | None = None
         self._stopped = False
 
-    def do(self, task: Task, report: Report) -> Marker:
-        """Have the process do a shard.
+    def do(self, task: Task, step: Callable[[int, int], None] = lambda *_: None) -> Done | Refused:
+        """Do a shard, up to three times if the process dies; ``step`` is as for :func:`fgclip_rt.shards.embed_shard`.
 
         Raises:
-            ChildDiedError: it died.
-            FgclipError: it could not do the shard.
+            ChildDiedError: it was stopped.
         """
-        if self._child is None:
-            self._child = Child(f"{__package__}.worker", "", Answer)
-            self._child.send(self._start)
-        child = self._child
-        try:
-            child.send(Do(task))
-            while isinstance(answer := child.receive(), Step):
-                report.step(answer.rows, answer.errors)
-        except ChildDiedError as death:
-            if not death.stopped:
+        death: ChildDiedError | None = None
+        for _ in range(_TRIES):
+            if self._stopped:
+                raise ChildDiedError("was stopped", stopped=True)
+            new = self._child is None
+            child = self._child = self._child or Child(f"{__package__}.worker", "", Answer)
+            try:
+                if new:
+                    child.send(self._start)
+                child.send(Do(task))
+                while isinstance(answer := child.receive(), Step):
+                    step(answer.rows, answer.errors)
+                return answer
+            except ChildDiedError as error:
+                if error.stopped:
+                    raise
                 child.stop()
-                self._child = None
-            raise
-        if isinstance(answer, Done):
-            return answer.marker
-        kind: type[FgclipError] = getattr(errors, answer.kind)
-        raise kind(answer.message, code=answer.code)
+                self._child, death = None, error
+        given_up = ShardError(
+            f"the worker of {task.shard.name} {death} {_TRIES} times; look for an image that crashes its decoder, or "
+            "start fewer --processes.",
+            code="worker_died",
+        )
+        return Refused.of(given_up)
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
+        self._stopped = True
         if self._child is not None:
             self._child.stop()

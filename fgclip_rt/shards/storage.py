@@ -97,6 +97,9 @@ class Store(Protocol):
     def markers(self) -> dict[str, Marker]:
         """The markers of the shards that are done, by their names."""
 
+    def marker(self, name: str) -> Marker | None:
+        """The marker of a shard; None if it is not done."""
+
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A local folder for files that are not whole yet."""
@@ -145,13 +148,17 @@ class _LocalStore:
             raise cannot_write(self._path, error) from None
 
     def markers(self) -> dict[str, Marker]:
-        found = {}
-        for path in self._path.glob(f"*{_MARKER}"):
-            # Another run may be about to replace it.
-            with contextlib.suppress(FileNotFoundError):
-                if path.name != _JOB:
-                    found[path.name.removesuffix(_MARKER)] = _decode_marker(str(path), path.read_bytes())
-        return found
+        names = (path.name.removesuffix(_MARKER) for path in self._path.glob(f"*{_MARKER}") if path.name != _JOB)
+        found = ((name, self.marker(name)) for name in names)
+        # Another run may be about to replace one.
+        return {name: marker for name, marker in found if marker is not None}
+
+    def marker(self, name: str) -> Marker | None:
+        path = self._path / f"{name}{_MARKER}"
+        try:
+            return _decode_marker(str(path), path.read_bytes())
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -226,6 +233,17 @@ class _RemoteStore:
         return {
             path.rsplit("/", 1)[-1].removesuffix(_MARKER): _decode_marker(path, data) for path, data in found.items()
         }
+
+    def marker(self, name: str) -> Marker | None:
+        path = self._name(f"{name}{_MARKER}")
+        try:
+            return _decode_marker(path, self._system.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except FgclipError:
+            raise
+        except Exception as error:  # as above
+            raise cannot_open(self.root, error) from None
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""A process that does shards: a :class:`Start`, then one :class:`Task` after another."""
+"""A process that does shards: a :class:`Start`, then one :class:`Do` after another."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import TypeAlias
 import msgspec
 
 from ..children import serve
-from ..errors import FgclipError
 from ..machine import keep_to_share
-from .job import Marker
-from .task import Setup, Task, Worker
+from .task import Done, Refused, Setup, Task, Worker
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -38,20 +36,6 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     errors: int
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """A task is done."""
-
-    marker: Marker
-
-
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """An error ended a task, by the name of its class."""
-
-    kind: str
-    code: str
-    message: str
-
-
 Request: TypeAlias = Start | Do
 Answer: TypeAlias = Step | Done | Refused
 
@@ -59,24 +43,16 @@ Answer: TypeAlias = Step | Done | Refused
 def main() -> None:
     """Do tasks until there are no more."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    setup: Setup | None = None
     worker: Worker | None = None
 
     def handle(request: Request, answer: Callable[[Answer], None]) -> None:
-        nonlocal setup, worker
+        nonlocal worker
         if isinstance(request, Start):
             keep_to_share(request.number, request.count)
-            setup = request.setup
-            return
-        assert setup is not None
-        try:
-            worker = worker or Worker(setup)
-            answer(Done(worker.do(request.task, lambda rows, errors: answer(Step(rows, errors)))))
-        except FgclipError as error:
-            answer(Refused(type(error).__name__, error.code, str(error)))
-        except MemoryError:
-            message = "memory ran out; start fewer --processes, or choose fewer --max-num-patches."
-            answer(Refused("DeviceError", "out_of_memory", message))
+            worker = Worker(request.setup)
+        else:
+            assert worker is not None
+            answer(worker.do(request.task, lambda rows, errors: answer(Step(rows, errors))))
 
     serve(Request, handle)
 

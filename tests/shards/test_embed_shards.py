@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from fgclip_rt.shards import find_shards
+from fgclip_rt.bundle import Bundle
+from fgclip_rt.shards import find_shards, make_job, open_store
+from fgclip_rt.shards.task import Done, Setup, Task, Worker
 from helpers import run_command
 from sharding import NAME, letters_of, rows_of, write_folder, write_tar
 
@@ -65,7 +67,7 @@ def test_processes_share_a_job_and_give_the_same(inputs: list[Path], tmp_path: P
 
 def test_a_finished_job_loads_no_model(inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_command(*arguments(inputs[1:], tmp_path / "out"))
-    monkeypatch.setattr("fgclip_rt.shards.pool._Process.do", lambda *_: pytest.fail("a worker was begun"))
+    monkeypatch.setattr("fgclip_rt.shards.pool.WorkerProcess.do", lambda *_: pytest.fail("a worker was begun"))
     assert report(*arguments(inputs[1:], tmp_path / "out"))["before"] == 1
 
 
@@ -225,3 +227,25 @@ def test_an_image_that_kills_its_worker_cannot_stop_the_job(
     document = report(*arguments(inputs, tmp_path / "out"), status=1)
     assert [(each["input"], each["code"]) for each in document["failed"]] == [("photos-00002", "worker_died")]
     assert len(everything(tmp_path / "out")) == 6
+
+
+def test_gpus_of_workers_need_ray(inputs: list[Path], tmp_path: Path) -> None:
+    for more in (("--num-gpus", 0.5), ("--num-gpus", 0, "--ray")):
+        error = report(*arguments(inputs, tmp_path / "out"), *more, status=1)["error"]
+        assert error["code"] == "argument_invalid"
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_another_run_did_meanwhile_is_not_done_again(
+    inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_command(*arguments(inputs[1:], tmp_path / "out"))
+    setup = Setup(str(tmp_path / "out"), make_job(Bundle.open(Path(NAME))), NAME)
+    (shard,) = find_shards([str(inputs[1])], 9)
+    marker = open_store(setup.output).marker("t")
+    worker = Worker(setup)
+    with monkeypatch.context() as patch:
+        patch.setattr("fgclip_rt.shards.task.embed_shard", lambda *_, **__: pytest.fail("it was done again"))
+        assert worker.do(Task(shard)) == Done(marker)
+        with pytest.raises(pytest.fail.Exception):
+            worker.do(Task(shard, marker))

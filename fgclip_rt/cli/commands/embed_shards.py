@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -16,9 +17,10 @@ from PIL import Image
 
 from ...answers import Problem, ShardsEmbedded, Skipped
 from ...bundle import Bundle
-from ...errors import ShardError, check_positive
+from ...errors import ArgumentError, ShardError, check_positive
 from ...machine import usable_cores
 from ...packages import require
+from ...shipped import is_shipped, locate
 from .. import options
 from ..options import Loading, Pixels
 from ..output import say, say_json, warn
@@ -26,7 +28,7 @@ from ..status import Command, Failed
 
 if TYPE_CHECKING:
     from ...shards.job import DType, Layout, Marker
-    from ...shards.pool import Failed as FailedShard
+    from ...shards.task import Failed as FailedShard
 
 #: Seconds between lines of progress on a terminal, where each replaces the last, and elsewhere.
 _ON_TERMINAL, _ELSEWHERE = 1.0, 30.0
@@ -43,7 +45,16 @@ _ON_TERMINAL, _ELSEWHERE = 1.0, 30.0
 )
 @click.option("--output", required=True, metavar="OUT", help="Folder to write to, or its URL.")
 @click.option("--shard-size", default=10_000, help="Images in a shard of a list or a folder.")
-@click.option("--processes", default=1, help="Worker processes, which share the cores.")
+@click.option("--processes", default=1, help="Worker processes, which share the cores; or most of Ray's workers.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Have the workers be actors of a Ray cluster: of this address, or of RAY_ADDRESS, or begun here.  "
+    "[default: processes here]",
+)
+@click.option("--num-gpus", type=float, help="GPUs of each of Ray's workers, such as 0.5.  [default: none]")
 @click.option("--part", help="K/N does each N-th shard from the K-th on, on one of N machines.  [default: all]")
 @click.option("--retry-errors", is_flag=True, help="Read items that could not be read once more.")
 @click.option(
@@ -69,6 +80,8 @@ def run(
     output: str,
     shard_size: int,
     processes: int,
+    ray: str | None,
+    num_gpus: float | None,
     part: str | None,
     retry_errors: bool,
     layout: str,
@@ -90,9 +103,12 @@ def run(
     from ...shards.inputs import part_of
     from ...shards.job import check_same_shard, is_restored
     from ...shards.pool import run_processes
+    from ...shards.ray import run_ray
     from ...shards.task import Setup, Task
 
     check_positive("--processes", processes)
+    if num_gpus is not None and (ray is None or not num_gpus > 0):
+        raise ArgumentError(f"--num-gpus is {num_gpus:g}; give a positive number, together with --ray.")
     pixels.set_limit()
     job = make_job(
         Bundle.open(loading.bundle, check_hashes=False),
@@ -118,9 +134,11 @@ def run(
     setup = Setup(
         output,
         job,
-        str(loading.bundle),
+        # Ray's workers have another working folder.
+        str(loading.bundle) if is_shipped(locate(loading.bundle)) else os.path.realpath(loading.bundle),
         loading.device,
-        loading.threads or max(1, usable_cores() // processes),
+        # Ray gives a worker the CPUs that it asks for.
+        loading.threads or (max(1, usable_cores() // processes) if ray is None else 1),
         loading.backend,
         loading.preparation,
         Image.MAX_IMAGE_PIXELS,
@@ -129,7 +147,12 @@ def run(
     before = len(done) - len(retried)
     try:
         with progress.shown():
-            run_processes(setup, tasks, processes, progress)
+            if not tasks:
+                pass
+            elif ray is None:
+                run_processes(setup, tasks, processes, progress)
+            else:
+                run_ray(setup, tasks, progress, address=ray or None, actors=processes, num_gpus=num_gpus or 0.0)
     except KeyboardInterrupt:
         ended = f"{before + len(progress.done):,} of {len(shards):,} shards are done; the same command goes on"
         raise KeyboardInterrupt(ended) from None
