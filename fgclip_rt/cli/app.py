@@ -29,6 +29,7 @@ COMMANDS = {
     "index": "Index the images of a folder, so that they can be searched.",
     "search": "Find images of an index by a text, an image, or a part of one.",
     "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "mcp": "Give agents tools to look at images, by the Model Context Protocol.",
     "evaluate": "Count a bundle's right choices on scenes that are drawn for it.",
     "scene": "Draw a scene that fg-clip2-pocket understands, and print its captions.",
