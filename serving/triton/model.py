@@ -59,8 +59,8 @@ def answer(model: Model, asked: Sequence[Asked]) -> list[FloatArray | FgclipErro
         for number in numbers:
             count = len(asked[number].images or asked[number].texts or ())
             span = range(first, first + count)
-            error = next((refused[index] for index in span if index in refused), None)
-            answers[number] = error if error is not None else np.stack([vectors[index] for index in span])
+            first_refused = next((refused[index] for index in span if index in refused), None)
+            answers[number] = first_refused or np.stack([vectors[index] for index in span])
             first += count
     return answers
 
