@@ -32,7 +32,7 @@ def find_shards(inputs: Sequence[str], size: int) -> list[Shard]:
         size: number of images in a shard of a list or a folder.
 
     Raises:
-        ArgumentError: two shards have one name, or the size is not positive.
+        ArgumentError: two shards have one name, a name is taken by the output, or the size is not positive.
         ShardError: an input cannot be read, is of no known kind, or has no shard.
         MissingDependencyError: a URL is given and fsspec is not installed.
     """
@@ -47,6 +47,11 @@ def find_shards(inputs: Sequence[str], size: int) -> list[Shard]:
                 code="shard_unreadable",
             )
         for shard in found:
+            if shard.name == "job" or shard.name.endswith(".errors"):
+                raise ArgumentError(
+                    f"{shard.source} would be the shard {shard.name}, whose files have names of the output's own; "
+                    "rename it."
+                )
             other = shards.setdefault(shard.name, shard)
             if other is not shard:
                 raise ArgumentError(

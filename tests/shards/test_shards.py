@@ -197,6 +197,10 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
         (tmp_path / folder / "0.tar").touch()
     with pytest.raises(ArgumentError, match="would both be the shard 0"):
         find_shards([str(tmp_path / "x"), str(tmp_path / "y")], 9)
+    for name in ("job.tar", "x.errors.tar"):
+        (tmp_path / name).touch()
+        with pytest.raises(ArgumentError, match="names of the output's own"):
+            find_shards([str(tmp_path / name)], 9)
     with pytest.raises(ArgumentError, match="--shard-size is 0"):
         find_shards([], 0)
 
