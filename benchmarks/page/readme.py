@@ -182,7 +182,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 if __name__ == "__main__":
     import sys
 
-    from . import serving
+    from . import serving, shards
 
     write(Path(sys.argv[1]))
     serving.write(Path(sys.argv[1]))
+    shards.write(Path(sys.argv[1]))
