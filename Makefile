@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-search bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-search bench-shards bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-native  measure the C library beside the Python package"
 	@echo "make bench-serve   measure the HTTP server beside the calls that it stands for, and with too much work"
 	@echo "make bench-search  measure an index: making it, checking it, and searching a million images"
+	@echo "make bench-shards  measure jobs over shards beside the calls that they stand for"
 	@echo "make bench-report  make the pages and their pictures again from the results that are there"
 	@echo "make docs          write the generated parts of docs/ anew and build the site into $(SITE)/"
 	@echo "make pocket-bundle export the bundle that comes with the package anew"
@@ -115,6 +116,10 @@ bench-serve: install
 # The page of searches.
 bench-search: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.search benchmarks
+
+# Jobs over shards.
+bench-shards: install
+	$(BIN)/python -m fgclip_rt.benchmarks.page.shards benchmarks
 
 # The pages and the pictures again, from the results that are there.
 bench-report: install

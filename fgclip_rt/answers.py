@@ -233,6 +233,32 @@ class Indexed(Answer, frozen=True):
     unreadable: list[str]
 
 
+class ShardsEmbedded(Answer, frozen=True):
+    """A job over shards, as its run left it.
+
+    Attributes:
+        output: the folder or its URL.
+        shards: number of shards of the inputs, or of the part of them that was asked for.
+        before: number of shards that were done before.
+        rows: number of vectors of all shards that are done.
+        errors: number of their dead letters, by code.
+        unrotated: number of images that carry an EXIF rotation that was not applied.
+        failed: shards that are not done, with the reason.
+        images_per_second: items that this run embedded or refused a second; None if there was nothing to do.
+        error: there if shards are not done.
+    """
+
+    output: str
+    shards: int
+    before: int
+    rows: int
+    errors: dict[str, int]
+    unrotated: int
+    failed: list[Skipped]
+    images_per_second: float | None
+    error: Problem | msgspec.UnsetType = msgspec.UNSET
+
+
 class Captions(Answer, frozen=True):
     """Captions of a scene in one language: a true one, a false one, a long one, and the names of its things."""
 

@@ -17,6 +17,7 @@
     ├── BenchmarkError                         a benchmark cannot be run or read
     ├── OutputError                            a file or folder cannot be written
     ├── IndexFileError                         an index is missing, damaged or of another bundle
+    ├── ShardError                             a shard, or an item of it, cannot be read
     ├── ServingError                           a server cannot take or answer a request now
     └── MissingDependencyError (ImportError)   a package of an extra is not installed
 
@@ -95,6 +96,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         "index_mismatch": "The index is of another bundle, folder or settings.",
         "index_locked": "Another process updates the index.",
         "index_empty": "The index holds no image that could be found.",
+        "shard_unreadable": "A shard cannot be opened, or there is none at this path.",
+        "shard_damaged": "A shard breaks off, or its file is damaged.",
+        "shard_mismatch": "The output is of another bundle, other settings or other shards.",
+        "item_missing": "An item of a shard has no image.",
+        "item_duplicate": "An item of a shard has an id that came before.",
+        "worker_died": "A worker process ended before its work was done.",
         "output_exists": "The output exists and was not to be replaced.",
         "output_unfinished": "An interrupted run has begun the output, and this run is not to go on with it.",
         "output_unwritable": "The output cannot be written.",
@@ -267,6 +274,12 @@ class IndexFileError(FgclipError):
     """An index is missing, damaged, in use, or of another bundle."""
 
     code = "index_damaged"
+
+
+class ShardError(FgclipError):
+    """A shard, or an item of it, cannot be read, or is of another job than the output."""
+
+    code = "shard_unreadable"
 
 
 class ServingError(FgclipError):

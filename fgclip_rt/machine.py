@@ -88,6 +88,25 @@ def usable_cores() -> int:
     return max(1, min([cores, *map(int, _quotas())]))
 
 
+def keep_to_share(number: int, count: int) -> None:
+    """Keep this process to its share of the cores that it may run on, as one of ``count`` processes.
+
+    Threads that run already are not moved. Outside Linux nothing is done.
+
+    Args:
+        number: its number among the processes, from zero on.
+        count: number of processes; if there are more than cores, some share one.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_siblings(cpu), []).append(cpu)
+    groups = list(cores.values())
+    share = groups[number * len(groups) // count : (number + 1) * len(groups) // count]
+    os.sched_setaffinity(0, {cpu for group in share or [groups[number % len(groups)]] for cpu in group})
+
+
 def cpu_name() -> str:
     """The CPU's model name; empty if the system does not tell it."""
     return _cpuinfo(("model name", "Model")).strip()

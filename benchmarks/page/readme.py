@@ -182,8 +182,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 if __name__ == "__main__":
     import sys
 
-    from . import search, serving
+    from . import search, serving, shards
 
     write(Path(sys.argv[1]))
     serving.write(Path(sys.argv[1]))
     search.write(Path(sys.argv[1]))
+    shards.write(Path(sys.argv[1]))

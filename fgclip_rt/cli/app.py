@@ -22,12 +22,14 @@ COMMANDS = {
     "verify": "Check that a bundle gives the reference's numbers on this machine.",
     "inspect": "Show what is inside a bundle.",
     "embed": "Write the vectors of images and texts to a file.",
+    "embed-shards": "Write the vectors of millions of images, shard by shard.",
     "score": "Print how well each text describes each image.",
     "regions": "Print the cosine of each text with each box of an image.",
     "heatmap": "Draw where in an image each text is found.",
     "index": "Index the images of a folder, so that they can be searched.",
     "search": "Find images of an index by a text, an image, or a part of one.",
     "serve": "Serve a bundle by HTTP, to clients of OpenAI's embeddings and your own.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "mcp": "Give agents tools to look at images, by the Model Context Protocol.",
     "evaluate": "Count a bundle's right choices on drawn scenes, on a public benchmark or on pairs of your own.",
     "compare": "Tell whether old vectors may stay when the bundle changes.",
@@ -43,7 +45,7 @@ class _Deferred(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        found: click.Command = importlib.import_module(f".commands.{self.name}", __package__).run
+        found: click.Command = importlib.import_module(f".commands.{str(self.name).replace('-', '_')}", __package__).run
         return found.make_context(info_name, args, parent, **extra)
 
 

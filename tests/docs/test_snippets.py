@@ -115,7 +115,7 @@ def test_every_command_is_used_somewhere() -> None:
         for path in pages().values()
         for block in blocks(path.read_text(encoding="utf-8"))
         if block.language == "sh"
-        for name in re.findall(r"fgclip-rt ([a-z]+)", block.code)
+        for name in re.findall(r"fgclip-rt ([a-z-]+)", block.code)
     }
     assert used == set(COMMANDS)
 

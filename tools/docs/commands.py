@@ -21,7 +21,7 @@ common. This page is generated from the commands by `make docs`.
 
 def load_command(name: str) -> click.Command:
     """The command called ``name``, imported."""
-    command: click.Command = importlib.import_module(f"fgclip_rt.cli.commands.{name}").run
+    command: click.Command = importlib.import_module(f"fgclip_rt.cli.commands.{name.replace('-', '_')}").run
     return command
 
 

@@ -1,0 +1,251 @@
+"""``make bench-shards``: jobs over shards, measured on this machine, and what larger ones would take."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from string import Template
+from typing import Literal
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+import fgclip_rt
+from fgclip_rt.images import load_image
+from fgclip_rt.machine import this_machine, usable_cores
+from fgclip_rt.manifest import Strict
+from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
+from fgclip_rt.shards.job import Marker
+
+from .readme import table
+
+_PAGE = Template((Path(__file__).parent / "shards.md").read_text("utf-8"))
+
+_MODEL = "fg-clip2-pocket"
+
+#: Prints the peak memory in bytes of a process that does the shard in the first argument.
+_PEAK = """
+import resource, sys
+from fgclip_rt import load
+from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
+model = load(sys.argv[3])
+store, job = open_store(sys.argv[2]), make_job(model.bundle)
+store.claim(job)
+embed_shard(model, job, find_shards([sys.argv[1]], 1)[0], store)
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+#: Of an assumed photo, bytes of its file, and width and height in pixels.
+_PHOTO = (100_000, 1024, 768)
+
+#: Images of 256 patches a second and core of fg-clip2-base in fp32: one in 289 ms on two cores.
+_RATE = 1 / 0.289 / 2
+
+#: Numbers of images of the table of costs, and width D of a vector of fg-clip2-base.
+_COSTS, _WIDTH = (10**6, 10**8, 10**10), 768
+
+
+class Measured(Strict, frozen=True):
+    """All figures.
+
+    Attributes:
+        cpu: the machine's CPU.
+        cores: number of cores.
+        images: images of the first comparisons.
+        plain: seconds of ``embed_images``.
+        shard: seconds of a shard of the same images.
+        one: seconds of the command with one process.
+        two: seconds with two.
+        markers: number of shards of a finished job.
+        resumed: seconds of the command that finds them done.
+        peaks: bytes of memory by number of images in a shard.
+        decoded: photos a second that one core decodes.
+    """
+
+    cpu: str
+    cores: int
+    images: int
+    plain: float
+    shard: float
+    one: float
+    two: float
+    markers: int
+    resumed: float
+    peaks: dict[int, int]
+    decoded: float
+    format: Literal["fgclip-rt-bench-shards"] = "fgclip-rt-bench-shards"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the results and the page."""
+    parser = argparse.ArgumentParser(prog="make bench-shards", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of shards.md and results/shards.json")
+    parser.add_argument("--images", type=int, default=400, help="images of the comparisons")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--peaks", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="sizes of shards")
+    parser.add_argument("--markers", type=int, default=10_000, help="shards of a finished job")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder), options.images, options.turns, options.peaks, options.markers)
+    path: Path = options.folder / "results" / "shards.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1) + b"\n")
+    write(options.folder)
+
+
+def write(folder: Path) -> None:
+    """Write the page from the results in ``folder``."""
+    measured = msgspec.json.decode((folder / "results" / "shards.json").read_bytes(), type=Measured)
+    (folder / "shards.md").write_text(text(measured), encoding="utf-8")
+
+
+def measure(folder: Path, images: int, turns: int, peaks: Sequence[int], markers: int) -> Measured:
+    """Measure everything; ``folder`` takes what is made on the way."""
+    model = fgclip_rt.load(_MODEL, device="cpu")
+    files = [_photo(seed, 320, 240) for seed in range(images)]
+    tars = [_tar(folder / f"{half}.tar", files[half::2]) for half in range(2)]
+    whole = _tar(folder / "whole.tar", files)
+    job = make_job(model.bundle)
+    (shard,) = find_shards([str(whole)], 1)
+    store = open_store(str(folder / "whole"))
+    store.claim(job)
+
+    def command(*more: object) -> Callable[[], object]:
+        def run() -> None:
+            for path in (folder / "out").glob("?.json"):
+                path.unlink()
+            _run(["embed-shards", _MODEL, *tars, "--output", folder / "out", *more])
+
+        return run
+
+    plain, shards = _in_turns(turns, lambda: model.embed_images(files), lambda: embed_shard(model, job, shard, store))
+    one, two = _in_turns(turns, command(), command("--processes", 2))
+    machine = this_machine()
+    return Measured(
+        machine.cpu,
+        usable_cores(),
+        images,
+        plain,
+        shards,
+        one,
+        two,
+        markers,
+        _resume(folder, markers),
+        {count: _peak(folder, count) for count in peaks},
+        _decoding(),
+    )
+
+
+def text(measured: Measured) -> str:
+    """The page."""
+    figures = [
+        ["rate of a shard, by that of `embed_images`", f"{measured.plain / measured.shard:.2f}"],
+        ["rate of two processes, by that of one, with their starts", f"{measured.one / measured.two:.2f}"],
+        [f"a finished job of {measured.markers:,} shards is found done in", f"{measured.resumed:.1f} s"],
+    ]
+    peaks = [[f"{count:,}", f"{size / 2**20:,.0f} MiB"] for count, size in measured.peaks.items()]
+    columns = ["images", "core-hours of the model", "core-hours of decoding", "read", "vectors"]
+    return _PAGE.substitute(
+        model=_MODEL,
+        cpu=measured.cpu,
+        cores=measured.cores,
+        images=measured.images,
+        figures="\n".join(table(["figure", "measured"], figures)),
+        peaks="\n".join(table(["images", "peak"], peaks)),
+        decoded=f"{measured.decoded:.0f}",
+        rate=f"{_RATE:.1f}",
+        times=f"{measured.decoded / _RATE:.0f}",
+        costs="\n".join(table(columns, _costs(measured.decoded))),
+    )
+
+
+def _costs(decoded: float) -> list[list[str]]:
+    rows = []
+    for count in _COSTS:
+        model, decoding = count / _RATE / 3600, count / decoded / 3600
+        read, written = count * _PHOTO[0] / 1e12, count * _WIDTH * 2 / 1e9
+        rows.append([f"{count:,}", f"{model:,.0f}", f"{decoding:,.1f}", f"{read:,.1f} TB", f"{written:,.1f} GB"])
+    return rows
+
+
+def _photo(seed: int, width: int, height: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _tar(path: Path, files: Sequence[bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, data in enumerate(files):
+            info = tarfile.TarInfo(f"{number:06d}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _in_turns(turns: int, *contenders: Callable[[], object]) -> list[float]:
+    """Median seconds of each contender, which take turns, so that a load from outside meets all."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for _ in range(turns):
+        for contender, found in zip(contenders, times, strict=True):
+            begun = time.perf_counter()
+            contender()
+            found.append(time.perf_counter() - begun)
+    return [median(found) for found in times]
+
+
+def _run(words: Sequence[object]) -> str:
+    command = [sys.executable, "-m", "fgclip_rt", *map(str, words)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _resume(folder: Path, count: int) -> float:
+    """Seconds to find a finished job of many shards done."""
+    listed, output = folder / "list.txt", folder / "listed"
+    listed.write_text("".join(f"{number}.jpg\n" for number in range(count)))
+    model = fgclip_rt.load(_MODEL, device="cpu")
+    open_store(str(output)).claim(make_job(model.bundle))
+    for shard in find_shards([str(listed)], 1):
+        marker = Marker(
+            shard=shard.name,
+            source=shard.source,
+            stamp=shard.stamp,
+            rows=1,
+            errors={},
+            unrotated=0,
+            seconds=1.0,
+            images_per_second=1.0,
+            manifest_sha256=model.bundle.manifest_sha256,
+            precision=model.precision,
+            fgclip_rt=fgclip_rt.__version__,
+        )
+        (output / f"{shard.name}.json").write_bytes(msgspec.json.encode(marker))
+    begun = time.perf_counter()
+    _run(["embed-shards", _MODEL, listed, "--output", output, "--shard-size", 1])
+    return time.perf_counter() - begun
+
+
+def _peak(folder: Path, count: int) -> int:
+    path = _tar(folder / f"{count}.tar", [_photo(seed % 100, 64, 48) for seed in range(count)])
+    command = [sys.executable, "-c", _PEAK, str(path), str(folder / f"peak-{count}"), _MODEL]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _decoding() -> float:
+    """Photos of the assumed size that one thread decodes a second."""
+    photo = _photo(0, *_PHOTO[1:])
+    (seconds,) = _in_turns(20, lambda: load_image(photo))
+    return 1 / seconds
+
+
+if __name__ == "__main__":
+    main()
