@@ -29,6 +29,7 @@ from .errors import (
     OutputError,
     ParityError,
     ServingError,
+    ShardError,
     SpecialTokenWarning,
     TextError,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "ParityError",
     "RandomWeightsWarning",
     "ServingError",
+    "ShardError",
     "SpecialTokenWarning",
     "TextError",
     "__version__",

@@ -210,7 +210,7 @@ def completions(words: str, incomplete: str) -> set[str]:
 
 
 def test_a_shell_completes_commands_options_and_values() -> None:
-    assert completions("", "e") == {"export", "embed", "evaluate"}
+    assert completions("", "e") == {"export", "embed", "embed-shards", "evaluate"}
     assert {"--device", "--precision"} <= completions("embed", "--")
     assert completions("embed --device", "c") == {"cpu", "cuda"}
     assert completions("embed bundle --precision", "fp") == {"fp32", "fp16", "fp8"}
