@@ -123,18 +123,22 @@ def _allow_connections() -> None:
 
 @contextlib.contextmanager
 def _logging(as_json: bool) -> Iterator[None]:
-    """Write our log and the server's warnings to standard error."""
+    """Write our log and the server's warnings to standard error, and nowhere else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = {"fgclip_rt.serving": logging.INFO, "uvicorn.error": logging.WARNING}
-    for name, level in loggers.items():
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(level)
+    levels = {"fgclip_rt.serving": logging.INFO, "uvicorn.error": logging.WARNING}
+    loggers = [logging.getLogger(name) for name in levels]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(levels[logger.name])
+        # The SDK of the agents' protocol gives the root logger a handler of its own, which would say all of it again.
+        logger.propagate = False
     try:
         yield
     finally:
-        for name in loggers:
-            logging.getLogger(name).removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 class _Json(logging.Formatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -264,3 +265,15 @@ def test_no_two_contents_share_an_address(model: Model) -> None:
     assert len(same.rsplit("/", 1)[1]) == 32
     with pytest.raises(ArgumentError, match="embed its text or image again"):
         vectors.get("embedding://text/x/0")
+
+
+def test_the_log_is_written_once(photos: Path) -> None:
+    """The SDK gives the root logger a handler, which would write every line again, and not as JSON."""
+    made = start("--mcp", "--root", str(photos), "--log-json")
+    try:
+        assert made.http.post("/mcp", json=CALL, headers=TYPES).status_code == 200
+    finally:
+        made.process.terminate()
+        _, said = made.process.communicate(timeout=30)
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert sum("/mcp" in str(line) for line in lines) == 1
