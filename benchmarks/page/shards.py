@@ -85,10 +85,14 @@ class Measured(Strict, frozen=True):
     format: Literal["fgclip-rt-bench-shards"] = "fgclip-rt-bench-shards"
 
 
+#: The results, below the folder of the page.
+RESULTS = Path("results", "shards", "fg-clip2-pocket.json")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results and the page."""
     parser = argparse.ArgumentParser(prog="make bench-shards", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of shards.md and results/shards.json")
+    parser.add_argument("folder", type=Path, help="folder of shards.md and results/shards/")
     parser.add_argument("--images", type=int, default=400, help="images of the comparisons")
     parser.add_argument("--turns", type=int, default=5, help="turns of each contender")
     parser.add_argument("--peaks", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="sizes of shards")
@@ -96,14 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), options.images, options.turns, options.peaks, options.markers)
-    path: Path = options.folder / "results" / "shards.json"
+    path: Path = options.folder / RESULTS
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1) + b"\n")
     write(options.folder)
 
 
 def write(folder: Path) -> None:
     """Write the page from the results in ``folder``."""
-    measured = msgspec.json.decode((folder / "results" / "shards.json").read_bytes(), type=Measured)
+    measured = msgspec.json.decode((folder / RESULTS).read_bytes(), type=Measured)
     (folder / "shards.md").write_text(text(measured), encoding="utf-8")
 
 

@@ -11,8 +11,7 @@ PAGES = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_the_page_is_that_of_its_results(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    shutil.copy(PAGES / "results/shards.json", tmp_path / "results")
+    shutil.copytree(PAGES / "results", tmp_path / "results")
     page.write(tmp_path)
     assert (tmp_path / "shards.md").read_text("utf-8") == (PAGES / "shards.md").read_text("utf-8")
     assert "| 10,000,000,000 |" in (tmp_path / "shards.md").read_text("utf-8")
