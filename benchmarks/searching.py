@@ -178,9 +178,9 @@ def measure_exact(path: Path, searches: int) -> Exact:
 
 def measure_approximate(path: Path, searches: int) -> Approximate:
     """Make the graph of the index at ``path``, and search with it."""
-    texts = make_vectors(len(TEXTS), ImageIndex(path).about.dim, seed=2, texts=True)
     with ImageIndex(path) as index:
         about = index.about
+    texts = make_vectors(len(TEXTS), about.dim, seed=2, texts=True)
     begun = perf_counter()
     with Writer(path, about, anew=False) as writer:
         writer.renew_graph(texts)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from queue import Empty, SimpleQueue
 
-from fgclip_rt.children import Child, ChildDiedError
+from fgclip_rt.children import Child, ChildDiedError, share_out
 from fgclip_rt.errors import EngineError
 
 from .progress import each_percent
@@ -33,31 +31,13 @@ def build_all(
         EngineError: the library refused a task, or its process died.
         OSError: a file cannot be written.
     """
-    queue: SimpleQueue[Task] = SimpleQueue()
-    for task in tasks:
-        queue.put(task)
-    workers = [_Worker(library) for _ in range(min(jobs, len(tasks)))]
 
-    def work(worker: _Worker) -> None:
-        while True:
-            try:
-                task = queue.get_nowait()
-            except Empty:
-                return
-            share = each_percent(progress)
-            finished(task, worker.build(task, share))
-            share(100)
+    def build(worker: _Worker, task: Task) -> None:
+        share = each_percent(progress)
+        finished(task, worker.build(task, share))
+        share(100)
 
-    with ThreadPoolExecutor(max(1, len(workers))) as threads:
-        try:
-            futures = [threads.submit(work, worker) for worker in workers]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        finally:
-            # A killed process ends the thread that waits for its answer.
-            for worker in workers:
-                worker.stop()
+    share_out(tasks, [_Worker(library) for _ in range(min(jobs, len(tasks)))], build)
 
 
 class _Worker:

@@ -13,12 +13,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 Answer = TypeVar("Answer")
+
+
+class Stoppable(Protocol):
+    """A worker in a process of its own."""
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+
+
+_Worker = TypeVar("_Worker", bound=Stoppable)
+_Task = TypeVar("_Task")
 
 
 class ChildDiedError(Exception):
@@ -107,6 +120,39 @@ class Child(Generic[Answer]):
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         return ChildDiedError(f"ended with status {status} ({''.join(last) or 'and said nothing'})")
+
+
+def share_out(tasks: Sequence[_Task], workers: Sequence[_Worker], do: Callable[[_Worker, _Task], None]) -> None:
+    """Have every worker do one task after another until none is left.
+
+    The first exception ends it, and so does one in this thread. All workers are stopped when this returns or raises.
+
+    Args:
+        tasks: what to do.
+        workers: the workers, each of which gets a thread.
+        do: has a worker do a task.
+    """
+    queue: SimpleQueue[_Task] = SimpleQueue()
+    for task in tasks:
+        queue.put(task)
+
+    def work(worker: _Worker) -> None:
+        while True:
+            try:
+                task = queue.get_nowait()
+            except Empty:
+                return
+            do(worker, task)
+
+    with ThreadPoolExecutor(max(1, len(workers))) as threads:
+        try:
+            done, _ = wait([threads.submit(work, worker) for worker in workers], return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            # A killed process ends the thread that waits for its answer.
+            for worker in workers:
+                worker.stop()
 
 
 def serve(requests: Any, handle: Callable[[Any, Callable[[object], None]], None]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .arrays import FloatArray, IntArray
 from .errors import OutputError
-from .outputs import cannot_write
+from .outputs import cannot_write, first_change
 
 #: Size in bytes and time of change in nanoseconds of an input's file; None if it has none.
 Stamp: TypeAlias = tuple[int, int] | None
@@ -235,24 +235,17 @@ def _decode(line: bytes, count: int) -> _Batch | None:
 
 
 def _check_same(output: Path, begun: Work, work: Work) -> None:
-    for name in sorted(begun.settings.keys() | work.settings.keys()):
-        then, now = begun.settings.get(name), work.settings.get(name)
-        if then != now:
-            raise OutputError(
-                f"{output} was begun with {name} {_shown(then)}, and now it is {_shown(now)}; repeat the command as it "
-                "was, or begin anew with --overwrite.",
-                code="output_unfinished",
-            )
+    names = sorted(begun.settings | work.settings)
+    then, now = ({name: each.settings.get(name) for name in names} for each in (begun, work))
+    change = first_change(then, now)
+    if change is not None:
+        raise OutputError(f"{output} was begun {change}, or begin anew with --overwrite.", code="output_unfinished")
     if begun != work:
         raise OutputError(
             f"{output} was begun for other inputs ({begun.count:,} then, {work.count:,} now); restore them, or begin "
             "anew with --overwrite.",
             code="output_unfinished",
         )
-
-
-def _shown(setting: Setting) -> str:
-    return "left out" if setting is None else str(setting)
 
 
 def _lock(file: BinaryIO, output: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -142,6 +142,30 @@ def folder_written_whole(path: Path, kept: Callable[[], Sequence[str]]) -> Itera
         raise cannot_write(path, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def first_change(
+    then: Mapping[str, object], now: Mapping[str, object], shown: Callable[[object], str] = str
+) -> str | None:
+    """The first setting that an output was made with and that is another now, as part of a sentence with its remedy.
+
+    Args:
+        then: the output's settings, by the names that users know; None is one that was left out.
+        now: those of this run.
+        shown: spells a setting that was not left out.
+
+    Returns:
+        Such as ``with --dtype float32, and now it is float16; repeat the command as it was``; None if all are the same.
+    """
+
+    def spelled(setting: object) -> str:
+        return "left out" if setting is None else shown(setting)
+
+    for name in {**then, **now}:
+        was, is_now = then.get(name), now.get(name)
+        if was != is_now:
+            return f"with {name} {spelled(was)}, and now it is {spelled(is_now)}; repeat the command as it was"
+    return None
 
 
 def output_exists(path: Path, option: str = "--output") -> OutputError:

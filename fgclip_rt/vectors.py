@@ -231,5 +231,6 @@ def _read_parquet(path: Path) -> tuple[list[str], list[str], FloatArray]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path, columns=["kind", "input", "vector"])
-    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    values = table["vector"].combine_chunks()
+    vectors = values.flatten().to_numpy().reshape(len(table), values.type.list_size)
     return table["kind"].to_pylist(), table["input"].to_pylist(), vectors

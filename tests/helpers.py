@@ -131,6 +131,16 @@ def run_command(*arguments: object, cwd: Path | None = None, status: int = 0) ->
     return Completed(arguments, status, stdout, stderr)
 
 
+def error_of(*arguments: object, cwd: Path | None = None) -> str:
+    """The one line with which a command fails."""
+    lines = [
+        line for line in run_command(*arguments, cwd=cwd, status=1).stderr.splitlines() if "RANDOM WEIGHTS" not in line
+    ]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("fgclip-rt: ")
+    return lines[0]
+
+
 class Progress:
     """Records the stages that work reports, and the number of steps done of each."""
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from string import Template
@@ -25,6 +25,7 @@ from fgclip_rt.machine import this_machine, usable_cores
 from fgclip_rt.manifest import Strict
 from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
 from fgclip_rt.shards.job import Marker
+from fgclip_rt.turns import take_turns, timed
 
 from .readme import table
 
@@ -131,17 +132,19 @@ def measure(folder: Path, images: int, turns: int, peaks: Sequence[int], markers
 
         return run
 
-    plain, shards = _in_turns(turns, lambda: model.embed_images(files), lambda: embed_shard(model, job, shard, store))
-    one, two = _in_turns(turns, command(), command("--processes", 2))
+    calls = _medians(
+        turns, plain=lambda: model.embed_images(files), shard=lambda: embed_shard(model, job, shard, store)
+    )
+    commands = _medians(turns, one=command(), two=command("--processes", 2))
     machine = this_machine()
     return Measured(
         machine.cpu,
         usable_cores(),
         images,
-        plain,
-        shards,
-        one,
-        two,
+        calls["plain"],
+        calls["shard"],
+        commands["one"],
+        commands["two"],
         markers,
         _resume(folder, markers),
         {count: _peak(folder, count) for count in peaks},
@@ -197,15 +200,10 @@ def _tar(path: Path, files: Sequence[bytes]) -> Path:
     return path
 
 
-def _in_turns(turns: int, *contenders: Callable[[], object]) -> list[float]:
-    """Median seconds of each contender, which take turns, so that a load from outside meets all."""
-    times: list[list[float]] = [[] for _ in contenders]
-    for _ in range(turns):
-        for contender, found in zip(contenders, times, strict=True):
-            begun = time.perf_counter()
-            contender()
-            found.append(time.perf_counter() - begun)
-    return [median(found) for found in times]
+def _medians(turns: int, **contenders: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each contender by name; they take turns."""
+    measured = take_turns({name: partial(timed, run) for name, run in contenders.items()}, turns)
+    return {name: median(seconds) for name, seconds in measured.items()}
 
 
 def _run(words: Sequence[object]) -> str:
@@ -234,9 +232,7 @@ def _resume(folder: Path, count: int) -> float:
             fgclip_rt=fgclip_rt.__version__,
         )
         (output / f"{shard.name}.json").write_bytes(msgspec.json.encode(marker))
-    begun = time.perf_counter()
-    _run(["embed-shards", _MODEL, listed, "--output", output, "--shard-size", 1])
-    return time.perf_counter() - begun
+    return timed(lambda: _run(["embed-shards", _MODEL, listed, "--output", output, "--shard-size", 1]))
 
 
 def _peak(folder: Path, count: int) -> int:
@@ -248,8 +244,7 @@ def _peak(folder: Path, count: int) -> int:
 def _decoding() -> float:
     """Photos of the assumed size that one thread decodes a second."""
     photo = _photo(0, *_PHOTO[1:])
-    (seconds,) = _in_turns(20, lambda: load_image(photo))
-    return 1 / seconds
+    return 1 / median(timed(lambda: load_image(photo)) for _ in range(20))
 
 
 if __name__ == "__main__":

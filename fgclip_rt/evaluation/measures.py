@@ -27,6 +27,12 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 #: Number of candidates that a query is compared with.
 GALLERY = 100
 
+#: Queries whose cosines with all candidates are in memory together.
+_BLOCK = 1024
+
+#: Samples of a bootstrap, and the shares of them below an interval's ends.
+_SAMPLES, _ENDS = 1000, (0.025, 0.975)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -117,12 +123,6 @@ def holds(box: tuple[float, float, float, float], point: tuple[float, float]) ->
     """Whether a box, xyxy, holds a point."""
     left, top, right, bottom = box
     return left <= point[0] <= right and top <= point[1] <= bottom
-
-
-#: Queries whose cosines with all candidates are in memory together.
-_BLOCK = 1024
-#: Samples of a bootstrap, and the shares of them below an interval's ends.
-_SAMPLES, _ENDS = 1000, (0.025, 0.975)
 
 
 def ranks(

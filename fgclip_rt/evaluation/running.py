@@ -25,21 +25,30 @@ class Rate(Struct, frozen=True):
 
     Attributes:
         name: such as ``text to image R@5``.
-        right: number of right choices.
-        total: number of choices.
-        share: right choices, from 0 to 1.
+        rights: bool [total], whether each choice is right.
         low: lower end of the share's 95 % interval.
         high: upper end of it.
-        rights: bool [total], each choice.
     """
 
     name: str
-    right: int
-    total: int
-    share: float
+    rights: BoolArray
     low: float
     high: float
-    rights: BoolArray
+
+    @property
+    def right(self) -> int:
+        """Number of right choices."""
+        return int(self.rights.sum())
+
+    @property
+    def total(self) -> int:
+        """Number of choices."""
+        return len(self.rights)
+
+    @property
+    def share(self) -> float:
+        """Right choices, from 0 to 1."""
+        return self.right / self.total
 
 
 def measure_captions(
@@ -163,7 +172,6 @@ def _rank(vector: FloatArray, candidates: FloatArray, *, strict: bool) -> int:
 def _rates(name: str, cutoffs: Sequence[int], found: IntArray, groups: IntArray) -> list[Rate]:
     rates = []
     for cutoff in cutoffs:
-        right = found < cutoff
-        low, high = interval(right, groups)
-        rates.append(Rate(f"{name}{cutoff}", int(right.sum()), len(right), float(right.mean()), low, high, right))
+        rights = found < cutoff
+        rates.append(Rate(f"{name}{cutoff}", rights, *interval(rights, groups)))
     return rates

@@ -14,6 +14,7 @@ from ..errors import ImageError, IndexFileError
 from ..folders import Found, search_folder
 from ..model import Model
 from ..names import spell_path
+from ..outputs import first_change
 from ..packages import require
 from ..preparation import Patches
 from ..progress import BeginStage, silent
@@ -251,23 +252,20 @@ def _check_same(output: Path, then: About, now: About) -> None:
     Raises:
         IndexFileError: they are other ones; the message names the first that differs.
     """
-    names = {
-        "root": "the folder",
-        "model": "the model",
-        "precision": "--precision",
-        "manifest_sha256": "the bundle with the digest",
-        "max_num_patches": "--max-num-patches",
-        "exif_transpose": "--exif-transpose",
+    change = first_change(_named(then), _named(now), lambda setting: spell_path(str(setting)))
+    if change is not None:
+        raise IndexFileError(
+            f"{output} was made {change}, or replace the index with --overwrite.", code="index_mismatch"
+        )
+
+
+def _named(about: About) -> dict[str, object]:
+    """The settings that make one index unlike another, by the names that users know."""
+    return {
+        "the folder": about.root,
+        "the model": about.model,
+        "--precision": about.precision,
+        "the bundle with the digest": about.manifest_sha256,
+        "--max-num-patches": about.max_num_patches,
+        "--exif-transpose": about.exif_transpose,
     }
-    for field, name in names.items():
-        was, is_now = getattr(then, field), getattr(now, field)
-        if was != is_now:
-            raise IndexFileError(
-                f"{output} was made with {name} {_shown(was)}, and now it is {_shown(is_now)}; repeat the command as "
-                "it was, or replace the index with --overwrite.",
-                code="index_mismatch",
-            )
-
-
-def _shown(value: str | int | bool | None) -> str:
-    return "left out" if value is None else spell_path(value) if isinstance(value, str) else str(value)

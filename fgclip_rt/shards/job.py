@@ -8,6 +8,7 @@ import msgspec
 
 from ..bundle import Bundle
 from ..errors import ArgumentError, ShardError
+from ..outputs import first_change
 
 FORMAT = "fgclip-rt shards"
 FORMAT_VERSION = 1
@@ -160,25 +161,30 @@ def check_same_job(output: str, then: Job, now: Job) -> None:
     Raises:
         ShardError: the jobs differ; the message names the first difference.
     """
-    names = {
-        "format_version": "format version",
-        "model": "the model",
-        "precision": "--precision",
-        "manifest_sha256": "the bundle with the digest",
-        "layout": "--layout",
-        "dtype": "--dtype",
-        "max_num_patches": "--max-num-patches",
-        "exif_transpose": "--exif-transpose",
-        "columns": "the columns",
+    change = first_change(_named(then), _named(now), _shown)
+    if change is not None:
+        raise ShardError(f"{output} was made {change}, or choose another --output.", code="shard_mismatch")
+
+
+def _named(job: Job) -> dict[str, object]:
+    """The settings of a job by the names that users know."""
+    return {
+        "format version": job.format_version,
+        "the model": job.model,
+        "--precision": job.precision,
+        "the bundle with the digest": job.manifest_sha256,
+        "--layout": job.layout,
+        "--dtype": job.dtype,
+        "--max-num-patches": job.max_num_patches,
+        "--exif-transpose": job.exif_transpose,
+        "the columns": job.columns,
     }
-    for field, name in names.items():
-        was, is_now = getattr(then, field), getattr(now, field)
-        if was != is_now:
-            raise ShardError(
-                f"{output} was made with {name} {_shown(was)}, and now it is {_shown(is_now)}; repeat the command as "
-                "it was, or choose another --output.",
-                code="shard_mismatch",
-            )
+
+
+def _shown(setting: object) -> str:
+    if isinstance(setting, Columns):
+        return ", ".join(filter(None, (setting.image, setting.id, setting.caption))) or "left out"
+    return str(setting)
 
 
 def is_restored(marker: Marker, shard: Shard) -> bool:
@@ -198,9 +204,3 @@ def check_same_shard(output: str, marker: Marker, shard: Shard) -> None:
             f"content changed); choose another --output, or remove {shard.name}.json to have it done again.",
             code="shard_mismatch",
         )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Columns):
-        return ", ".join(filter(None, (value.image, value.id, value.caption))) or "left out"
-    return "left out" if value is None else str(value)

@@ -18,9 +18,6 @@ from .storage import Store
 #: Rows that are written at once, and kept in memory until then; 12 MB at 768 dimensions.
 BLOCK = 4096
 
-#: Bytes of a header of .npy, whose number of rows is known only at the end.
-_HEADER = 128
-
 
 class Rows(msgspec.Struct):
     """Rows of an output, each of the lists by row.
@@ -155,7 +152,7 @@ class _ClipRetrievalRows:
         )
         self._count = 0
         self._file: BinaryIO = self._vectors.open("wb")
-        self._file.write(bytes(_HEADER))
+        self._write_header()
         self._writer = pq.ParquetWriter(self._metadata, self._schema)
 
     def write(self, rows: Rows) -> None:
@@ -166,17 +163,19 @@ class _ClipRetrievalRows:
 
     def close(self) -> dict[str, Path | None]:
         self._writer.close()
-        kind = np.lib.format.dtype_to_descr(np.dtype(self._job.dtype).newbyteorder("<"))
-        shape = (self._count, self._job.dim)
-        text = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
-        start = np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little")
+        # NumPy's header has room for the number of rows, which is known only now.
         self._file.seek(0)
-        self._file.write(start + text.ljust(_HEADER - 11) + b"\n")
+        self._write_header()
         self._file.close()
         return {
             f"img_emb/{self._vectors.name}": self._vectors,
             f"metadata/{self._metadata.name}": self._metadata,
         }
+
+    def _write_header(self) -> None:
+        kind = np.lib.format.dtype_to_descr(np.dtype(self._job.dtype).newbyteorder("<"))
+        header = {"descr": kind, "fortran_order": False, "shape": (self._count, self._job.dim)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def _stack(rows: Rows, job: Job) -> Array:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from queue import Empty, SimpleQueue
 
-from ..children import Child, ChildDiedError
+from ..children import Child, ChildDiedError, share_out
 from ..errors import ShardError
 from .task import Done, Refused, Report, Setup, Task, outcome
 from .worker import Answer, Do, Start, Step
@@ -27,29 +25,9 @@ def run_processes(setup: Setup, tasks: Sequence[Task], processes: int, report: R
     Raises:
         FgclipError: no shard can be done: the model cannot be loaded, or the output cannot be written.
     """
-    queue: SimpleQueue[Task] = SimpleQueue()
-    for task in tasks:
-        queue.put(task)
     count = min(processes, len(tasks))
     workers = [WorkerProcess(setup, number, count) for number in range(count)]
-
-    def work(worker: WorkerProcess) -> None:
-        while True:
-            try:
-                task = queue.get_nowait()
-            except Empty:
-                return
-            report.ended(outcome(task, worker.do(task, report.step)))
-
-    with ThreadPoolExecutor(max(1, count)) as threads:
-        try:
-            done, _ = wait([threads.submit(work, worker) for worker in workers], return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        finally:
-            # A killed process ends the thread that waits for its answer.
-            for worker in workers:
-                worker.stop()
+    share_out(tasks, workers, lambda worker, task: report.ended(outcome(task, worker.do(task, report.step))))
 
 
 class WorkerProcess:

@@ -25,19 +25,9 @@ from safetensors.numpy import load_file, save_file
 import fgclip_rt
 from exporting import Trace, hasten
 from fgclip_rt.evaluation.scenes import Evaluation, evaluate
-from helpers import LOWERING, Completed, Json, add_int8, edit_manifest, picture, run_command, run_program
+from helpers import LOWERING, Completed, Json, add_int8, edit_manifest, error_of, picture, run_command, run_program
 
 PHOTO = "1_chelsea_451x300.png"
-
-
-def error_of(*arguments: object, cwd: Path | None = None) -> str:
-    """The one line with which a command fails."""
-    lines = [
-        line for line in run_command(*arguments, cwd=cwd, status=1).stderr.splitlines() if "RANDOM WEIGHTS" not in line
-    ]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("fgclip-rt: ")
-    return lines[0]
 
 
 @pytest.fixture

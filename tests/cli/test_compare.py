@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fgclip_rt.evaluation.spaces import compare_spaces
 from fgclip_rt.vectors import Rows, read_rows, write_rows
-from helpers import run_command
+from helpers import error_of, run_command
 
 POCKET = "fg-clip2-pocket"
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -90,11 +90,6 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path, suffix: str) -> None:
     read = read_rows(tmp_path / f"old{suffix}")
     assert (read.kinds, read.inputs) == (written.kinds, written.inputs)
     np.testing.assert_array_equal(read.vectors[read.order], vectors[[2, 0, 1]])
-
-
-def error_of(*arguments: object) -> str:
-    """The message of a command that fails."""
-    return run_command(*arguments, status=1).stderr
 
 
 def photos(folder: Path) -> Path:

@@ -245,7 +245,7 @@ def test_another_precision_is_compared_choice_by_choice(
 ) -> None:
     def measure(model: Model, *_: object) -> list[Rate]:
         rights = np.array([True, True, True, False] if model.precision == "fp32" else [True, False, False, True])
-        return [Rate("text to image R@1", int(rights.sum()), 4, float(rights.mean()), 0, 1, rights)]
+        return [Rate("text to image R@1", rights, 0, 1)]
 
     monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.measure_captions", measure)
     command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0])

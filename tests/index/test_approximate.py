@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indexing import NAME
+from indexing import NAME, damage
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fgclip_rt import packages
@@ -218,15 +218,11 @@ def test_images_are_found_before_the_graph_knows_them(
         assert (index.about.graph.rows, len(names(output))) == (11, 2)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "noise"])
-def test_a_damaged_graph_is_known(pocket: Model, photos: Path, output: Path, damage: str) -> None:
+@pytest.mark.parametrize("how", ["gone", "cut", "noise"])
+def test_a_damaged_graph_is_known(pocket: Model, photos: Path, output: Path, how: str) -> None:
     approximated(pocket, photos, output)
     (path,) = output.glob("graph-*")
-    data = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\x07" * 100 + data[100:])
+    damage(path, how)
     with pytest.raises(IndexFileError) as info, ImageIndex(output) as index:
         index.search(pocket.embed_texts("a star"), 3)
     assert_one_sentence(info.value, str(path), "--overwrite", code="index_damaged")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexing import bring_up_to_date
+from indexing import bring_up_to_date, damage
 from numpy.testing import assert_allclose
 
 from fgclip_rt.errors import ArgumentError, FgclipError, ImageError, IndexFileError, OutputError
@@ -249,7 +249,7 @@ def test_so_does_a_table_that_outgrows_the_disk(pocket: Model, photos: Path, out
 
 # Vectors carry no checksum: a search would have to read all of them to compute it.
 @pytest.mark.parametrize(
-    ("file", "damage"),
+    ("file", "how"),
     [
         ("vectors-1.f16", "cut"),
         ("vectors-1.f16", "gone"),
@@ -258,17 +258,12 @@ def test_so_does_a_table_that_outgrows_the_disk(pocket: Model, photos: Path, out
         ("index.sqlite", "noise"),
     ],
 )
-def test_damaged_files_are_known(pocket: Model, photos: Path, output: Path, file: str, damage: str) -> None:
+def test_damaged_files_are_known(pocket: Model, photos: Path, output: Path, file: str, how: str) -> None:
     bring_up_to_date(pocket, photos, output)
-    path = output / file
-    data = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(data[: len(data) // 3] if damage == "cut" else b"\x07" * 100 + data[100:])
+    damage(output / file, how)
     with pytest.raises(IndexFileError) as info, ImageIndex(output) as index:
         index.search(pocket.embed_texts("a star"))
-    expected = "index_missing" if (file, damage) == ("index.sqlite", "gone") else "index_damaged"
+    expected = "index_missing" if (file, how) == ("index.sqlite", "gone") else "index_damaged"
     assert_one_sentence(info.value, str(output), code=expected)
     assert bring_up_to_date(pocket, photos, output, anew=True).images == 10
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
 import msgspec
-import numpy as np
 
 from ...answers import Compared, Problem
 from ...arrays import FloatArray
@@ -17,12 +15,15 @@ from ...evaluation.spaces import Comparison, compare_spaces
 from ...model import Model
 from ...names import unspell_path
 from ...probe import Probe
+from ...scores import l2_normalize
 from ...vectors import SUFFIXES, read_rows
 from .. import options
 from ..inputs import find_images, read_texts
 from ..options import Loading, Pixels
 from ..output import numbers, say, say_json, say_table, words
 from ..status import Command, Failed
+
+_KINDS = ("image", "text")
 
 #: The vectors of images and of texts, [n, D] and [m, D].
 _Vectors: TypeAlias = tuple[FloatArray, FloatArray]
@@ -58,20 +59,16 @@ def run(
     """
     pixels.set_limit()
     new = loading.open()
-    settings: dict[str, Any] = {
-        "max_num_patches": pixels.max_num_patches,
-        "exif_transpose": pixels.exif_transpose,
-    }
     if old.suffix in SUFFIXES:
         if images or texts is not None or old_precision is not None:
             raise ArgumentError(
                 f"{old} names its own inputs; leave out --images, --texts and --old-precision, or give a bundle."
             )
         rows = read_rows(old)
-        is_image = np.array([kind == "image" for kind in rows.kinds])
-        sources: list[Any] = [unspell_path(name) for name in np.array(rows.inputs)[is_image]]
-        lines = np.array(rows.inputs)[~is_image].tolist()
-        before = rows.vectors[is_image], rows.vectors[~is_image]
+        of_images, of_texts = ([row for row, kind in enumerate(rows.kinds) if kind == each] for each in _KINDS)
+        sources: list[Any] = [unspell_path(rows.inputs[row]) for row in of_images]
+        lines = [rows.inputs[row] for row in of_texts]
+        width, opened = rows.shape[1], None
     else:
         sources = list(find_images(images).files) if images else []
         lines = read_texts(texts) if texts is not None else []
@@ -80,70 +77,62 @@ def run(
             sources = [image.rgb for image in probe.images]
             lines = list(probe.walk_types[walk_type].texts)
         opened = msgspec.structs.replace(loading, bundle=old, precision=old_precision).open()
-        before = _vectors(opened, sources, lines, walk_type, settings)
+        width = opened.dim
     if not sources and not lines:
         raise ArgumentError(f"{old} holds no vectors; give a file with some, or a bundle.")
-    answer = _compared(old, loading, before, new, sources, lines, walk_type, settings)
-    if json:
-        say_json(answer)
-    else:
-        _say(answer)
-    if answer.error is not msgspec.UNSET:
-        raise Failed(ParityError(answer.error.message, {}, code=answer.error.code))
 
+    def embed(model: Model) -> _Vectors:
+        vectors = model.embed_images(
+            sources, max_num_patches=pixels.max_num_patches, exif_transpose=pixels.exif_transpose
+        )
+        return vectors, model.embed_texts(lines, walk_type)
 
-def _compared(
-    old: Path,
-    loading: Loading,
-    before: _Vectors,
-    new: Model,
-    sources: Sequence[Any],
-    lines: Sequence[str],
-    walk_type: str,
-    settings: dict[str, Any],
-) -> Compared:
-    """The answer for vectors of images and texts that were there before."""
-    width = before[0].shape[1]
     found: Comparison | None = None
-    why = f"they have {width} numbers, and the new ones {new.dim}"
     if width == new.dim:
-        (old_images, old_texts), (images, texts) = before, _vectors(new, sources, lines, walk_type, settings)
-        if len(old_images):
-            queries = (_unit(old_texts), _unit(texts)) if len(old_texts) else None
-            found = compare_spaces(_unit(old_images), _unit(images), queries)
-        else:
-            found = compare_spaces(_unit(old_texts), _unit(texts))
-        why = f"the cosines of old and new vectors are {found.mean:.3f} in the mean and {found.least:.3f} at least"
-    verdict = "re-index" if found is None else found.verdict
-    error = ParityError(
-        f"the vectors of {old} must not share an index with those of {loading.bundle}: {why}; embed everything again.",
-        {},
-        code="space_differs",
-    )
-    return Compared(
+        before = (rows.vectors[of_images], rows.vectors[of_texts]) if opened is None else embed(opened)
+        found = _compare(before, embed(new))
+    error = _difference(old, loading.bundle, found, width, new.dim)
+    answer = Compared(
         old=str(old),
         new=str(loading.bundle),
-        verdict=verdict,
+        verdict="re-index" if found is None else found.verdict,
         images=len(sources),
         texts=len(lines),
         least=None if found is None else found.least,
         mean=None if found is None else found.mean,
         kept={str(depth): share for depth, share in (found.kept if found else {}).items()},
         shift=None if found is None else found.shift,
-        error=Problem(error.code, str(error)) if verdict == "re-index" else msgspec.UNSET,
+        error=msgspec.UNSET if error is None else Problem(error.code, str(error)),
     )
+    if json:
+        say_json(answer)
+    else:
+        _say(answer)
+    if error is not None:
+        raise Failed(error)
 
 
-def _vectors(
-    model: Model, sources: Sequence[Any], lines: Sequence[str], walk_type: str, settings: dict[str, Any]
-) -> _Vectors:
-    return model.embed_images(sources, **settings), model.embed_texts(lines, walk_type)
+def _compare(old: _Vectors, new: _Vectors) -> Comparison:
+    """Compare images, which texts search if there are any; or texts alone."""
+    (old_images, old_texts), (images, texts) = (tuple(map(l2_normalize, vectors)) for vectors in (old, new))
+    if not len(images):
+        return compare_spaces(old_texts, texts)
+    return compare_spaces(old_images, images, (old_texts, texts) if len(texts) else None)
 
 
-def _unit(vectors: FloatArray) -> FloatArray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: FloatArray = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return unit
+def _difference(old: Path, new: Path, found: Comparison | None, width: int, dim: int) -> ParityError | None:
+    """The error of vectors that must not share an index; None if they may."""
+    if found is None:
+        why = f"they have {width} numbers, and the new ones {dim}"
+    elif found.verdict == "re-index":
+        why = f"the cosines of old and new vectors are {found.mean:.3f} in the mean and {found.least:.3f} at least"
+    else:
+        return None
+    return ParityError(
+        f"the vectors of {old} must not share an index with those of {new}: {why}; embed everything again.",
+        {},
+        code="space_differs",
+    )
 
 
 def _say(answer: Compared) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -34,7 +34,7 @@ from ...pocket.captions import LANGUAGES
 from ...progress import BeginStage
 from .. import options
 from ..options import Loading, Loadings
-from ..output import names, numbers, say, say_json, say_table, warn, words
+from ..output import Column, names, numbers, say, say_json, say_table, warn, words
 from ..progress import progress_bars
 from ..status import Command
 
@@ -241,14 +241,7 @@ def _say_benchmark(answer: Benchmarked) -> None:
         ],
     )
     for other in answer.others:
-        say_table(
-            f"choices of {other.precision} that are not those of {answer.precision} ({other.backend})",
-            (names("figure"), *map(numbers, ("share", "lost", "gained", "p"))),
-            [
-                (flip.name, f"{flip.share:.1%}", f"{flip.lost:,}", f"{flip.gained:,}", f"{flip.p_value:.3f}")
-                for flip in other.figures
-            ],
-        )
+        _say_flips(answer.precision, other, [names("figure")], [(flip.name,) for flip in other.figures])
     settings = answer.settings
     texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
     limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
@@ -325,18 +318,23 @@ def _say(answer: Evaluated) -> None:
     counted = ", ".join(f"{change} {count.right}/{count.total}" for change, count in changes)
     say(f"true before false caption, by what was changed: {counted}")
     for other in answer.others:
-        say_table(
-            f"choices of {other.precision} that are not those of {answer.precision} ({other.backend})",
-            (words("measure"), words("language"), *map(numbers, ("share", "lost", "gained", "p"))),
-            [
-                (
-                    flip.measure,
-                    flip.language,
-                    f"{flip.share:.1%}",
-                    f"{flip.lost:,}",
-                    f"{flip.gained:,}",
-                    f"{flip.p_value:.3f}",
-                )
-                for flip in other.figures
-            ],
-        )
+        labels = [(flip.measure, flip.language) for flip in other.figures]
+        _say_flips(answer.precision, other, [words("measure"), words("language")], labels)
+
+
+def _say_flips(
+    precision: str,
+    other: BenchmarkedBeside | EvaluatedBeside,
+    columns: Sequence[Column],
+    labels: Sequence[tuple[str, ...]],
+) -> None:
+    """Say which choices another precision makes otherwise than ``precision``; each row has a label in ``columns``."""
+    figures: Sequence[BenchmarkFlips | Flipped] = other.figures
+    say_table(
+        f"choices of {other.precision} that are not those of {precision} ({other.backend})",
+        (*columns, *map(numbers, ("share", "lost", "gained", "p"))),
+        [
+            (*label, f"{flip.share:.1%}", f"{flip.lost:,}", f"{flip.gained:,}", f"{flip.p_value:.3f}")
+            for label, flip in zip(labels, figures, strict=True)
+        ],
+    )
