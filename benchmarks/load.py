@@ -18,8 +18,8 @@ import numpy as np
 
 from fgclip_rt.children import serve
 
-#: Seconds after which an answer that has not come counts as lost.
-_PATIENCE = 60.0
+#: Seconds beyond a request's own after which an answer that has not come counts as lost.
+_PATIENCE = 10.0
 
 #: Bytes that are read at once.
 _CHUNK = 2**18
@@ -38,7 +38,7 @@ class Drive(msgspec.Struct, frozen=True):
         clients: number of connections.
         seconds: time after which no request is sent.
         most: number of requests after which none is sent; None has no limit.
-        timeout_ms: the deadline that each request states.
+        timeout: seconds that each request allows.
     """
 
     port: int
@@ -47,7 +47,7 @@ class Drive(msgspec.Struct, frozen=True):
     clients: int
     seconds: float
     most: int | None = None
-    timeout_ms: int = 60_000
+    timeout: float = 60.0
 
 
 class Driven(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class Load:
 
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
-        self._requests = [_request(body, drive.timeout_ms) for body in drive.bodies]
+        self._requests = [_request(body, drive.timeout) for body in drive.bodies]
         self._selector = selectors.DefaultSelector()
         self._sent = 0
         self._statuses: Counter[str] = Counter()
@@ -123,7 +123,7 @@ class Load:
         last = begun
         while any(client.body is not None for client in clients) or self._resting:
             now = perf_counter()
-            if now > until + _PATIENCE:
+            if now > until + self._drive.timeout + _PATIENCE:
                 break
             while self._resting and (self._resting[0][0] <= now or now >= until):
                 self._send(heapq.heappop(self._resting)[2], until)
@@ -219,14 +219,14 @@ def _header(head: bytes, name: bytes) -> bytes | None:
     return rest.partition(b"\r\n")[0] if found else None
 
 
-def _request(body: str, timeout_ms: int) -> bytes:
+def _request(body: str, timeout: float) -> bytes:
     data = body.encode()
     lines = (
         "POST /v1/embeddings HTTP/1.1",
         "host: localhost",
         "content-type: application/json",
         f"content-length: {len(data)}",
-        f"x-request-timeout-ms: {timeout_ms}",
+        f"x-request-timeout-ms: {1000 * timeout:.0f}",
     )
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
 

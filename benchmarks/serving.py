@@ -27,12 +27,17 @@ from fgclip_rt.model import Model
 from .load import Drive, Driven
 from .memory import resident_memory
 
-#: Images that an overloaded server may hold. Ten times as many clients ask it.
-_HELD = 16
+#: Images that an overloaded server may hold at most, and how many times as many clients ask it.
+_MOST_HELD = 16
 _OVER = 10
 
-#: The deadline of each request to the overloaded server.
-_DEADLINE_MS = 10_000
+#: The deadline of each request to the overloaded server, in seconds; and what its queue may take of that, at the rate
+#: of `embed_images`: who accepts more than can be answered in time has nothing to promise.
+_DEADLINE = 10.0
+_QUEUE = 0.6
+
+#: Seconds that a request of the rates may take. Sixty-four clients of a large model wait longer than a minute.
+_PATIENT = 600.0
 
 #: Texts of one turn of the overhead.
 _TEXTS = 40
@@ -193,8 +198,8 @@ def measure_rates(
     bodies = [_image_body(photo) for photo in photos]
     vectors = _vectors(model, photos)
     rates = []
-    with running(bundle) as server, clients() as drive:
-        drive(Drive(server.port, bodies, vectors, 8, min(seconds, 2.0)))  # a warm-up
+    with running(bundle, "--timeout", f"{_PATIENT:.0f}s") as server, clients() as drive:
+        drive(Drive(server.port, bodies, vectors, 8, min(seconds, 2.0), timeout=_PATIENT))  # a warm-up
         for count in counts:
             embedded, served, latencies, busy = [], [], [], []
             for _ in range(rounds):
@@ -204,7 +209,7 @@ def measure_rates(
                     model.embed_images(photos)
                     images += len(photos)
                 embedded.append(images / (time.perf_counter() - begun))
-                done = drive(Drive(server.port, bodies, vectors, count, seconds))
+                done = drive(Drive(server.port, bodies, vectors, count, seconds, timeout=_PATIENT))
                 _check(done)
                 served.append(len(done.latencies) / done.seconds)
                 latencies += done.latencies
@@ -213,11 +218,12 @@ def measure_rates(
     return rates
 
 
-def measure_overload(model: Model, bundle: Path, photos: Sequence[Path], seconds: float) -> Overload:
-    """Ask ten times what a server may hold, for ``seconds``."""
-    held = _HELD * model.manifest.image.buckets[-1]
+def measure_overload(model: Model, bundle: Path, photos: Sequence[Path], seconds: float, rate: float) -> Overload:
+    """Ask ten times what a server may hold, for ``seconds``. It holds what ``rate`` images a second answer in time."""
+    held = min(_MOST_HELD, max(1, int(_QUEUE * _DEADLINE * rate)))
     bodies = [_image_body(photo) for photo in photos]
-    with running(bundle, "--max-work", str(held)) as server, clients() as drive:
+    work = held * model.manifest.image.buckets[-1]
+    with running(bundle, "--max-work", str(work)) as server, clients() as drive:
         memory: list[int] = []
         over = threading.Event()
 
@@ -228,22 +234,20 @@ def measure_overload(model: Model, bundle: Path, photos: Sequence[Path], seconds
         watching = threading.Thread(target=watch)
         watching.start()
         try:
-            done = drive(
-                Drive(server.port, bodies, _vectors(model, photos), _OVER * _HELD, seconds, timeout_ms=_DEADLINE_MS)
-            )
+            done = drive(Drive(server.port, bodies, _vectors(model, photos), _OVER * held, seconds, timeout=_DEADLINE))
         finally:
             over.set()
             watching.join()
     return Overload(
-        clients=_OVER * _HELD,
-        held=_HELD,
+        clients=_OVER * held,
+        held=held,
         seconds=done.seconds,
         statuses=done.statuses,
         latencies=tuple(done.latencies),
         lost=done.lost,
         surplus=done.surplus,
         wrong=done.wrong,
-        deadline=_DEADLINE_MS / 1000,
+        deadline=_DEADLINE,
         memory=tuple(memory),
     )
 

@@ -10,7 +10,8 @@ from .manifest import Score
 
 def l2_normalize(vectors: FloatArray) -> FloatArray:
     """Vectors of length one along the last axis; a zero vector stays zero."""
-    normalized: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-12))
+    lengths: FloatArray = np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-12))
+    normalized: FloatArray = vectors / lengths
     return normalized
 
 
@@ -29,7 +30,7 @@ def probabilities(logits: FloatArray, score: Score) -> FloatArray:
     """Probabilities float32 [n, m] of logits: a sigmoid of each, or a softmax over the m texts of an image."""
     result: FloatArray
     if score.activation == "softmax":
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+        weights: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
         result = weights / weights.sum(axis=-1, keepdims=True)
     else:
         # exp of negative numbers only, so that it cannot overflow.

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .failures import RequestError
-from .service import LARGE_BODY, Service
+from .service import Service
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -38,7 +38,7 @@ async def receive(service: Service, request: Request, kind: type[_T]) -> tuple[_
     data = await request.body()
     decode = msgspec.json.Decoder(kind).decode
     try:
-        decoded = await service.in_thread(decode, data) if len(data) > LARGE_BODY else decode(data)
+        decoded = await service.unless_small(len(data), decode, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the body is not the JSON that is asked for ({error}); see /docs.") from None
     return decoded, [], []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -104,8 +102,26 @@ class Remote(msgspec.Struct, frozen=True):
     item: ImageItem
 
 
-#: An input that is ready, one that is to be fetched, or the reason why it is neither.
-Parsed: TypeAlias = Item | Remote | RequestError
+class Base64(msgspec.Struct, frozen=True):
+    """An image whose bytes are to be decoded first, which takes a millisecond a megabyte."""
+
+    data: str
+    item: ImageItem
+
+    def decode(self) -> ImageItem | RequestError:
+        """The image, or the reason why there is none."""
+        try:
+            # As strict as the standard library's decoder and seven times as fast. Neither lets other threads run.
+            return msgspec.structs.replace(self.item, source=msgspec.convert(self.data, bytes))
+        except msgspec.ValidationError:
+            return RequestError(
+                f"{self.item.name} is neither a data URI, nor base64, nor a URL; encode the image's file in base64.",
+                "image_damaged",
+            )
+
+
+#: An input that is ready, one that is to be fetched or decoded, or the reason why it is neither.
+Parsed: TypeAlias = Item | Remote | Base64 | RequestError
 
 
 def parse(request: EmbeddingsRequest, uploads: Sequence[bytes] = ()) -> list[Parsed]:
@@ -132,21 +148,16 @@ def parse(request: EmbeddingsRequest, uploads: Sequence[bytes] = ()) -> list[Par
     return parsed
 
 
-def image(source: str | InputObject, options: ImageOptions, name: str) -> ImageItem | Remote | RequestError:
+def image(source: str | InputObject, options: ImageOptions, name: str) -> Remote | Base64 | RequestError:
     """An image that is given by a data URI, by base64, or by a URL."""
     if isinstance(source, InputObject):
         if source.text is not None:
             return RequestError(f"{name} is a text; give an image.")
         return _object(source, options, name)
     if source.startswith(("http://", "https://")):
-        return Remote(source, ImageItem(b"", options.max_num_patches, options.exif_transpose, name))
+        return Remote(source, _image(b"", options, name))
     data = source.partition(",")[2] if source.startswith("data:") else source
-    try:
-        return _image(base64.b64decode(data, validate=True), options, name)
-    except (binascii.Error, ValueError):
-        return RequestError(
-            f"{name} is neither a data URI, nor base64, nor a URL; encode the image's file in base64.", "image_damaged"
-        )
+    return Base64(data, _image(b"", options, name))
 
 
 def _inputs(request: EmbeddingsRequest) -> list[Input]:
@@ -192,7 +203,7 @@ def _parse(given: Input, kind: Modality, request: EmbeddingsRequest, name: str) 
     return TextItem(given, request.walk_type)
 
 
-def _object(given: InputObject, options: ImageOptions, name: str) -> ImageItem | Remote | RequestError:
+def _object(given: InputObject, options: ImageOptions, name: str) -> Remote | Base64 | RequestError:
     fields = [(field, value) for field in given.__struct_fields__ if (value := getattr(given, field)) is not None]
     if len(fields) != 1:
         which = " and ".join(field for field, _ in fields) or "none"

@@ -24,7 +24,7 @@ from ..items import ImageItem, TextItem
 from .bodies import receive
 from .embeddings import Vector, check_all, written
 from .failures import RequestError
-from .inputs import ImageOptions, InputSource, image
+from .inputs import ImageOptions, InputSource, Parsed, image
 from .service import Service
 
 _T = TypeVar("_T")
@@ -96,7 +96,7 @@ async def score(service: Service, request: Request) -> answers.Scores:
     asked, uploads, texts = await receive(service, request, ScoreRequest)
     service.check_model(asked.model)
     asked.texts += texts
-    found = [image(source, asked, f"image {index}") for index, source in enumerate(asked.images)]
+    found: list[Parsed] = [image(source, asked, f"image {index}") for index, source in enumerate(asked.images)]
     for data in uploads:
         found.append(ImageItem(data, asked.max_num_patches, asked.exif_transpose, f"image {len(found)}"))
     if not found or not asked.texts:

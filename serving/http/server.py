@@ -18,6 +18,7 @@ import uvicorn
 from fgclip_rt.errors import ArgumentError
 
 from .app import Application
+from .protocol import http_within
 
 #: Connections that wait to be accepted.
 _BACKLOG = 2048
@@ -66,9 +67,9 @@ def serve(application: Application, bound: socket.socket, *, linger: float, drai
         log_config=None,
         access_log=False,
         lifespan="on",
-        # By default these depend on what else is installed. This parser bounds a request's headers, and httptools does
-        # not; and nothing here answers web sockets.
-        http="h11",
+        # By default these depend on what else is installed. This parser bounds the size of a request's head, and
+        # httptools does not; and nothing here answers web sockets.
+        http=http_within(application.service.settings.timeout),
         loop="asyncio",
         ws="none",
         server_header=False,

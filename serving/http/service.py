@@ -24,7 +24,7 @@ from ..items import DenseItem, EmbeddedImage, ImageItem, Item
 from .failures import RequestError
 from .fetch import Fetcher
 from .forward import Forward
-from .inputs import Parsed, Remote
+from .inputs import Base64, Parsed, Remote
 from .keys import Keys
 from .settings import Settings
 from .tracing import Tracing
@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 #: A header by which a client says how long it waits, in milliseconds.
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
-#: Bytes of a body from which on it is parsed by a thread: below, that takes less than a millisecond.
-LARGE_BODY = 2**18
+#: Bytes from which on a body is parsed, and base64 decoded, by a thread: below, that takes less than a millisecond.
+_LARGE = 2**18
 
 #: Threads that parse large bodies, fetch images, and compute what comes after a tower: boxes, masks and maps.
 _THREADS = 8
@@ -166,19 +166,25 @@ class Service:
         """Call a function that takes milliseconds or more, without holding up other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    async def unless_small(self, size: int, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function whose time grows with the ``size`` of its argument: at once if it is small."""
+        return await self.in_thread(function, *arguments) if size > _LARGE else function(*arguments)
+
     async def fetch(self, parsed: Sequence[Parsed]) -> list[Item | RequestError]:
-        """Fetch those of some inputs that are to be fetched."""
+        """Fetch and decode those of some inputs that need it, side by side."""
+        found = [each if isinstance(each, Item | RequestError) else None for each in parsed]
+        wanted = [each for each in parsed if isinstance(each, Remote | Base64)]
+        read = iter(await asyncio.gather(*map(self._read, wanted)))
+        return [next(read) if each is None else each for each in found]
 
-        async def fetched(each: Parsed) -> Item | RequestError:
-            if not isinstance(each, Remote):
-                return each
-            try:
-                data = await self.in_thread(self._fetcher.fetch, each.url)
-            except RequestError as error:
-                return RequestError(f"{each.item.name}: {error.message}", error.code)
-            return msgspec.structs.replace(each.item, source=data)
-
-        return list(await asyncio.gather(*map(fetched, parsed)))
+    async def _read(self, wanted: Remote | Base64) -> Item | RequestError:
+        if isinstance(wanted, Base64):
+            return await self.unless_small(len(wanted.data), wanted.decode)
+        try:
+            data = await self.in_thread(self._fetcher.fetch, wanted.url)
+        except RequestError as error:
+            return RequestError(f"{wanted.item.name}: {error.message}", error.code)
+        return msgspec.structs.replace(wanted.item, source=data)
 
     async def run(self, request: Request, items: Sequence[Item]) -> list[Any]:
         """The answers to items, or their errors, in their order. A client that goes away takes its items with it.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 import pytest
 
+from fgclip_rt import shipped
 from fgclip_rt.native.library import Library
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def onnxruntime_path() -> Path:
 def library(build: Path, onnxruntime_path: Path) -> Library:
     os.environ["FGCLIP_RT_ONNXRUNTIME"] = str(onnxruntime_path)
     return Library(build / "libfgclip_rt.so")
+
+
+@pytest.fixture(scope="session")
+def shipped_path() -> Path:
+    """The bundle that comes with the package, which needs neither an export nor torch."""
+    return shipped.locate("fg-clip2-pocket")
 
 
 @pytest.fixture(scope="session")

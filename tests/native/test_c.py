@@ -51,16 +51,16 @@ def run(*arguments: object, timeout: float = 300) -> str:
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["shared", "static"])
-def test_bad_arguments_are_refused(program: Compile, pocket_path: Path, static: bool) -> None:
-    assert run(program("arguments", static), pocket_path) == ""
+def test_bad_arguments_are_refused(program: Compile, shipped_path: Path, static: bool) -> None:
+    assert run(program("arguments", static), shipped_path) == ""
 
 
 @pytest.fixture
-def broken(pocket_path: Path, tmp_path: Path) -> Path:
+def broken(shipped_path: Path, tmp_path: Path) -> Path:
     """A folder with a bundle for each status of bundles, by its name."""
 
     def bundle(name: str) -> Path:
-        return copied(pocket_path, tmp_path / name)
+        return copied(shipped_path, tmp_path / name)
 
     def with_version(name: str, version: int) -> None:
         manifest = bundle(name) / "manifest.json"
@@ -78,7 +78,7 @@ def broken(pocket_path: Path, tmp_path: Path) -> Path:
 
 def test_every_status_is_reached(
     program: Compile,
-    pocket_path: Path,
+    shipped_path: Path,
     square_path: Callable[[str], Path],
     broken: Path,
     onnxruntime_path: Path,
@@ -94,60 +94,60 @@ def test_every_status_is_reached(
     monkeypatch.setenv("LD_LIBRARY_PATH", str(broken))
     monkeypatch.setenv("FGCLIP_RT_TEST_REAL", str(onnxruntime_path))
     monkeypatch.setenv("FGCLIP_RT_ONNXRUNTIME", str(faulty))
-    reached = run(program("statuses"), pocket_path, square_path("fineclip"), broken).split()
+    reached = run(program("statuses"), shipped_path, square_path("fineclip"), broken).split()
     header = (NATIVE / "include/fgclip_rt.h").read_text()
     statuses = re.findall(r"#define FGCLIP_([A-Z_]+) \d{3}\b", header)
     assert sorted(reached) == sorted(name.lower() for name in statuses)
 
 
 @pytest.mark.parametrize("name", ["fork", "cancel", "busy"])
-def test_processes_and_threads(program: Compile, pocket_path: Path, name: str) -> None:
-    assert run(program("processes"), name, pocket_path) == ""
+def test_processes_and_threads(program: Compile, shipped_path: Path, name: str) -> None:
+    assert run(program("processes"), name, shipped_path) == ""
 
 
-def test_an_exit_while_a_thread_runs(program: Compile, pocket_path: Path) -> None:
+def test_an_exit_while_a_thread_runs(program: Compile, shipped_path: Path) -> None:
     """Ten at a time, so that the cores are busy and an exit strikes at any place."""
     delays = [1, 3, 10, 30, 100] * 2
     for _ in range(4):
-        started = [subprocess.Popen([program("processes"), "exit", pocket_path, str(delay)]) for delay in delays]
+        started = [subprocess.Popen([program("processes"), "exit", shipped_path, str(delay)]) for delay in delays]
         assert [process.wait(timeout=60) for process in started] == [0] * len(delays)
 
 
-def test_the_library_can_be_closed_and_opened_again(program: Compile, pocket_path: Path, build: Path) -> None:
+def test_the_library_can_be_closed_and_opened_again(program: Compile, shipped_path: Path, build: Path) -> None:
     # Linked to the static library, so that the shared one is opened here for the first time.
-    assert run(program("processes", True), "dlclose", pocket_path, build / "libfgclip_rt.so") == ""
+    assert run(program("processes", True), "dlclose", shipped_path, build / "libfgclip_rt.so") == ""
 
 
-def test_a_damaged_graph_prints_nothing(program: Compile, pocket_path: Path, tmp_path: Path) -> None:
+def test_a_damaged_graph_prints_nothing(program: Compile, shipped_path: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(pocket_path, bundle)
+    shutil.copytree(shipped_path, bundle)
     graph = bundle / "text.onnx"
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     assert run(program("processes"), "log", bundle) == ""
 
 
 def test_onnxruntime_reports_to_nobody(
-    program: Compile, pocket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Compile, shipped_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its telemetry would leave a database in the home folder."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    run(program("threads"), pocket_path, 1, 10)
+    run(program("threads"), shipped_path, 1, 10)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("calls", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_threads_share_a_model(program: Compile, pocket_path: Path, calls: int) -> None:
-    begin, end = map(int, run(program("threads"), pocket_path, 8, calls, timeout=3600).split())
+def test_threads_share_a_model(program: Compile, shipped_path: Path, calls: int) -> None:
+    begin, end = map(int, run(program("threads"), shipped_path, 8, calls, timeout=3600).split())
     assert end < begin * 1.1 + 4096
 
 
 @pytest.mark.parametrize("arguments", [("arguments",), ("threads", 4, 100)], ids=lambda arguments: arguments[0])
-def test_sanitizers_find_nothing(program: Compile, pocket_path: Path, arguments: tuple[object, ...]) -> None:
+def test_sanitizers_find_nothing(program: Compile, shipped_path: Path, arguments: tuple[object, ...]) -> None:
     """Reads and writes outside the callers' memory, memory that is lost, and undefined behaviour in the C programs."""
     name, *counts = arguments
-    run(program(name, False, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), pocket_path, *counts)
+    run(program(name, False, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), shipped_path, *counts)
 
 
 @pytest.mark.slow
@@ -160,11 +160,11 @@ def test_sanitizers_find_nothing(program: Compile, pocket_path: Path, arguments:
     ids=["drd", "memcheck"],
 )
 def test_valgrind_finds_nothing(
-    program: Compile, pocket_path: Path, options: list[str], arguments: tuple[object, ...]
+    program: Compile, shipped_path: Path, options: list[str], arguments: tuple[object, ...]
 ) -> None:
     """Races between threads, and uses of memory that is not there, in our code and the C parts of the tokenizer."""
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     suppressions = f"--suppressions={NATIVE / 'tests/valgrind.supp'}"
-    arguments = (program("threads"), pocket_path, *arguments)
+    arguments = (program("threads"), shipped_path, *arguments)
     run("valgrind", "--quiet", "--error-exitcode=9", suppressions, *options, *arguments, timeout=3600)

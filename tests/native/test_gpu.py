@@ -27,18 +27,18 @@ def lacks(device: str) -> str:
 
 
 @pytest.mark.parametrize("device", PROVIDERS)
-def test_a_device_that_is_missing_is_refused(library: Library, pocket_path: Path, device: str) -> None:
+def test_a_device_that_is_missing_is_refused(library: Library, shipped_path: Path, device: str) -> None:
     if not lacks(device):
         pytest.skip("the device is there")
     with pytest.raises(NativeError, match=rf"device '{device}' .*; .*or use device 'cpu'") as caught:
-        library.open(pocket_path, device=DEVICES[device])
+        library.open(shipped_path, device=DEVICES[device])
     assert caught.value.code == "device_missing"
 
 
-def test_auto_says_why_it_took_the_cpu(library: Library, pocket_path: Path) -> None:
+def test_auto_says_why_it_took_the_cpu(library: Library, shipped_path: Path) -> None:
     if not lacks("cuda"):
         pytest.skip("there is a GPU")
-    native = library.open(pocket_path, device=DEVICES["auto"])
+    native = library.open(shipped_path, device=DEVICES["auto"])
     device = native.json("runtime_info")["device"]
     assert (device["name"], device["number"]) == ("cpu", None)
     assert "CUDA" in device["why"]

@@ -47,28 +47,28 @@ def test_pillow_keeps_the_tested_images_in_one_piece_and_in_several() -> None:
         Image.new("RGB", (2200, 2000)).__arrow_c_array__()
 
 
-def test_vectors_are_equal(pocket_path: Path, tmp_path: Path) -> None:
+def test_vectors_are_equal(shipped_path: Path, tmp_path: Path) -> None:
     sizes = [(40, 90), (300, 200), (900, 700), (61, 61)]
     images = [Image.fromarray(picture(height, width, seed)) for seed, (height, width) in enumerate(sizes)]
     images[0].save(tmp_path / "a.jpg", exif=Image.Exif())
     sources = [tmp_path / "a.jpg", *images, np.asarray(images[1])]
     python, native = (
-        fgclip_rt.load(pocket_path, device="cpu", threads=1, preparation=name) for name in ("python", "native")
+        fgclip_rt.load(shipped_path, device="cpu", threads=1, preparation=name) for name in ("python", "native")
     )
     np.testing.assert_array_equal(native.embed_images(sources), python.embed_images(sources))
     np.testing.assert_array_equal(native.dense(images[2]).features(), python.dense(images[2]).features())
 
 
-def test_commands_take_it(pocket_path: Path, tmp_path: Path) -> None:
+def test_commands_take_it(shipped_path: Path, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     Image.fromarray(picture(300, 200)).save(image)
     vectors = []
     for name in ("python", "native"):
         output = tmp_path / f"{name}.npy"
-        run_command("embed", pocket_path, image, "--output", output, "--preparation", name, "--device", "cpu")
+        run_command("embed", shipped_path, image, "--output", output, "--preparation", name, "--device", "cpu")
         vectors.append(np.load(output))
     np.testing.assert_array_equal(*vectors)
-    again = ("embed", pocket_path, image, "--output", output, "--overwrite")
+    again = ("embed", shipped_path, image, "--output", output, "--overwrite")
     message = run_command(*again, "--preparation", "c", status=1).stderr
     assert message == "fgclip-rt: preparation 'c' is unknown; choose python or native.\n"
 
@@ -81,21 +81,21 @@ def test_an_image_that_is_too_tall_is_an_error_of_that_image(library: Library) -
         assert caught.value.code == "image_too_large"
 
 
-def test_a_missing_library_is_refused(pocket_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = fgclip_rt.load(pocket_path, device="cpu", threads=1, preparation="native")
+def test_a_missing_library_is_refused(shipped_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = fgclip_rt.load(shipped_path, device="cpu", threads=1, preparation="native")
     pickled = pickle.dumps(model)
     np.testing.assert_array_equal(
         pickle.loads(pickled).embed_images(picture(50, 60)), model.embed_images(picture(50, 60))
     )
     monkeypatch.setenv(VARIABLE, str(tmp_path / "absent.so"))
     with pytest.raises(NativeError, match=r"absent\.so") as caught:
-        fgclip_rt.load(pocket_path, device="cpu", preparation="native")
+        fgclip_rt.load(shipped_path, device="cpu", preparation="native")
     assert caught.value.code == "native_missing"
     # A pickled model keeps how it prepares.
     with pytest.raises(NativeError, match=r"absent\.so"):
         pickle.loads(pickled)
     with pytest.raises(ArgumentError, match="preparation 'rust' is unknown; choose python or native"):
-        fgclip_rt.load(pocket_path, device="cpu", preparation="rust")
+        fgclip_rt.load(shipped_path, device="cpu", preparation="rust")
 
 
 FORKING = """
@@ -112,5 +112,5 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_forked_child_prepares_too(pocket_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", FORKING, str(pocket_path)], check=True, timeout=120)
+def test_a_forked_child_prepares_too(shipped_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORKING, str(shipped_path)], check=True, timeout=120)

@@ -86,6 +86,19 @@ def test_a_body_that_does_not_come_is_given_up(server: Server) -> None:
     assert server.http.post("/v1/embeddings", content=b"x" * 60_000_000).status_code == 400
 
 
+def test_a_head_that_does_not_come_is_given_up(server: Server) -> None:
+    """The first of a connection, nothing of it at all, and one after an answer."""
+    with connect(server) as begun, connect(server) as silent, connect(server) as second:
+        begun.sendall(head(100)[:20])
+        second.sendall(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert second.recv(10_000).startswith(b"HTTP/1.1 200")
+        second.sendall(head(100)[:20])
+        for connection in (begun, silent, second):
+            connection.settimeout(10)
+            assert connection.recv(1000) == b""
+    assert is_well(server)
+
+
 def test_a_deadline_begins_when_the_request_comes(server: Server) -> None:
     body = b'{"input": "a late star"}'
     with connect(server) as connection:
@@ -263,7 +276,11 @@ def overload(folder: Path, seconds: float, size: int | None = None) -> Overload:
     if size is not None:
         for photo in photos:
             Image.open(photo).resize((size, size)).save(photo)
-    found = measure_overload(load(NAME), shipped.locate(NAME), photos, seconds)
+    model = load(NAME)
+    begun = time.perf_counter()
+    model.embed_images(photos)
+    rate = len(photos) / (time.perf_counter() - begun)
+    found = measure_overload(model, shipped.locate(NAME), photos, seconds, rate)
     assert (found.lost, found.surplus, found.wrong) == (0, 0, 0)
     assert set(found.statuses) == {"200", "429"}
     assert sum(found.statuses.values()) > found.clients
