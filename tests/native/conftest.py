@@ -61,14 +61,18 @@ def shipped_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundles(
-    pocket_path: Path, bundle_path: Path, masked_bundle_path: Path, square_path: Callable[[str], Path]
-) -> dict[str, Path]:
-    """A bundle of every family, by name."""
-    return {
-        "pocket": pocket_path,
-        "fgclip2": bundle_path,
-        "fgclip2-masked": masked_bundle_path,
-        "fgclip1": square_path("fgclip1"),
-        "fineclip": square_path("fineclip"),
+def bundle_of(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Gives the shipped bundle, or an exported one of some family, by its name."""
+    fixtures = {
+        "shipped": "shipped_path",
+        "pocket": "pocket_path",
+        "fgclip2": "bundle_path",
+        "fgclip2-masked": "masked_bundle_path",
     }
+
+    def bundle(name: str) -> Path:
+        if name in fixtures:
+            return Path(request.getfixturevalue(fixtures[name]))
+        return Path(request.getfixturevalue("square_path")(name))
+
+    return bundle

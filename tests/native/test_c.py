@@ -67,7 +67,7 @@ def broken(shipped_path: Path, tmp_path: Path) -> Path:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": version}))
 
     (tmp_path / "bundle_unreadable/manifest.json").mkdir(parents=True)
-    (bundle("bundle_incomplete") / "text.onnx").unlink()
+    (bundle("bundle_incomplete") / "text.fp16.onnx").unlink()
     alter(bundle("bundle_altered") / "tokenizer.json")
     with_version("bundle_newer", 3)
     with_version("bundle_older", 1)
@@ -121,7 +121,7 @@ def test_the_library_can_be_closed_and_opened_again(program: Compile, shipped_pa
 def test_a_damaged_graph_prints_nothing(program: Compile, shipped_path: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(shipped_path, bundle)
-    graph = bundle / "text.onnx"
+    graph = bundle / "text.fp16.onnx"
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     assert run(program("processes"), "log", bundle) == ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers import edit_manifest, run_command
 
 #: A model of each family, and each precision. Not all pass in int8 on the goldens.
 CASES = [
-    *(("pocket", "fp32"), ("pocket", "int8"), ("fgclip1", "fp16"), ("fineclip", "fp32")),
+    *(("shipped", "fp16"), ("pocket", "int8"), ("fgclip1", "fp16"), ("fineclip", "fp32")),
     *(("fgclip2", "fp32"), ("fgclip2-masked", "fp32")),
 ]
 
@@ -32,19 +33,21 @@ def report(*arguments: object, status: int = 0) -> Any:
 
 
 def without_logits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What two readers must agree about to the last digit: all but the rounding of logits."""
-    figures = [{name: value for name, value in row.items() if name != "logit_shift"} for row in rows]
+    """What two readers must agree about to the last digit: all but the rounding of logits, and what it decides."""
+    figures = [{name: value for name, value in row.items() if name not in ("logit_shift", "flips")} for row in rows]
     return [row for row in figures if row["graph"] != "logits"]
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)
-def test_the_figures_are_those_of_python(bundles: dict[str, Path], so: Path, name: str, precision: str) -> None:
-    expected, found = (report(bundles[name], "--precision", precision, *more) for more in ([], ["--native", so]))
+def test_the_figures_are_those_of_python(bundle_of: Callable[[str], Path], so: Path, name: str, precision: str) -> None:
+    expected, found = (report(bundle_of(name), "--precision", precision, *more) for more in ([], ["--native", so]))
     assert list(found) == list(expected)
     assert without_logits(found["rows"]) == without_logits(expected["rows"])
     for row, other in zip(found["rows"], expected["rows"], strict=True):
-        assert all(row[key] == other[key] for key in ("graph", "case", "passed", "flips"))
+        assert all(row[key] == other[key] for key in ("graph", "case", "passed"))
         if row["logit_shift"] is not None:
+            # The golden checkpoint has a text whose best two logits differ by 2e-6, which is their rounding.
+            assert abs(row["flips"] - other["flips"]) <= 1
             assert row["logit_shift"] == pytest.approx(other["logit_shift"], abs=2e-5)
     assert found["passed"]
     assert " on libfgclip_rt" not in expected["backend"]
@@ -52,23 +55,23 @@ def test_the_figures_are_those_of_python(bundles: dict[str, Path], so: Path, nam
     assert found["backend"].endswith(" on cpu (as asked)")
 
 
-def test_the_table_is_that_of_python(pocket_path: Path, so: Path) -> None:
-    expected, found = (run_command("verify", pocket_path, *more).stdout for more in ([], ["--native", so]))
+def test_the_table_is_that_of_python(shipped_path: Path, so: Path) -> None:
+    expected, found = (run_command("verify", shipped_path, *more).stdout for more in ([], ["--native", so]))
     names = [[line.split()[:2] for line in text.splitlines()] for text in (found, expected)]
     assert names[0] == names[1]
-    assert "comparisons passed in fp32 on libfgclip_rt" in found.splitlines()[-1]
+    assert "comparisons passed in fp16 on libfgclip_rt" in found.splitlines()[-1]
 
 
-def test_what_fails_ends_alike(pocket_path: Path, so: Path, tmp_path: Path) -> None:
+def test_what_fails_ends_alike(shipped_path: Path, so: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(pocket_path, bundle)
-    edit_manifest(bundle, lambda document: document["parity"]["limits"]["fp32"].update(max_error=1e-12))
+    shutil.copytree(shipped_path, bundle)
+    edit_manifest(bundle, lambda document: document["parity"]["limits"]["fp16"].update(max_error=1e-12))
     expected, found = (report(bundle, *more, status=1) for more in ([], ["--native", so]))
     assert found["error"]["code"] == "parity_failed"
     assert without_logits(found["rows"]) == without_logits(expected["rows"])
 
 
-def test_a_library_that_changes_a_byte_fails(pocket_path: Path, so: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_changes_a_byte_fails(shipped_path: Path, so: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = NativeModel.prepare
 
     def altered(self: NativeModel, *arguments: object) -> object:
@@ -77,13 +80,13 @@ def test_a_library_that_changes_a_byte_fails(pocket_path: Path, so: Path, monkey
         return patches, grid
 
     monkeypatch.setattr(NativeModel, "prepare", altered)
-    text = run_command("verify", pocket_path, "--native", so, "--device", "cpu", status=1).stdout
+    text = run_command("verify", shipped_path, "--native", so, "--device", "cpu", status=1).stdout
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("preparation")] == ["FAILED"]
 
 
-def test_bad_calls_are_refused(pocket_path: Path, so: Path, tmp_path: Path) -> None:
+def test_bad_calls_are_refused(shipped_path: Path, so: Path, tmp_path: Path) -> None:
     def error(*options: object) -> dict[str, str]:
-        result: dict[str, str] = json.loads(run_command("verify", pocket_path, *options, "--json", status=1).stdout)
+        result: dict[str, str] = json.loads(run_command("verify", shipped_path, *options, "--json", status=1).stdout)
         return result["error"]  # type: ignore[return-value]
 
     assert error("--native", tmp_path / "absent.so")["code"] == "native_missing"
