@@ -10,6 +10,7 @@ import click
 from fgclip_rt.export import request
 from fgclip_rt.export.bundle.output import check_new_folder
 from fgclip_rt.export.checkpoints.registry import ModelSpec
+from fgclip_rt.export.precision.gate import Gate
 
 from ... import answers
 from ...answers import Exported, Problem, Refused
@@ -59,6 +60,10 @@ from ..status import Command, Failed
     help="Smallest cosine to accept in lower precisions.  [default: that of each, 0.99 to 0.9995]",
 )
 @click.option(
+    "--gate", type=options.PATH, help="CSV file of image,text[,box] that lower precisions must find.  [default: none]"
+)
+@click.option("--max-loss", type=float, help="Points of 100 that no figure of --gate may lose more.  [default: 0.5]")
+@click.option(
     "--random-weights", is_flag=True, help="Real sizes with random weights and no download: for benchmarks only."
 )
 @click.option("--seed", default=0, help="Seed of the random weights.")
@@ -74,6 +79,8 @@ def run(
     calibration: tuple[Path, ...],
     calibration_texts: Path | None,
     floor: float | None,
+    gate: Path | None,
+    max_loss: float | None,
     random_weights: bool,
     seed: int,
     revision: str | None,
@@ -86,7 +93,8 @@ def run(
 
     The bundle appears only when every graph has given the reference's numbers on the probe inputs. A lower precision
     that falls below its floor is refused, and the others are kept. Calibration images and texts are of the kind that
-    the model will meet; a fourth of them is held out to measure on.
+    the model will meet; a fourth of them is held out to measure on. With --gate, a lower precision is also refused if
+    it finds fewer of your own pairs than fp32, as 'fgclip-rt evaluate --pairs' counts them, with ties as wrong.
     """
     require("export")
     _check_files(random_weights, revision, files)
@@ -95,7 +103,10 @@ def run(
     images, texts = _calibration(calibration, calibration_texts)
     if images:
         request.check_enough(len(set(images)), len(set(texts)))
-    request.check(precision, floor, measured=bool(images))
+    request.check(precision, floor, measured=bool(images), gated=gate is not None)
+    if gate is None and max_loss is not None:
+        raise ArgumentError("--max-loss goes with the pairs of --gate; name their file, or leave it out.")
+    pairs = None if gate is None else Gate.read(gate, max_loss)
     has_own = spec is not None and spec.folder is not None and not random_weights
     request.check_calibrated(precision, measured=bool(images) or has_own)
     path = output or _default_output(model, spec, random=random_weights)
@@ -122,6 +133,7 @@ def run(
                 precision,
                 inputs=exporter.CalibrationInputs(images, texts) if images else None,
                 floor=floor,
+                gate=pairs,
                 overwrite=overwrite,
                 begin=begin,
             )
@@ -182,7 +194,9 @@ def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: 
         )
         return
     for name, rows in error.measured.items():
-        say_parity([row for row in rows if not row.passed], f"comparisons that {name} failed", every=every)
+        # None failed if the gate refused.
+        if failed := [row for row in rows if not row.passed]:
+            say_parity(failed, f"comparisons that {name} failed", every=every)
     if kept is not None:
         _say(answers.exported(kept, notes))
 
