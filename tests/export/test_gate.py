@@ -111,6 +111,13 @@ def test_a_precision_that_answers_worse_is_refused_and_the_others_are_kept(
     assert not [name for name in bundle.manifest.files if "fp16" in name]
 
 
+def test_boxes_are_pairs_too(pairs: Path, bundle_path: Path, tmp_path: Path) -> None:
+    boxed = tmp_path / "boxed.csv"
+    boxed.write_text(f'image,text,box\n{pairs.parent}/0.png,a,"0,0,40,40"\n{pairs.parent}/1.png,b,"9,9,60,60"\n')
+    rates = Gate.read(boxed).answers(load(bundle_path))
+    assert [(rate.name, rate.total) for rate in rates] == [(f"region top-{k}", 2) for k in (1, 5, 10)]
+
+
 @pytest.mark.parametrize("max_loss", [-0.1, 100, float("nan")])
 def test_a_limit_that_is_no_loss_is_refused(pairs: Path, max_loss: float) -> None:
     with pytest.raises(ArgumentError) as refused:
