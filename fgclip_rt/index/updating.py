@@ -256,13 +256,13 @@ def _check_same(output: Path, then: About, now: About, *, interchangeable: bool)
     Raises:
         IndexFileError: they are other ones; the message names the first that differs.
     """
-    if then.dim != now.dim:
-        raise IndexFileError(
-            f"{output} has vectors of {then.dim} numbers, and {now.bundle} makes {now.dim}; index anew with "
-            "--overwrite.",
-            code="index_mismatch",
-        )
     if interchangeable:
+        if then.dim != now.dim:
+            raise IndexFileError(
+                f"{output} has vectors of {then.dim} numbers, and {now.bundle} makes {now.dim}; index anew with "
+                "--overwrite.",
+                code="index_mismatch",
+            )
         then = msgspec.structs.replace(then, precision=now.precision)
     elif then.precision == now.precision:
         check_origin(output, then.origin, now.origin, now.bundle)
