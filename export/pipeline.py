@@ -315,7 +315,7 @@ def _pass(gate: Gate, before: Sequence[Rate], assembly: Assembly, precision: str
     Raises:
         ParityError: it loses too many, and is removed.
     """
-    reason = gate.refusal(precision, before, gate.answers(as_on_a_gpu(assembly.write_manifest(), precision), begin))
+    reason = gate.judge(precision, before, gate.answers(as_on_a_gpu(assembly.write_manifest(), precision), begin))
     if reason is not None:
         rows = assembly.manifest.parity.measured[precision]
         assembly.remove(precision)

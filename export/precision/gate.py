@@ -48,12 +48,14 @@ class Gate(msgspec.Struct, frozen=True):
         captions: pairs of whole images; None if there are none.
         regions: pairs of boxes; None if there are none.
         max_loss: points of 100 that no figure may lose more than.
+        losses: the largest loss of each precision that :meth:`judge` has judged.
     """
 
     file: Path
     captions: Captions | None
     regions: Regions | None
     max_loss: float
+    losses: dict[str, Loss] = {}
 
     @classmethod
     def read(cls, file: Path, max_loss: float | None = None) -> Gate:
@@ -85,16 +87,19 @@ class Gate(msgspec.Struct, frozen=True):
             rates += measure_regions(model, self.regions, _CUTOFFS, "strict", done=done)
         return rates
 
-    def refusal(self, precision: str, before: Sequence[Rate], after: Sequence[Rate]) -> str | None:
-        """The reason for refusing a precision, as a clause; None if no figure loses more than is allowed.
+    def judge(self, precision: str, before: Sequence[Rate], after: Sequence[Rate]) -> str | None:
+        """Keep the largest loss of a precision, and give the reason for refusing it, as a clause.
 
         Args:
             precision: its name.
             before: the figures of fp32.
             after: those of the precision.
+
+        Returns:
+            The clause, or None if no figure loses more than is allowed.
         """
         losses = [Loss(one.name, one.share, other.share) for one, other in zip(before, after, strict=True)]
-        worst = max(losses, key=lambda loss: loss.points)
+        worst = self.losses[precision] = max(losses, key=lambda loss: loss.points)
         # A loss of exactly the limit is allowed, and shares are not exact.
         if worst.points <= self.max_loss + 1e-9:
             return None

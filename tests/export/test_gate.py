@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_loss_of_the_limit_is_allowed_and_one_over_it_is_not(max_loss: float, 
     # Another figure's gain makes up for nothing.
     before = [rate("a R@1", 100, 200), rate("b R@1", 200, 200)]
     found = [rate("a R@1", 150, 200), rate("b R@1", after, 200)]
-    reason = gate.refusal("int8", before, found)
+    reason = gate.judge("int8", before, found)
     assert (reason is not None) is refused
     if reason is not None:
         for part in ("int8", "b R@1", "pairs.csv", f"{after / 200:.1%}", "100.0%", f"{(200 - after) / 2:.2f} points"):
@@ -78,9 +79,11 @@ def test_a_precision_that_answers_as_well_passes(
     pairs: Path, masked_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasten(monkeypatch, masked_bundle_path)
-    gate = Gate.read(pairs, 0)
-    bundle = export.export(export.checkpoint_source(CHECKPOINT), tmp_path / "bundle", ("fp32", "fp16"), gate=gate)
-    assert bundle.manifest.precisions == ("fp32", "fp16")
+    precisions = ("--precision", "fp32", "--precision", "fp16")
+    words = ("export", "--model", CHECKPOINT, "--output", tmp_path / "bundle", *precisions)
+    printed = run_command(*words, "--gate", pairs, "--max-loss", 0).stdout
+    assert re.search(r"    answers: .* R@\d+ is (.*%), and \1 in fp32; no other figure of --gate loses more\n", printed)
+    assert Bundle.open(tmp_path / "bundle").manifest.precisions == ("fp32", "fp16")
 
 
 def test_a_precision_that_answers_worse_is_refused_and_the_others_are_kept(

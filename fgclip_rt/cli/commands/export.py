@@ -13,7 +13,7 @@ from fgclip_rt.export.checkpoints.registry import ModelSpec
 from fgclip_rt.export.precision.gate import Gate
 
 from ... import answers
-from ...answers import Exported, Problem, Refused
+from ...answers import Exported, Gated, Problem, Refused
 from ...bundle import Bundle
 from ...errors import ArgumentError, ImageError, ParityError
 from ...outputs import check_space
@@ -138,12 +138,12 @@ def run(
                 begin=begin,
             )
     except ParityError as error:
-        _say_refused(error, path, source.notes, json=json, every=every)
+        _say_refused(error, path, source.notes, _gated(pairs), json=json, every=every)
         raise Failed(error) from None
     finally:
         for note in source.notes:
             warn(f"fgclip-rt: {note}")
-    answer = answers.exported(bundle, source.notes)
+    answer = answers.exported(bundle, source.notes, _gated(pairs))
     if json:
         say_json(answer)
     else:
@@ -180,7 +180,15 @@ def _default_output(model: str, spec: ModelSpec | None, *, random: bool) -> Path
     return Path(f"{path.name if path.is_dir() else path.stem}-bundle")
 
 
-def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: bool, every: bool) -> None:
+def _gated(gate: Gate | None) -> dict[str, Gated]:
+    """The figures in which the precisions that came to the gate lose most."""
+    losses = {} if gate is None else gate.losses
+    return {precision: Gated(loss.name, loss.before, loss.after, loss.points) for precision, loss in losses.items()}
+
+
+def _say_refused(
+    error: ParityError, path: Path, notes: Sequence[str], gated: dict[str, Gated], *, json: bool, every: bool
+) -> None:
     kept = Bundle.open(path, check_hashes=False) if error.kept else None
     if json:
         say_json(
@@ -198,7 +206,7 @@ def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: 
         if failed := [row for row in rows if not row.passed]:
             say_parity(failed, f"comparisons that {name} failed", every=every)
     if kept is not None:
-        _say(answers.exported(kept, notes))
+        _say(answers.exported(kept, notes, gated))
 
 
 def _say(answer: Exported) -> None:
@@ -217,5 +225,9 @@ def _say(answer: Exported) -> None:
         )
         if precision in answer.lowering:
             say(f"    {describe_lowering(answer.lowering[precision])}")
+        if precision in answer.gate:
+            gated = answer.gate[precision]
+            change = f"{gated.figure} is {gated.after:.1%}, and {gated.before:.1%} in fp32"
+            say(f"    answers: {change}; no other figure of --gate loses more")
     if answer.lowering:
         say(f"  every comparison: fgclip-rt inspect {answer.bundle} --all")
