@@ -247,7 +247,7 @@ def make_index(path: Path, about: About, entries: Iterator[Entry] | Sequence[Ent
             block = vectors[first : first + _BLOCK]
             contents = [NewContent(digest(b"%d" % (first + row)), 640, 480, 128) for row in range(len(block))]
             writer.add(contents, block.astype(np.float32))
-        writer.finish(entries, about.root, approximate=False)
+        writer.finish(entries, about, approximate=False)
 
 
 def make_vectors(count: int, dim: int, seed: int = 0, *, texts: bool = False) -> Array:
@@ -298,6 +298,7 @@ def _about(model: Model, name: str, folder: Path, dim: int) -> About:
     return About(
         bundle=name,
         manifest_sha256=model.bundle.manifest_sha256,
+        space_sha256=model.space_sha256,
         model=model.manifest.model.name,
         precision=model.precision,
         dim=dim,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoints.registry import MODELS, ModelSpec, find_model
     from .pipeline import Source, checkpoint_source, export, random_source, verify_against
     from .precision.calibration import CalibrationInputs
+    from .precision.gate import Gate
     from .precision.precisions import PRECISIONS
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "BeginStage",
     "CalibrationInputs",
+    "Gate",
     "LocalFiles",
     "ModelSpec",
     "Source",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "BeginStage": "fgclip_rt.progress",
     "CalibrationInputs": ".precision.calibration",
+    "Gate": ".precision.gate",
     "LocalFiles": ".checkpoints.locate",
     "MODELS": ".checkpoints.registry",
     "ModelSpec": ".checkpoints.registry",

@@ -15,6 +15,7 @@ import fgclip_rt
 from fgclip_rt import parity
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import CheckpointError, ParityError
+from fgclip_rt.evaluation.running import Rate
 from fgclip_rt.machine import versions
 from fgclip_rt.manifest import FORMAT, FORMAT_VERSION, FP32, Limits, Manifest, ModelInfo, Parity
 from fgclip_rt.model import open_model
@@ -32,7 +33,8 @@ from .families.base import ReferenceModel
 from .graphs.trace import trace
 from .precision import calibration
 from .precision.calibration import CalibrationData, CalibrationInputs
-from .precision.planner import Inputs, Planner
+from .precision.gate import Gate
+from .precision.planner import Inputs, Planner, as_on_a_gpu
 from .precision.precisions import PRECISIONS, Precision
 
 _PROBE, _EXACT_PROBE = "probe.safetensors", "probe.float64.safetensors"
@@ -106,6 +108,7 @@ def export(
     *,
     inputs: CalibrationInputs | None = None,
     floor: float | None = None,
+    gate: Gate | None = None,
     overwrite: bool = False,
     begin: BeginStage = silent,
 ) -> Bundle:
@@ -121,17 +124,19 @@ def export(
         inputs: images and texts that 8-bit precisions are calibrated on, and that every lower precision is measured on
             besides the probe. With None, 8-bit precisions take the source's own, if it has any.
         floor: the smallest cosine to accept in lower precisions, if it is above the precision's own; None keeps these.
+        gate: pairs that lower precisions must find as well as fp32 does; None judges them by their numbers alone.
         overwrite: replace a bundle at ``output``.
         begin: is told how far the export is.
 
     Raises:
         ArgumentError: an argument cannot be used, has no effect, or calibration inputs are missing.
         CheckpointError: the checkpoint cannot be loaded.
-        ImageError: an image to calibrate on cannot be read.
-        ParityError: a precision does not give the reference's numbers. If others do, ``output`` holds them.
+        ImageError: an image to calibrate on, or one of the gate, cannot be read.
+        ParityError: a precision does not give the reference's numbers, or loses too many of the gate's answers. If
+            others do not, ``output`` holds them.
         OutputError: ``output`` exists or cannot be written.
     """
-    request.check(precisions, floor, measured=inputs is not None)
+    request.check(precisions, floor, measured=inputs is not None, gated=gate is not None)
     asked = [precision for name, precision in PRECISIONS.items() if name in precisions]
     inputs = _calibration_inputs(precisions, inputs, source)
     with new_folder(output, overwrite) as folder:
@@ -140,7 +145,7 @@ def export(
         gc.collect()
         _prove(written.assembly, source, begin)
         lower = [precision for precision in asked if precision.name != FP32]
-        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, begin)
+        refused = _lower(written, {precision: _limits(precision, floor) for precision in lower}, gate, begin)
         kept = [precision.name for precision in asked if precision.name in written.assembly.manifest.precisions]
         if not kept:
             raise _refusal(refused, "no bundle was written", ())
@@ -281,11 +286,14 @@ def _prove(assembly: Assembly, source: Source, begin: BeginStage) -> None:
     assembly.set_measured(FP32, rows)
 
 
-def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginStage) -> list[ParityError]:
+def _lower(
+    written: _Written, limits: Mapping[Precision, Limits], gate: Gate | None, begin: BeginStage
+) -> list[ParityError]:
     """Add lower precisions, and return the errors of the precisions that were refused."""
     if not limits:
         return []
     recorded, data, held_out = Probe.load(written.assembly.folder / _PROBE), written.calibration, None
+    before = gate.answers(open_model(written.assembly.write_manifest(), device="cpu"), begin) if gate else []
     if data is not None:
         held_out = data.held_out(open_model(written.assembly.write_manifest(), device="cpu"), begin)
     inputs = Inputs(recorded, data, held_out)
@@ -294,9 +302,24 @@ def _lower(written: _Written, limits: Mapping[Precision, Limits], begin: BeginSt
     for precision, limit in limits.items():
         try:
             planner.add(precision, limit)
+            if gate is not None:
+                _pass(gate, before, written.assembly, precision.name, begin)
         except ParityError as error:
             refused.append(error)
     return refused
+
+
+def _pass(gate: Gate, before: Sequence[Rate], assembly: Assembly, precision: str, begin: BeginStage) -> None:
+    """Hold the answers of a precision that was written to those of fp32.
+
+    Raises:
+        ParityError: it loses too many, and is removed.
+    """
+    reason = gate.judge(precision, before, gate.answers(as_on_a_gpu(assembly.write_manifest(), precision), begin))
+    if reason is not None:
+        rows = assembly.manifest.parity.measured[precision]
+        assembly.remove(precision)
+        raise ParityError(reason, {precision: rows}, code="precision_refused")
 
 
 def _producer() -> dict[str, str]:

@@ -23,13 +23,14 @@ LEAST = 16
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 0.5, "fp8": 0.5}
 
 
-def check(precisions: Sequence[str], floor: float | None, *, measured: bool) -> None:
+def check(precisions: Sequence[str], floor: float | None, *, measured: bool, gated: bool = False) -> None:
     """Make sure that the arguments of an export can be used.
 
     Args:
         precisions: the precisions to write.
         floor: the smallest cosine to accept in lower precisions; None takes each precision's own.
         measured: whether there are inputs to calibrate on.
+        gated: whether there are pairs to find.
 
     Raises:
         ArgumentError: an argument cannot be used or would be of no use.
@@ -42,8 +43,10 @@ def check(precisions: Sequence[str], floor: float | None, *, measured: bool) -> 
             raise ArgumentError(f"precision {name!r} cannot be exported; choose from {names}.")
     if floor is not None and not 0 < floor < 1:
         raise ArgumentError(f"the floor is {floor}; pass the smallest cosine to accept, between 0 and 1.")
-    if set(precisions) == {"fp32"} and (measured or floor is not None):
-        raise ArgumentError("calibration inputs and a floor are for lower precisions; ask for one, or leave them out.")
+    if set(precisions) == {"fp32"} and (measured or gated or floor is not None):
+        raise ArgumentError(
+            "calibration inputs, a floor and a gate are for lower precisions; ask for one, or leave them out."
+        )
 
 
 def check_calibrated(precisions: Collection[str], *, measured: bool) -> None:

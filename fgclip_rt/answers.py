@@ -18,6 +18,7 @@ from .manifest import FileInfo, Lowering, Manifest, ParityRow
 from .model import Model
 from .names import spell_path
 from .scores import largest_at
+from .space import fingerprint
 from .vectors import Row
 
 Numbers: TypeAlias = list[list[float]]
@@ -51,6 +52,7 @@ class Embedding(Answer, frozen=True):
     Attributes:
         output: the file.
         shape: of the vectors, [n, D].
+        space_sha256: fingerprint of their space.
         rows: the input of each.
         skipped: inputs that could not be read.
         passed_over: what lies in the folders besides, by reason how many.
@@ -62,6 +64,7 @@ class Embedding(Answer, frozen=True):
 
     output: str
     shape: list[int]
+    space_sha256: str
     rows: list[Row]
     skipped: list[Skipped]
     passed_over: dict[str, int]
@@ -342,11 +345,14 @@ class Compared(Answer, frozen=True):
     """Whether old and new vectors may share an index; ``error`` is there if they may not.
 
     Attributes:
-        old: the bundle, or the file of vectors.
+        old: the bundle, the file of vectors, the index or the output of shards.
         new: the bundle.
+        old_space: fingerprint of the space of the old vectors; null if they were kept by an earlier version.
+        new_space: that of the bundle's vectors.
         verdict: ``identical``, ``interchangeable`` or ``re-index``.
         images: number of images that were compared.
         texts: likewise.
+        left_out: number of images that are gone, changed or cannot be read.
         least: the smallest cosine between the old and the new vector of an input; null if their widths differ.
         mean: the mean of these; likewise.
         kept: the share of the first 1, 10 and 100 results that stay in an index with vectors of both.
@@ -355,9 +361,12 @@ class Compared(Answer, frozen=True):
 
     old: str
     new: str
+    old_space: str | None
+    new_space: str
     verdict: str
     images: int
     texts: int
+    left_out: int
     least: float | None
     mean: float | None
     kept: dict[str, float]
@@ -470,6 +479,7 @@ class Inspected(Answer, frozen=True):
         path: its folder.
         size: bytes of the files that its manifest lists.
         manifest: the manifest.
+        spaces: fingerprint of the space of each precision's vectors.
         engines: the records of its engines, by folder.
         other_files: names of what else the folder holds, the first hundred; a folder's ends in a slash.
         other_files_total: number of all such names.
@@ -478,6 +488,7 @@ class Inspected(Answer, frozen=True):
     path: str
     size: int
     manifest: Manifest
+    spaces: dict[str, str]
     engines: dict[str, EngineRecord]
     other_files: list[str]
     other_files_total: int
@@ -517,10 +528,27 @@ class Worst(Answer, frozen=True):
     by_float64: int
 
 
-class Exported(Answer, frozen=True):
-    """A bundle that was exported; ``parity`` and ``lowering`` are by precision.
+class Gated(Answer, frozen=True):
+    """The figure of a gate that a lower precision loses most in.
 
-    ``notes`` says what of the checkpoint's files was passed over, and what was chosen.
+    Attributes:
+        figure: such as ``text to image R@5``.
+        before: the share of right choices of fp32, from 0 to 1.
+        after: that of the precision.
+        loss: points of 100; less than zero for a gain.
+    """
+
+    figure: str
+    before: float
+    after: float
+    loss: float
+
+
+class Exported(Answer, frozen=True):
+    """A bundle that was exported; ``parity``, ``lowering`` and ``gate`` are by precision.
+
+    ``gate`` is empty if there were no pairs to find. ``notes`` says what of the checkpoint's files was passed over, and
+    what was chosen.
     """
 
     bundle: str
@@ -530,6 +558,7 @@ class Exported(Answer, frozen=True):
     size: int
     parity: dict[str, Worst]
     lowering: dict[str, Lowering]
+    gate: dict[str, Gated]
     notes: list[str]
 
 
@@ -675,6 +704,7 @@ def inspect(bundle: Bundle) -> Inspected:
         path=str(bundle.path),
         size=bundle.size,
         manifest=bundle.manifest,
+        spaces={precision: fingerprint(bundle, precision) for precision in bundle.manifest.precisions},
         engines=engines,
         other_files=others[:_MOST_OTHER_FILES],
         other_files_total=len(others),
@@ -687,8 +717,8 @@ def engine_built(engine: Engine, cached: bool) -> EngineBuilt:
     return EngineBuilt(path=str(engine.path), cached=cached, size=engine.size, **record)
 
 
-def exported(bundle: Bundle, notes: Sequence[str]) -> Exported:
-    """A bundle that was exported, by its manifest, and notes on its checkpoint."""
+def exported(bundle: Bundle, notes: Sequence[str], gate: Mapping[str, Gated]) -> Exported:
+    """A bundle that was exported, by its manifest; figures of a gate by precision, and notes on its checkpoint."""
     manifest = bundle.manifest
     return Exported(
         bundle=str(bundle.path),
@@ -698,6 +728,7 @@ def exported(bundle: Bundle, notes: Sequence[str]) -> Exported:
         size=bundle.size,
         parity=worst(manifest.parity.measured),
         lowering=manifest.lowering,
+        gate={precision: gated for precision, gated in gate.items() if precision in manifest.precisions},
         notes=list(notes),
     )
 

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -31,6 +32,7 @@ from .preparation import Patches, Preparation
 from .preparation import preparation as preparation_by
 from .reading import ImageReader
 from .recent import Recent
+from .space import fingerprint
 from .text import Encoded, Tokenizer, as_texts, special_tokens_found
 
 _T = TypeVar("_T")
@@ -275,6 +277,17 @@ class Model:
     def has_random_weights(self) -> bool:
         """Whether the bundle serves benchmarks only, because its weights were drawn at random."""
         return self.manifest.model.weights == "random"
+
+    @cached_property
+    def space_sha256(self) -> str:
+        """Fingerprint of the space of its vectors: models with the same one may share an index.
+
+        Another precision has the same one, unless it was calibrated.
+
+        Raises:
+            BundleError: the bundle's probe is damaged.
+        """
+        return fingerprint(self.bundle, self.precision)
 
     @property
     def dim(self) -> int:

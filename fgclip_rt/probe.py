@@ -14,6 +14,8 @@ results of the reference in float64.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -103,10 +105,9 @@ class Probe:
         Raises:
             BundleError: it is damaged or not a probe.
         """
-        try:
-            with safe_open(path, "np") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                texts = msgspec.json.decode(file.metadata()["texts"], type=dict[str, tuple[str, ...]])
+        with _reading(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            texts = msgspec.json.decode(file.metadata()["texts"], type=dict[str, tuple[str, ...]])
             count = len({name.split(".")[1] for name in tensors if name.startswith("image.")})
             return cls(
                 images=tuple(_part(ProbeImage, tensors, f"image.{index}") for index in range(count)),
@@ -116,21 +117,49 @@ class Probe:
                 },
                 logits=tensors["logits"],
             )
-        except OSError as error:
-            raise BundleError(
-                f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
-            ) from None
-        # A type that NumPy lacks, such as float8, is an AttributeError.
-        except (
-            SafetensorError,
-            msgspec.DecodeError,
-            AttributeError,
-            KeyError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise BundleError(f"{path} is not a probe ({reason(error)}); export the bundle again.") from None
+
+
+def recorded_logits(bundle: Bundle) -> Array:
+    """The reference's logits of a probe's images and short texts [n, m], without reading the rest.
+
+    They are float64 if the bundle has the results of the reference in float64, and else float32.
+
+    Raises:
+        BundleError: the file is damaged or not a probe.
+    """
+    path = bundle.file(bundle.manifest.parity.files[-1])
+    with _reading(path) as file:
+        logits: Array = file.get_tensor("logits")
+        if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
+            raise ValueError("its logits are no table of numbers")
+        return logits
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A probe's file, open; errors of the block name the file.
+
+    Raises:
+        BundleError: it is damaged or not a probe.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
+        ) from None
+    # A type that NumPy lacks, such as float8, is an AttributeError.
+    except (
+        SafetensorError,
+        msgspec.DecodeError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise BundleError(f"{path} is not a probe ({reason(error)}); export the bundle again.") from None
 
 
 def _tensors(probe: Probe) -> dict[str, Array]:

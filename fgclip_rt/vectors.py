@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from .arrays import FloatArray, IntArray
 from .errors import ArgumentError, reason
 from .outputs import check_output, written_whole
 from .packages import require
+from .space import Origin
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 
@@ -24,6 +25,9 @@ _BLOCK = 16384
 #: Bytes that the inputs of an ``.npz`` may take whatever its vectors take, and how many times as many as these.
 _INPUTS_LEAST, _INPUTS_SHARE = 256 << 20, 4
 
+#: Key of the origin in the metadata of a Parquet file.
+_METADATA = "fgclip_rt"
+
 
 class Row(msgspec.Struct, frozen=True):
     """Origin of one row of vectors: its number, ``image`` or ``text``, and the path of the image or the text itself."""
@@ -31,6 +35,13 @@ class Row(msgspec.Struct, frozen=True):
     row: int
     kind: str
     input: str
+
+
+class _Index(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The file beside an ``.npy``."""
+
+    rows: list[Row]
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,14 @@ class Rows:
         inputs: path of the image, as :func:`fgclip_rt.spell_path` spells it, or the text itself, by row.
         vectors: float32 [m, D], in memory or mapped from a file.
         order: for each row, the index of its vector in ``vectors``.
+        origin: what made the vectors; None if the file does not say it, as those of earlier versions.
     """
 
     kinds: list[str]
     inputs: list[str]
     vectors: FloatArray
     order: IntArray
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,7 +137,8 @@ def write_rows(rows: Rows, output: Path, folder: Path | None = None) -> None:
     """Write ``rows`` in the format that the suffix of ``output`` names; only some of the vectors are in memory.
 
     ``.npy`` holds the vectors, and ``OUTPUT.json`` their inputs. ``.npz`` holds ``vectors`` float32 [n, D], ``kinds``
-    and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats).
+    and ``inputs``. Parquet has the columns ``kind``, ``input`` and ``vector`` (a list of D floats). The origin is JSON:
+    ``origin`` in ``OUTPUT.json`` and in the ``.npz``, and ``fgclip_rt`` in the metadata of Parquet.
 
     Args:
         rows: the vectors and their origin.
@@ -139,7 +153,7 @@ def write_rows(rows: Rows, output: Path, folder: Path | None = None) -> None:
             # The index is put in place first, because vectors without an index are worse than an index without vectors.
             with written_whole(index_path(output), folder) as index:
                 index.write_text(
-                    json.dumps({"rows": msgspec.to_builtins(rows.index())}, indent=1, ensure_ascii=False),
+                    json.dumps(msgspec.to_builtins(_Index(rows.index(), rows.origin)), indent=1, ensure_ascii=False),
                     encoding="utf-8",
                 )
                 with path.open("wb") as file:
@@ -170,7 +184,10 @@ def _write_npz(rows: Rows, path: Path) -> None:
         # Sizes over 4 GB need another header, and are not known beforehand.
         with archive.open("vectors.npy", "w", force_zip64=True) as file:
             _write_vectors(rows, file)
-        for name, texts in (("kinds", rows.kinds), ("inputs", rows.inputs)):
+        arrays: dict[str, list[str] | str] = {"kinds": rows.kinds, "inputs": rows.inputs}
+        if rows.origin is not None:
+            arrays["origin"] = _encode(rows.origin)
+        for name, texts in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.array(texts, dtype=np.str_), allow_pickle=False)
 
@@ -180,7 +197,8 @@ def _write_parquet(rows: Rows, path: Path) -> None:
     import pyarrow.parquet
 
     vector = pa.list_(pa.float32(), rows.shape[1])
-    schema = pa.schema([("kind", pa.string()), ("input", pa.string()), ("vector", vector)])
+    metadata = None if rows.origin is None else {_METADATA: _encode(rows.origin)}
+    schema = pa.schema([("kind", pa.string()), ("input", pa.string()), ("vector", vector)], metadata)
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for block in rows.blocks():
             values = pa.array(rows.vectors[rows.order[block]].reshape(-1))
@@ -205,8 +223,9 @@ def read_rows(path: Path) -> Rows:
     if path.suffix not in readers:
         raise ArgumentError(f"{path} has no known format; give a file in {', '.join(SUFFIXES)} that 'embed' wrote.")
     try:
-        kinds, inputs, vectors = readers[path.suffix](path)
-        rows = Rows(kinds, inputs, np.ascontiguousarray(vectors, np.float32), np.arange(len(inputs), dtype=np.int32))
+        kinds, inputs, vectors, origin = readers[path.suffix](path)
+        order = np.arange(len(inputs), dtype=np.int32)
+        rows = Rows(kinds, inputs, np.ascontiguousarray(vectors, np.float32), order, origin)
         complete = rows.vectors.ndim == 2 and len(rows.vectors) == len(kinds) == len(inputs)
     except OSError as error:
         raise ArgumentError(f"{path} cannot be read ({error.strerror or reason(error)}); give another file.") from None
@@ -217,20 +236,35 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
-def _read_npy(path: Path) -> tuple[list[str], list[str], FloatArray]:
-    rows = msgspec.json.decode(index_path(path).read_bytes(), type=dict[str, list[Row]])["rows"]
-    return [row.kind for row in rows], [row.input for row in rows], np.load(path, allow_pickle=False)
+#: Kinds, inputs, vectors and origin of a file.
+_Read: TypeAlias = tuple[list[str], list[str], FloatArray, Origin | None]
 
 
-def _read_npz(path: Path) -> tuple[list[str], list[str], FloatArray]:
+def _read_npy(path: Path) -> _Read:
+    index = msgspec.json.decode(index_path(path).read_bytes(), type=_Index)
+    vectors = np.load(path, allow_pickle=False)
+    return [row.kind for row in index.rows], [row.input for row in index.rows], vectors, index.origin
+
+
+def _read_npz(path: Path) -> _Read:
     with np.load(path, allow_pickle=False) as archive:
-        return archive["kinds"].tolist(), archive["inputs"].tolist(), archive["vectors"]
+        origin = _decode(archive["origin"].item()) if "origin" in archive else None
+        return archive["kinds"].tolist(), archive["inputs"].tolist(), archive["vectors"], origin
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[str], FloatArray]:
+def _read_parquet(path: Path) -> _Read:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path, columns=["kind", "input", "vector"])
     values = table["vector"].combine_chunks()
     vectors = values.flatten().to_numpy().reshape(len(table), values.type.list_size)
-    return table["kind"].to_pylist(), table["input"].to_pylist(), vectors
+    text = (table.schema.metadata or {}).get(_METADATA.encode())
+    return table["kind"].to_pylist(), table["input"].to_pylist(), vectors, None if text is None else _decode(text)
+
+
+def _encode(origin: Origin) -> str:
+    return msgspec.json.encode(origin).decode()
+
+
+def _decode(text: str | bytes) -> Origin:
+    return msgspec.json.decode(text, type=Origin)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,20 @@ def edit_manifest(bundle: Path, edit: Callable[[Json], None]) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
     path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def another_export(bundle: Path, copy: Path) -> Path:
+    """A copy of a bundle as another version might export it: with another digest, and of the same space."""
+    shutil.copytree(bundle, copy)
+    edit_manifest(copy, lambda document: document["producer"].update(fgclip_rt="99"))
+    return copy
+
+
+def another_space(bundle: Path, copy: Path) -> Path:
+    """A copy of a bundle whose manifest says that it is of other weights, under the name ``another``."""
+    shutil.copytree(bundle, copy)
+    edit_manifest(copy, lambda document: document["model"].update(name="another", checkpoint_sha256="0" * 64))
+    return copy
 
 
 def fit_digests(bundle: Path, *names: str) -> None:

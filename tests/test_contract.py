@@ -34,6 +34,7 @@ FLOORS = (
     ("interface", "image_files"),
     ("devices", "bundle", "preparation", "images", "text", "boxes", "masks", "batching"),
     ("heatmap", "outputs", "packages", "probe", "reading"),
+    ("space",),
     ("engine_files", "folders", "journal", "vectors", "map_files", "pocket"),
     ("backends",),
     ("engines", "graphs"),

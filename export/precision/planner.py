@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from fgclip_rt import parity
 from fgclip_rt.arrays import FloatArray
+from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ParityError
 from fgclip_rt.manifest import FP32, Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
@@ -274,9 +275,7 @@ class Planner:
         lowered = {graph: lower(plan.source.graphs[graph], types, plan.source.ranges) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.write_manifest()
-        files = {graph: entries[name].file for graph, entries in bundle.manifest.graphs.items()}
-        emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
-        model = Model(bundle, GraphBackend(bundle, name, emulated))
+        model = as_on_a_gpu(bundle, name)
         recorded, held_out = self._inputs.probe, self._inputs.held_out
         rows = parity.check(model, recorded, limits, self._begin, f"check {name} parity")
         # Held-out inputs take longest, so they run only for a plan that the probe accepts.
@@ -393,6 +392,13 @@ class Planner:
             smoothed=plan.source.smoothed,
             calibration=data.record() if data is not None and precision.is_quantised else None,
         )
+
+
+def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
+    """The model of a precision that was written, rounded as on a GPU."""
+    files = {graph: entries[precision].file for graph, entries in bundle.manifest.graphs.items()}
+    emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
+    return Model(bundle, GraphBackend(bundle, precision, emulated))
 
 
 def _name(dtype: ir.DataType) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..arrays import FloatArray
+from ..arrays import FloatArray, IntArray
 
 Verdict: TypeAlias = Literal["identical", "interchangeable", "re-index"]
 
@@ -47,8 +47,17 @@ class Comparison:
     shift: float
 
 
+def sampled(count: int, limit: int) -> IntArray:
+    """Indices, int32 and ascending, of at most ``limit`` of ``count`` items, evenly spread over them."""
+    return np.linspace(0, count - 1, min(count, limit)).astype(np.int32)
+
+
 def compare_spaces(
-    old: FloatArray, new: FloatArray, queries: tuple[FloatArray, FloatArray] | None = None
+    old: FloatArray,
+    new: FloatArray,
+    queries: tuple[FloatArray, FloatArray] | None = None,
+    *,
+    halves: bool = False,
 ) -> Comparison:
     """Compare vectors of length one.
 
@@ -56,15 +65,21 @@ def compare_spaces(
         old: the old vectors of the items, [n, D]; at least one.
         new: their new vectors, in the same order.
         queries: the old and the new vectors [m, D] of queries; None lets each item search the others.
+        halves: whether the old vectors were kept as float16, so that their numbers may be off by the last bit of these.
     """
     asked, asks = queries if queries is not None else (old, new)
     pairs = [(old, new), (asked, asks)] if queries is not None else [(old, new)]
     cosines = np.concatenate([(before * after).sum(axis=1) for before, after in pairs])
-    same = all(np.abs(before - after).max(initial=0) <= _ROUNDING for before, after in pairs)
+    same = all((np.abs(before - after) <= _rounding(before, halves=halves)).all() for before, after in pairs)
     near = np.quantile(cosines, _OUTLIERS) >= _KEPT
     kept, shift = _searched(old, new, asked, asks, alone=queries is None)
     verdict: Verdict = "identical" if same else "interchangeable" if near else "re-index"
     return Comparison(verdict, float(cosines.min()), float(cosines.mean()), kept, shift)
+
+
+def _rounding(vectors: FloatArray, *, halves: bool) -> FloatArray | float:
+    """The largest difference from each number that is none of the space."""
+    return _ROUNDING + np.abs(np.spacing(vectors.astype(np.float16))).astype(np.float32) if halves else _ROUNDING
 
 
 def _searched(

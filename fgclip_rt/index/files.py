@@ -25,6 +25,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import IndexFileError, OutputError
 from ..outputs import cannot_write
+from ..space import Origin
 
 FORMAT = "fgclip-rt index"
 FORMAT_VERSION = 1
@@ -78,7 +79,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         format: :data:`FORMAT`.
         format_version: :data:`FORMAT_VERSION`.
         bundle: folder of the bundle, absolute; or the name of one that comes with the package.
-        manifest_sha256: digest of the bundle's manifest, which says which space the vectors are of.
+        manifest_sha256: digest of the bundle's manifest.
+        space_sha256: fingerprint of the space of the vectors; None if an earlier version made the index.
         model: name of the model.
         precision: the precision that made the vectors.
         dim: width D of each.
@@ -105,6 +107,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     approximate: bool = False
     graph: GraphFile | None = None
+    space_sha256: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """What made the vectors."""
+        return Origin(self.model, self.precision, self.space_sha256, self.manifest_sha256)
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -259,6 +267,11 @@ class IndexFiles:
         found = self.table.execute(query, (row,)).fetchone()
         return None if found is None else Content(*found)
 
+    def digest(self, row: int) -> bytes | None:
+        """The digest of the content of a row, SHA-256; None if there is none."""
+        found = self.table.execute("SELECT digest FROM contents WHERE row = ?", (row,)).fetchone()
+        return None if found is None else bytes(found[0])
+
     def entries(self) -> Iterator[Entry]:
         """All files, in the order of their paths."""
         for values in self.table.execute("SELECT path, size, modified, row, code, error FROM images ORDER BY path"):
@@ -290,6 +303,27 @@ def _about(path: Path, table: sqlite3.Connection) -> About:
         return msgspec.convert(document, About)
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError) as error:
         raise damaged(path, error) from None
+
+
+def check_origin(path: Path, origin: Origin, now: Origin, bundle: Path | str) -> None:
+    """Refuse vectors of another space than those of an index.
+
+    Args:
+        path: the index.
+        origin: what made its vectors.
+        now: what makes the others.
+        bundle: the bundle of these, for the message.
+
+    Raises:
+        IndexFileError: the spaces differ; the message names both.
+    """
+    names = origin.unlike(now)
+    if names is not None:
+        raise IndexFileError(
+            f"{path} was made with {names[0]}, and {bundle} is {names[1]}; name the bundle that made it, ask "
+            f"'fgclip-rt compare {path} {bundle}' how far apart they are, or index anew with --overwrite.",
+            code="index_mismatch",
+        )
 
 
 def damaged(path: Path, error: Exception | str) -> IndexFileError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..answers import Hit, Searched, Skipped
 from ..arrays import Array, FloatArray
-from ..bundle import Bundle
+from ..bundle import Bundle, sha256
 from ..dense import DenseImage
 from ..errors import ArgumentError, ImageError, IndexFileError
 from ..images import ImageSource
@@ -22,9 +22,10 @@ from ..model import Model
 from ..names import spell_path, unspell_path
 from ..packages import missing_packages
 from ..scores import box_around_largest, similarity_maps
+from ..space import Origin
 from . import exact
 from .approximate import Graph
-from .files import About, IndexFiles
+from .files import About, IndexFiles, check_origin
 
 #: Images whose patches are looked at by default, for each that is to be found.
 LOOKED_AT = 4
@@ -92,19 +93,14 @@ class ImageIndex:
             return self._files.counts()
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """Refuse a bundle whose vectors are of another space.
+        """Refuse a bundle whose vectors, in the precision of the index, are of another space.
 
         Raises:
-            IndexFileError: it is not the bundle that made the index; the message names both.
+            IndexFileError: the index is of another space; the message names both.
+            BundleError: the bundle's probe is damaged.
         """
-        about = self.about
-        if bundle.manifest_sha256 != about.manifest_sha256:
-            other = f"{bundle.manifest.model.name} (manifest {bundle.manifest_sha256[:12]})"
-            raise IndexFileError(
-                f"{self.path} was made with {about.model} (manifest {about.manifest_sha256[:12]}), and {bundle.path} "
-                f"is {other}; name the bundle that made it, or index anew with --overwrite.",
-                code="index_mismatch",
-            )
+        origin = self.about.origin
+        check_origin(self.path, origin, Origin.of(bundle, origin.precision), bundle.path)
 
     def check_model(self, model: Model) -> None:
         """Refuse a model whose vectors are of another space, or of another precision.
@@ -180,6 +176,17 @@ class ImageIndex:
         with self._looking() as state:
             rows = self._files.rows(_below(folder)) if folder else state.rows
             return rows, state.vectors if len(rows) == len(state.vectors) else state.vectors[rows]
+
+    def unchanged(self, row: int) -> Path | None:
+        """A file that still has the content that the vector of a row is of; None if there is none."""
+        with self._looking():
+            paths, expected = self._files.paths(row), self._files.digest(row)
+        for path in paths:
+            file = Path(self.about.root, os.fsdecode(path))
+            with suppress(OSError):
+                if sha256(file) == (expected or b"").hex():
+                    return file
+        return None
 
     def images(self, row: int, folder: str = "") -> list[str]:
         """Paths below the indexed folder of all files of a row, as :func:`fgclip_rt.spell_path` spells them."""

@@ -19,7 +19,7 @@ from ..packages import require
 from ..preparation import Patches
 from ..progress import BeginStage, silent
 from .approximate import TEXTS
-from .files import About, Entry
+from .files import About, Entry, check_origin
 from .writer import NewContent, Writer, digest
 
 
@@ -58,6 +58,7 @@ def update(
     max_num_patches: int | None = None,
     exif_transpose: bool | None = None,
     anew: bool = False,
+    interchangeable: bool = False,
     approximate: bool | None = None,
     begin: BeginStage = silent,
 ) -> Updated:
@@ -73,13 +74,15 @@ def update(
         bundle: the bundle's folder or name, for those who search later.
         max_num_patches: as for :meth:`Model.embed_images`.
         exif_transpose: likewise.
-        anew: replace an index of another folder, bundle or settings.
+        anew: replace an index of another folder, space or settings.
+        interchangeable: take a bundle or a precision of another space, so that the index holds vectors of both;
+            searches use the new one from then on.
         approximate: whether the index has a graph for approximate searches, which needs the extra ``approximate``;
             None leaves it as it is, and makes none for a new index.
         begin: begins progress bars.
 
     Raises:
-        IndexFileError: the index is of another folder, bundle or settings, or damaged, or another process updates it.
+        IndexFileError: the index is of another folder, space or settings, or damaged, or another process updates it.
         ImageError: the folder cannot be read.
         MissingDependencyError: the graph needs a package that is not installed.
         OutputError: the index cannot be written.
@@ -88,6 +91,7 @@ def update(
     about = About(
         bundle=bundle,
         manifest_sha256=model.bundle.manifest_sha256,
+        space_sha256=model.space_sha256,
         model=model.manifest.model.name,
         precision=model.precision,
         dim=model.dim,
@@ -97,7 +101,7 @@ def update(
     )
     found = search_folder(root)
     with Writer(output, about, anew=anew) as writer:
-        _check_same(output, writer.files.about, about)
+        _check_same(output, writer.files.about, about, interchangeable=interchangeable)
         if approximate is None:
             approximate = writer.files.about.approximate
         if approximate:
@@ -116,7 +120,7 @@ def update(
                 changed.append((number, entry))
         embedding.run(changed, begin("images", len(changed)))
         entries = [entry for _, entry in sorted(embedding.done.items())]
-        writer.finish(entries, root, approximate=approximate)
+        writer.finish(entries, about, approximate=approximate)
         if approximate:
             writer.renew_graph(model.embed_texts(TEXTS), begin)
         graph = writer.files.about.graph
@@ -246,12 +250,22 @@ def _is_unchanged(old: Entry, now: Entry) -> bool:
     return (old.size, old.modified) == (now.size, now.modified) and old.code != "image_unreadable"
 
 
-def _check_same(output: Path, then: About, now: About) -> None:
-    """Refuse to bring an index up to date with another folder, bundle or settings.
+def _check_same(output: Path, then: About, now: About, *, interchangeable: bool) -> None:
+    """Refuse to bring an index up to date with another folder, space or settings.
 
     Raises:
         IndexFileError: they are other ones; the message names the first that differs.
     """
+    if interchangeable:
+        if then.dim != now.dim:
+            raise IndexFileError(
+                f"{output} has vectors of {then.dim} numbers, and {now.bundle} makes {now.dim}; index anew with "
+                "--overwrite.",
+                code="index_mismatch",
+            )
+        then = msgspec.structs.replace(then, precision=now.precision)
+    elif then.precision == now.precision:
+        check_origin(output, then.origin, now.origin, now.bundle)
     change = first_change(_named(then), _named(now), lambda setting: spell_path(str(setting)))
     if change is not None:
         raise IndexFileError(
@@ -263,9 +277,7 @@ def _named(about: About) -> dict[str, object]:
     """The settings that make one index unlike another, by the names that users know."""
     return {
         "the folder": about.root,
-        "the model": about.model,
         "--precision": about.precision,
-        "the bundle with the digest": about.manifest_sha256,
         "--max-num-patches": about.max_num_patches,
         "--exif-transpose": about.exif_transpose,
     }

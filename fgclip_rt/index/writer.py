@@ -28,6 +28,10 @@ _MOVED = 16384
 _NUMBERED = ("vectors-*.f16", "graph-*.usearch")
 
 
+#: Parts of a description that are those of the last update. Its bundle may be another export of the same space.
+_OF_UPDATE = ("root", "bundle", "manifest_sha256", "space_sha256", "model", "precision")
+
+
 class NewContent(msgspec.Struct, frozen=True):
     """An image that gets a vector: digest of its file, width and height in pixels, and bucket of patches."""
 
@@ -129,14 +133,14 @@ class Writer:
             )
         return [rows[content.digest] for content in contents]
 
-    def finish(self, entries: Iterable[Entry], root: str, *, approximate: bool) -> None:
-        """Replace the images by ``entries``, those of the folder ``root``, in one step.
+    def finish(self, entries: Iterable[Entry], made_with: About, *, approximate: bool) -> None:
+        """Replace the images by ``entries`` in one step.
 
         If over half of the rows have no image any more, the others move to a new file of vectors.
 
         Args:
             entries: the images.
-            root: the folder.
+            made_with: the folder of the images, and the bundle that embedded the last of them.
             approximate: whether the index is to have a graph; :meth:`renew_graph` makes it.
 
         Raises:
@@ -145,7 +149,11 @@ class Writer:
         old = self.files.about
         graph = old.graph if approximate else None
         about = msgspec.structs.replace(
-            old, generation=old.generation + 1, root=root, approximate=approximate, graph=graph
+            old,
+            generation=old.generation + 1,
+            approximate=approximate,
+            graph=graph,
+            **{name: getattr(made_with, name) for name in _OF_UPDATE},
         )
         with self._writing() as table:
             table.execute("DELETE FROM images")
@@ -286,7 +294,7 @@ def _same_vectors(one: About, other: About) -> bool:
     """Whether two indexes hold the same vector for the same content."""
     return all(
         getattr(one, name) == getattr(other, name)
-        for name in ("manifest_sha256", "precision", "dim", "max_num_patches", "exif_transpose")
+        for name in ("space_sha256", "precision", "dim", "max_num_patches", "exif_transpose")
     )
 
 

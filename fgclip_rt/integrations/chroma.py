@@ -9,15 +9,15 @@ from chromadb.api.types import Embeddable, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 from PIL import Image
 
-from .inputs import check_digest, embed_mixed, open_model
+from .inputs import check_origin, embed_mixed, open_model
 
 
 @register_embedding_function
 class ChromaFunction(EmbeddingFunction[Embeddable]):
     """Vectors of documents, which are strings, and images, which are arrays, in the same collection.
 
-    A collection keeps the arguments and the digest of the bundle, and is refused with another bundle. Import this class
-    before such a collection is opened.
+    A collection keeps the arguments and the fingerprint of its space, and is refused with a bundle of another space.
+    Import this class before such a collection is opened.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class ChromaFunction(EmbeddingFunction[Embeddable]):
         walk_type: str = "short",
         max_num_patches: int | None = None,
         manifest_sha256: str | None = None,
+        space_sha256: str | None = None,
     ) -> None:
         """Load the model.
 
@@ -38,13 +39,14 @@ class ChromaFunction(EmbeddingFunction[Embeddable]):
             walk_type: kind of the texts, as for :meth:`fgclip_rt.Model.embed_texts`.
             max_num_patches: as for :meth:`fgclip_rt.Model.embed_images`.
             manifest_sha256: digest of the bundle that a collection's vectors were made with; None if there are none.
+            space_sha256: fingerprint of their space, as ``model.space_sha256``; likewise.
 
         Raises:
-            BundleError: the bundle is another than the one that the collection's vectors were made with.
+            BundleError: the bundle's vectors are of another space than those of the collection.
             FgclipError: as for :func:`fgclip_rt.load`.
         """
         self._model = open_model(bundle, device, precision)
-        check_digest(self._model, manifest_sha256, "the collection")
+        check_origin(self._model, manifest_sha256, space_sha256, "the collection")
         self._arguments: dict[str, Any] = {
             "bundle": bundle,
             "device": device,
@@ -68,8 +70,12 @@ class ChromaFunction(EmbeddingFunction[Embeddable]):
         return "cosine"
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, and the digest of the bundle."""
-        return {**self._arguments, "manifest_sha256": self._model.bundle.manifest_sha256}
+        """The arguments, the digest of the bundle, and the fingerprint of the space."""
+        return {
+            **self._arguments,
+            "manifest_sha256": self._model.bundle.manifest_sha256,
+            "space_sha256": self._model.space_sha256,
+        }
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> ChromaFunction:

@@ -13,6 +13,7 @@ import numpy as np
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.errors import BundleError
 from fgclip_rt.model import Model, load
+from fgclip_rt.space import Origin
 
 #: A loaded model, or the path of its bundle, or ``fg-clip2-pocket``.
 ModelSource: TypeAlias = Model | str | os.PathLike[str]
@@ -34,22 +35,27 @@ def open_model(source: ModelSource, device: str = "auto", precision: str | None 
         return model
 
 
-def check_digest(model: Model, recorded: str | None, where: str) -> None:
+def check_origin(model: Model, manifest_sha256: str | None, space_sha256: str | None, where: str) -> None:
     """Refuse a model whose vectors do not belong to those that are stored.
 
     Args:
         model: the model.
-        recorded: digest of the manifest of the bundle that the stored vectors were made with; None if none are stored.
+        manifest_sha256: digest of the manifest of the bundle that the stored vectors were made with; None if none are
+            stored.
+        space_sha256: fingerprint of their space; None if none are stored, or by an earlier version.
         where: the store, as part of a sentence.
 
     Raises:
-        BundleError: it is of another bundle.
+        BundleError: its vectors are of another space.
     """
-    found = model.bundle.manifest_sha256
-    if recorded is not None and recorded != found:
+    if manifest_sha256 is None:
+        return
+    now = Origin.of(model.bundle, model.precision)
+    names = Origin("the model", now.precision, space_sha256, manifest_sha256).unlike(now)
+    if names is not None:
         raise BundleError(
-            f"{where} holds vectors of the bundle {recorded[:12]}, and {model.bundle.path} is {found[:12]}; use that "
-            "bundle, or embed everything again.",
+            f"{where} holds vectors of {names[0]}, and {model.bundle.path} is {names[1]}; use the bundle that made "
+            "them, or embed everything again.",
             code="bundle_replaced",
         )
 

@@ -15,15 +15,15 @@ from pydantic import PrivateAttr, create_model
 from fgclip_rt.arrays import FloatArray
 from fgclip_rt.model import Model
 
-from .inputs import check_digest, embed_mixed, open_model
+from .inputs import check_origin, embed_mixed, open_model
 
 
 @register("fgclip")
 class LanceDBFunction(EmbeddingFunction):
     """Vectors of a column of images or texts, and of queries of either kind.
 
-    Make one with ``create``. A table keeps its arguments and the digest of the bundle, and is refused with another
-    bundle. Import this class before such a table is opened.
+    Make one with ``create``. A table keeps its arguments and the fingerprint of their space, and is refused with a
+    bundle of another space. Import this class before such a table is opened.
 
     Attributes:
         bundle: path of the bundle, or ``fg-clip2-pocket``.
@@ -35,6 +35,7 @@ class LanceDBFunction(EmbeddingFunction):
         on_error: ``raise`` stops at the first row that cannot be embedded; ``skip`` gives it no vector, and LanceDB's
             ``on_bad_vectors`` says what becomes of it.
         manifest_sha256: digest of the bundle that a table's vectors were made with; ``create`` fills it in.
+        space_sha256: fingerprint of their space, as ``model.space_sha256``; likewise.
         max_retries: zero, because a file that cannot be read cannot be read the next time either.
     """
 
@@ -46,6 +47,7 @@ class LanceDBFunction(EmbeddingFunction):
     max_num_patches: int | None = None
     on_error: Literal["raise", "skip"] = "raise"
     manifest_sha256: str | None = None
+    space_sha256: str | None = None
     max_retries: int = 0
 
     _model: Model = PrivateAttr()
@@ -54,19 +56,20 @@ class LanceDBFunction(EmbeddingFunction):
         """Load the model.
 
         Raises:
-            BundleError: the bundle is another than the one that the table's vectors were made with.
+            BundleError: the bundle's vectors are of another space than those of the table.
             FgclipError: as for :func:`fgclip_rt.load`.
         """
         super().__init__(**fields)
         self._model = open_model(self.bundle, self.device, self.precision)
-        check_digest(self._model, self.manifest_sha256, "the table")
+        check_origin(self._model, self.manifest_sha256, self.space_sha256, "the table")
 
     @classmethod
     def create(cls, **arguments: Any) -> LanceDBFunction:
         """Make a function that a table can keep, from the attributes above."""
         made: LanceDBFunction = super().create(**arguments)
-        made.manifest_sha256 = made._model.bundle.manifest_sha256
-        made._original_args = {**arguments, "manifest_sha256": made.manifest_sha256}
+        kept = {"manifest_sha256": made._model.bundle.manifest_sha256, "space_sha256": made._model.space_sha256}
+        made.manifest_sha256, made.space_sha256 = kept.values()
+        made._original_args = {**arguments, **kept}
         return made
 
     def ndims(self) -> int:

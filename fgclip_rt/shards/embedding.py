@@ -21,7 +21,7 @@ from ..preparation import Patches
 from .job import Job, Marker, Shard
 from .layouts import BLOCK, Letter, Rows, RowWriter, read_letters, read_rows, row_writer, write_letters
 from .records import Record, read_records
-from .storage import Store, opened
+from .storage import Store
 
 #: Codes of dead letters that no second reading helps.
 _FINAL = ("item_duplicate",)
@@ -73,6 +73,7 @@ def embed_shard(
             manifest_sha256=job.manifest_sha256,
             precision=job.precision,
             fgclip_rt=__version__,
+            space_sha256=job.space_sha256,
         )
         store.commit(folder, marker, files)
     return marker
@@ -163,10 +164,7 @@ class _Embedding:
         assert record.id is not None
         data: bytes | None = None
         try:
-            if record.error is not None:
-                raise record.error
-            assert record.image is not None
-            data = record.image if isinstance(record.image, bytes) else _read_image(record.image)
+            data = record.read()
             patches = self._model.prepare(
                 data, self._job.max_num_patches, record.id, exif_transpose=self._job.exif_transpose
             )
@@ -213,17 +211,3 @@ class _Embedding:
 def _letter(id_: str | None, error: FgclipError, data: bytes | None) -> Letter:
     digest = None if data is None else hashlib.sha256(data).hexdigest()
     return Letter(id_, error.code, str(error), digest)
-
-
-def _read_image(location: str) -> bytes:
-    try:
-        with opened(location) as file:
-            return file.read()
-    except (ShardError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        message = str(error) if why is None else f"{location} cannot be read ({why}); check the path."
-        raise ImageError(message, code="image_unreadable") from None
-    except FgclipError:
-        raise
-    except Exception as error:  # the stores' libraries have errors of their own
-        raise ImageError(f"{location} cannot be read ({error}); try again with --retry-errors.") from None

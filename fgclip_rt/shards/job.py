@@ -9,6 +9,7 @@ import msgspec
 from ..bundle import Bundle
 from ..errors import ArgumentError, ShardError
 from ..outputs import first_change
+from ..space import Origin, fingerprint
 
 FORMAT = "fgclip-rt shards"
 FORMAT_VERSION = 1
@@ -41,7 +42,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         format: :data:`FORMAT`.
         format_version: :data:`FORMAT_VERSION`.
-        manifest_sha256: digest of the bundle's manifest, which says which space the vectors are of.
+        manifest_sha256: digest of the bundle's manifest.
+        space_sha256: fingerprint of the space of the vectors; None if an earlier version began the output.
         model: name of the model.
         precision: the precision that makes the vectors.
         dim: width D of each.
@@ -63,6 +65,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     max_num_patches: int | None = None
     exif_transpose: bool | None = None
     columns: Columns = Columns()
+    space_sha256: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """What makes the vectors."""
+        return Origin(self.model, self.precision, self.space_sha256, self.manifest_sha256)
 
 
 def make_job(
@@ -88,6 +96,7 @@ def make_job(
 
     Raises:
         ArgumentError: the bundle has no such precision, or the type or layout is unknown.
+        BundleError: the bundle's probe is damaged.
     """
     precision = bundle.manifest.precisions[0] if precision is None else precision
     bundle.check_precision(precision)
@@ -96,6 +105,7 @@ def make_job(
             raise ArgumentError(f"{name} is {value}; choose {' or '.join(known)}.")
     return Job(
         manifest_sha256=bundle.manifest_sha256,
+        space_sha256=fingerprint(bundle, precision),
         model=bundle.manifest.model.name,
         precision=precision,
         dim=bundle.manifest.embedding_size,
@@ -140,6 +150,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
         manifest_sha256: digest of the bundle's manifest.
         precision: the precision that made the vectors.
         fgclip_rt: version of this package.
+        space_sha256: fingerprint of the space of the vectors; None if an earlier version did the shard.
     """
 
     shard: str
@@ -153,6 +164,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
     manifest_sha256: str
     precision: str
     fgclip_rt: str
+    space_sha256: str | None = None
 
 
 def check_same_job(output: str, then: Job, now: Job) -> None:
@@ -161,6 +173,13 @@ def check_same_job(output: str, then: Job, now: Job) -> None:
     Raises:
         ShardError: the jobs differ; the message names the first difference.
     """
+    names = then.origin.unlike(now.origin) if then.precision == now.precision else None
+    if names is not None:
+        raise ShardError(
+            f"{output} was made with {names[0]}, and now it is {names[1]}; name the bundle that made it, ask "
+            f"'fgclip-rt compare {output} BUNDLE' how far apart they are, or choose another --output.",
+            code="shard_mismatch",
+        )
     change = first_change(_named(then), _named(now), _shown)
     if change is not None:
         raise ShardError(f"{output} was made {change}, or choose another --output.", code="shard_mismatch")
@@ -170,9 +189,7 @@ def _named(job: Job) -> dict[str, object]:
     """The settings of a job by the names that users know."""
     return {
         "format version": job.format_version,
-        "the model": job.model,
         "--precision": job.precision,
-        "the bundle with the digest": job.manifest_sha256,
         "--layout": job.layout,
         "--dtype": job.dtype,
         "--max-num-patches": job.max_num_patches,

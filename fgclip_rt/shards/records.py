@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import msgspec
 
-from ..errors import FgclipError, ShardError, reason
+from ..errors import FgclipError, ImageError, ShardError, reason
 from ..packages import require
 from .inputs import IMAGES
 from .job import Columns, Shard
@@ -41,6 +41,17 @@ class Record(msgspec.Struct, frozen=True):
     caption: str | None = None
     error: FgclipError | None = None
 
+    def read(self) -> bytes:
+        """The bytes of its image's file.
+
+        Raises:
+            FgclipError: it has none, or that cannot be read.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.image is not None
+        return self.image if isinstance(self.image, bytes) else _read_file(self.image)
+
 
 def read_records(shard: Shard, columns: Columns) -> Iterator[Record]:
     """The items of a shard in their order. If it breaks off, the last record has an error and no id.
@@ -52,6 +63,20 @@ def read_records(shard: Shard, columns: Columns) -> Iterator[Record]:
     if shard.kind == "files":
         return (Record(id_, location) for id_, location in shard.files)
     return _whole(shard, _read_tar(shard) if shard.kind == "tar" else _read_parquet(shard, columns))
+
+
+def _read_file(location: str) -> bytes:
+    try:
+        with opened(location) as file:
+            return file.read()
+    except (ShardError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        message = str(error) if why is None else f"{location} cannot be read ({why}); check the path."
+        raise ImageError(message, code="image_unreadable") from None
+    except FgclipError:
+        raise
+    except Exception as error:  # the stores' libraries have errors of their own
+        raise ImageError(f"{location} cannot be read ({error}); try again with --retry-errors.") from None
 
 
 def _whole(shard: Shard, records: Iterator[Record]) -> Iterator[Record]:

@@ -23,7 +23,7 @@ from .job import Job, Marker, check_same_job
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)", re.IGNORECASE)
 
 #: Suffix of a marker; ``job.json`` has it too.
-_MARKER, _JOB = ".json", "job.json"
+_MARKER, JOB = ".json", "job.json"
 
 #: Folder of a local output for files that are not whole.
 _UNFINISHED = ".unfinished"
@@ -94,6 +94,13 @@ class Store(Protocol):
             OutputError: it cannot be written.
         """
 
+    def job(self) -> Job:
+        """The job whose output this is.
+
+        Raises:
+            ShardError: it is no job's, or damaged.
+        """
+
     def markers(self) -> dict[str, Marker]:
         """The markers of the shards that are done, by their names."""
 
@@ -131,14 +138,14 @@ class _LocalStore:
         self._path = Path(root)
 
     def claim(self, job: Job) -> None:
-        path = self._path / _JOB
+        path = self._path / JOB
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 if any(entry.name != _UNFINISHED for entry in self._path.iterdir()):
                     raise _not_a_job(self.root)
                 with self.workspace() as folder:
-                    new = folder / _JOB
+                    new = folder / JOB
                     new.write_bytes(_encode(job))
                     # Of several runs that begin at once, the first makes it.
                     with contextlib.suppress(FileExistsError):
@@ -147,8 +154,14 @@ class _LocalStore:
         except OSError as error:
             raise cannot_write(self._path, error) from None
 
+    def job(self) -> Job:
+        try:
+            return _decode_job(self.root, (self._path / JOB).read_bytes())
+        except OSError as error:
+            raise cannot_open(f"{self.root}/{JOB}", error) from None
+
     def markers(self) -> dict[str, Marker]:
-        names = (path.name.removesuffix(_MARKER) for path in self._path.glob(f"*{_MARKER}") if path.name != _JOB)
+        names = (path.name.removesuffix(_MARKER) for path in self._path.glob(f"*{_MARKER}") if path.name != JOB)
         found = ((name, self.marker(name)) for name in names)
         # Another run may be about to replace one.
         return {name: marker for name, marker in found if marker is not None}
@@ -213,7 +226,7 @@ class _RemoteStore:
         self._system, self._path = open_url(self.root)
 
     def claim(self, job: Job) -> None:
-        path = self._name(_JOB)
+        path = self._name(JOB)
         with self._writing():
             self._system.makedirs(self._path, exist_ok=True)
             if not self._system.exists(path):
@@ -222,10 +235,17 @@ class _RemoteStore:
                 self._system.pipe_file(path, _encode(job))
             check_same_job(self.root, _decode_job(self.root, self._system.cat_file(path)), job)
 
+    def job(self) -> Job:
+        try:
+            data = self._system.cat_file(self._name(JOB))
+        except Exception as error:  # the stores' libraries have errors of their own
+            raise cannot_open(f"{self.root}/{JOB}", error) from None
+        return _decode_job(self.root, data)
+
     def markers(self) -> dict[str, Marker]:
         try:
             listed = self._system.ls(self._path, detail=False, refresh=True)
-            paths = [path for path in listed if path.endswith(_MARKER) and not path.endswith("/" + _JOB)]
+            paths = [path for path in listed if path.endswith(_MARKER) and not path.endswith("/" + JOB)]
             # One call, since a store answers many at once and takes tenths of a second for each.
             found = self._system.cat(paths) if len(paths) > 1 else {path: self._system.cat_file(path) for path in paths}
         except Exception as error:  # the stores' libraries have errors of their own
@@ -290,7 +310,7 @@ class _RemoteStore:
 
 def _not_a_job(root: str) -> OutputError:
     return OutputError(
-        f"{root} has files and no {_JOB}, so it is no output of embed-shards; choose another --output.",
+        f"{root} has files and no {JOB}, so it is no output of embed-shards; choose another --output.",
         code="output_exists",
     )
 
@@ -303,7 +323,7 @@ def _decode_job(root: str, data: bytes) -> Job:
     try:
         return msgspec.json.decode(data, type=Job)
     except msgspec.DecodeError as error:
-        raise _damaged(f"{root}/{_JOB}", error) from None
+        raise _damaged(f"{root}/{JOB}", error) from None
 
 
 def _decode_marker(path: str, data: bytes) -> Marker:

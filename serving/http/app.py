@@ -137,7 +137,9 @@ class Application:
             return failure(known), known.code
         response = answer if isinstance(answer, Response) else _json(answer)
         if self.service.is_ready:
-            response.headers["x-fgclip-manifest-sha256"] = self.service.model.bundle.manifest_sha256
+            model = self.service.model
+            response.headers["x-fgclip-manifest-sha256"] = model.bundle.manifest_sha256
+            response.headers["x-fgclip-space-sha256"] = model.space_sha256
         return response, None
 
     def _count(self, request: Request, path: str, status: int, code: str | None, seconds: float) -> None:

@@ -61,7 +61,7 @@ class Metrics:
             registry=registry,
         )
         self._work = Gauge("fgclip_queue_work", "Patches and tokens that are not answered yet.", registry=registry)
-        self._build = Info("fgclip_build", "Version, model, precision and digest.", registry=registry)
+        self._build = Info("fgclip_build", "Version, model, precision, digest and space.", registry=registry)
 
     def watch(self, batcher: Batcher) -> None:
         """Show a batcher's queue and model."""
@@ -73,6 +73,7 @@ class Metrics:
                 "model": model.manifest.model.name,
                 "precision": model.precision,
                 "manifest_sha256": model.bundle.manifest_sha256,
+                "space_sha256": model.space_sha256,
             }
         )
 

@@ -22,7 +22,8 @@ class ServedModel(msgspec.Struct, frozen=True):
         walk_types: kinds of text, with the tokens that they may have.
         buckets: numbers of patches that images are resized to.
         precision: the precision that runs.
-        manifest_sha256: digest of the bundle's manifest. Vectors of other digests do not belong into one index.
+        manifest_sha256: digest of the bundle's manifest.
+        space_sha256: fingerprint of the space of the vectors. Those of another one do not belong into the same index.
         max_work: patches and tokens of one request, at most.
         max_body: bytes of one request's body, at most.
     """
@@ -34,6 +35,7 @@ class ServedModel(msgspec.Struct, frozen=True):
     buckets: list[int]
     precision: str
     manifest_sha256: str
+    space_sha256: str
     max_work: int
     max_body: int
     object: Literal["model"] = "model"
@@ -64,6 +66,7 @@ async def models(service: Service, request: Request) -> Models:  # noqa: ARG001 
         buckets=list(getattr(image, "buckets", [image.max_num_patches])),
         precision=model.precision,
         manifest_sha256=model.bundle.manifest_sha256,
+        space_sha256=model.space_sha256,
         max_work=service.batcher.max_work,
         max_body=service.settings.max_body,
     )

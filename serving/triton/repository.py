@@ -12,6 +12,7 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, BundleError, check_positive
 from fgclip_rt.outputs import check_space, folder_written_whole, output_exists
 from fgclip_rt.packages import require
+from fgclip_rt.space import fingerprint
 
 #: Name of the model, of its inputs and of its output.
 MODEL, IMAGE, TEXT, VECTOR = "fgclip", "IMAGE", "TEXT", "EMBEDDING"
@@ -37,6 +38,7 @@ dynamic_batching {{
 }}
 parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}
 parameters {{ key: "manifest_sha256" value {{ string_value: "{digest}" }} }}
+parameters {{ key: "space_sha256" value {{ string_value: "{space}" }} }}
 parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
 """
 
@@ -144,6 +146,7 @@ def write_repository(bundle: Bundle, output: Path, settings: Repository, *, over
             max_queue=settings.max_queue,
             precision=precision,
             digest=bundle.manifest_sha256,
+            space=fingerprint(bundle, precision),
             threads=settings.threads or "",
         )
         (folder / MODEL / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -179,6 +182,7 @@ def check_repository(repository: Path) -> None:
         "inputs": [(IMAGE, "TYPE_STRING", [1], True), (TEXT, "TYPE_STRING", [1], True)],
         "outputs": [(VECTOR, "TYPE_FP32", [bundle.manifest.embedding_size])],
         "manifest_sha256": bundle.manifest_sha256,
+        "space_sha256": fingerprint(bundle, config.parameters["precision"].string_value),
     }
     kinds = model_config_pb2.DataType
     found = {
@@ -187,6 +191,7 @@ def check_repository(repository: Path) -> None:
         "inputs": [(each.name, kinds.Name(each.data_type), list(each.dims), each.optional) for each in config.input],
         "outputs": [(each.name, kinds.Name(each.data_type), list(each.dims)) for each in config.output],
         "manifest_sha256": config.parameters["manifest_sha256"].string_value,
+        "space_sha256": config.parameters["space_sha256"].string_value,
     }
     for key, value in expected.items():
         if found[key] != value:

@@ -329,10 +329,10 @@ def test_answers_keep_their_keys_and_their_order(bundle_path: Path, tmp_path: Pa
         ),
         (
             ["embed", bundle_path, PHOTO, "--output", npz],
-            "output shape rows skipped passed_over unreadable truncated_texts unrotated",
+            "output shape space_sha256 rows skipped passed_over unreadable truncated_texts unrotated",
         ),
         (["verify", bundle_path], "bundle precision backend passed rows"),
-        (["inspect", bundle_path], "path size manifest engines other_files other_files_total"),
+        (["inspect", bundle_path], "path size manifest spaces engines other_files other_files_total"),
         (["scene", "--output", tmp_path / "scene.png"], "output seed size boxes changed captions"),
     ):
         assert list(json.loads(run_command(*arguments, "--json").stdout)) == keys.split()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_rt.evaluation.spaces import compare_spaces
+import fgclip_rt
+from fgclip_rt.evaluation.spaces import compare_spaces, sampled
+from fgclip_rt.space import Origin
 from fgclip_rt.vectors import Rows, read_rows, write_rows
 from helpers import error_of, run_command
 
@@ -85,11 +89,14 @@ def test_equal_vectors_lose_nothing(count: int, seed: int) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
 def test_a_file_is_read_as_it_was_written(tmp_path: Path, suffix: str) -> None:
     vectors = random(3)
-    written = Rows(["image", "text", "image"], ["a ' photo.png", "猫", "b.png"], vectors, np.array([2, 0, 1]))
-    write_rows(written, tmp_path / f"old{suffix}")
-    read = read_rows(tmp_path / f"old{suffix}")
-    assert (read.kinds, read.inputs) == (written.kinds, written.inputs)
-    np.testing.assert_array_equal(read.vectors[read.order], vectors[[2, 0, 1]])
+    for origin in (None, Origin("猫", "fp16", "0" * 64, "1" * 64)):
+        order = np.array([2, 0, 1])
+        written = Rows(["image", "text", "image"], ["a ' photo.png", "猫", "b.png"], vectors, order, origin)
+        write_rows(written, tmp_path / f"old{suffix}")
+        read = read_rows(tmp_path / f"old{suffix}")
+        # Files of earlier versions have no origin.
+        assert (read.kinds, read.inputs, read.origin) == (written.kinds, written.inputs, origin)
+        np.testing.assert_array_equal(read.vectors[read.order], vectors[[2, 0, 1]])
 
 
 def photos(folder: Path) -> Path:
@@ -103,9 +110,12 @@ def test_a_bundle_is_compared_with_the_file_of_its_own_vectors(tmp_path: Path) -
     old, folder = tmp_path / "old.npz", photos(tmp_path / "photos")
     texts = tmp_path / "texts.txt"
     texts.write_text("a red star\na blue ring\n")
-    run_command("embed", POCKET, folder, "--texts", texts, "--output", old, "--no-normalize")
+    result = run_command("embed", POCKET, folder, "--texts", texts, "--output", old, "--no-normalize", "--json")
+    space = fgclip_rt.load(POCKET).space_sha256
+    assert json.loads(result.stdout)["space_sha256"] == space
     answer = json.loads(run_command("compare", old, POCKET, "--json").stdout)
     assert (answer["verdict"], answer["images"], answer["texts"]) == ("identical", 3, 2)
+    assert answer["old_space"] == answer["new_space"] == space
     assert "error" not in answer
     # Another checkpoint's vectors of the same width.
     rows = read_rows(old)
@@ -114,6 +124,74 @@ def test_a_bundle_is_compared_with_the_file_of_its_own_vectors(tmp_path: Path) -
     answer = json.loads(result.stdout)
     assert (answer["verdict"], answer["error"]["code"]) == ("re-index", "space_differs")
     assert "must not share an index" in result.stderr
+    # A file that is gone is left out.
+    (folder / "1.png").unlink()
+    answer = json.loads(run_command("compare", old, POCKET, "--json").stdout)
+    assert (answer["verdict"], answer["images"], answer["left_out"]) == ("identical", 2, 1)
+
+
+def test_an_index_is_compared_with_its_images_as_they_are(tmp_path: Path) -> None:
+    index, folder = tmp_path / "photos.index", photos(tmp_path / "photos")
+    run_command("index", POCKET, folder, "--output", index, "--max-num-patches", 100)
+    # The index keeps float16, and remembers the number of patches.
+    answer = json.loads(run_command("compare", index, POCKET, "--json").stdout)
+    assert (answer["verdict"], answer["images"], answer["left_out"]) == ("identical", 3, 0)
+    assert answer["old_space"] == answer["new_space"]
+    shutil.copy(folder / "0.png", folder / "1.png")
+    (folder / "2.png").unlink()
+    result = run_command("compare", index, POCKET, "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["verdict"], answer["images"], answer["left_out"]) == ("identical", 1, 2)
+    assert "left out: 2 images" in result.stderr
+    printed = run_command("compare", index, POCKET, "--max-num-patches", 256, status=1)
+    assert "the space is the same, so that images or settings must have changed" in printed.stderr
+    shutil.rmtree(folder)
+    assert "none of the 3 images" in error_of("compare", index, POCKET)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "clip-retrieval"])
+def test_shards_are_compared_with_their_inputs(tmp_path: Path, layout: str) -> None:
+    output, folder = tmp_path / "shards", photos(tmp_path / "photos")
+    with tarfile.open(tmp_path / "more.tar", "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, f"in/{path.name}")
+    (folder / "3.png").write_bytes(b"no image")
+    words = ("embed-shards", POCKET, folder, tmp_path / "more.tar", "--output", output)
+    run_command(*words, "--shard-size", 2, "--layout", layout, "--dtype", "float16")
+    answer = json.loads(run_command("compare", output, POCKET, "--json").stdout)
+    assert (answer["verdict"], answer["images"], answer["left_out"]) == ("identical", 6, 0)
+    assert answer["old_space"] == answer["new_space"]
+    # One of each shard is more than is asked for.
+    answer = json.loads(run_command("compare", output, POCKET, "--limit", 2, "--json").stdout)
+    assert (answer["verdict"], answer["images"]) == ("identical", 2)
+    (folder / "0.png").unlink()
+    answer = json.loads(run_command("compare", output, POCKET, "--json").stdout)
+    assert (answer["verdict"], answer["images"], answer["left_out"]) == ("identical", 5, 1)
+    (tmp_path / "more.tar").unlink()
+    assert "more.tar cannot be opened" in error_of("compare", output, POCKET)
+
+
+def test_vectors_of_float16_may_be_off_by_their_last_bit_and_no_more() -> None:
+    vectors = random(50)
+    kept = vectors.astype(np.float16).astype(np.float32)
+    assert compare_spaces(kept, vectors, halves=True).verdict == "identical"
+    assert compare_spaces(kept, vectors).verdict == "interchangeable"
+    kept[7, 3] += 2e-3
+    assert compare_spaces(kept, vectors, halves=True).verdict == "interchangeable"
+
+
+@given(count=st.integers(0, 50), limit=st.integers(1, 60))
+def test_a_sample_is_spread_from_the_first_to_the_last(count: int, limit: int) -> None:
+    places = sampled(count, limit).tolist()
+    assert len(set(places)) == len(places) == min(count, limit)
+    assert places == sorted(places)
+    assert not places or places[0] == 0
+    assert len(places) < 2 or places[-1] == count - 1
+
+
+def test_a_limit_goes_with_vectors_that_are_kept(pocket_path: Path) -> None:
+    assert "--limit goes with" in error_of("compare", pocket_path, POCKET, "--limit", 5)
+    assert "--limit is 0" in error_of("compare", "old.npz", POCKET, "--limit", 0)
 
 
 def test_precisions_of_a_bundle_are_interchangeable(pocket_path: Path) -> None:

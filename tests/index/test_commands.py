@@ -16,7 +16,7 @@ from indexing import NAME
 from PIL import Image
 
 from fgclip_rt import shipped
-from helpers import edit_manifest, run_command
+from helpers import another_space, run_command
 
 
 @pytest.fixture
@@ -101,9 +101,11 @@ def test_the_bundle_may_have_moved_but_must_be_the_same(photos: Path, output: Pa
     text = ("--text", "a star", "--top", 1)
     assert "does not exist" in run_command("search", output, *text, status=1).stderr
     run_command("search", output, *text, "--bundle", tmp_path / "moved")
-    edit_manifest(tmp_path / "moved", lambda document: document["model"].update(name="another"))
-    refused = run_command("search", output, *text, "--bundle", tmp_path / "moved", "--json", status=1)
+    other = another_space(tmp_path / "moved", tmp_path / "other")
+    refused = run_command("search", output, *text, "--bundle", other, "--json", status=1)
     assert json.loads(refused.stdout)["error"]["code"] == "index_mismatch"
+    run_command("index", other, photos, "--output", output, "--interchangeable")
+    run_command("search", output, *text)
 
 
 @pytest.mark.parametrize(

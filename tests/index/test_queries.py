@@ -22,7 +22,7 @@ from fgclip_rt.model import Model
 from fgclip_rt.pocket.captions import LANGUAGES, box_caption, short_caption, state
 from fgclip_rt.pocket.scenes import draw, make_scene
 from fgclip_rt.scores import box_around_largest
-from helpers import assert_one_sentence, edit_manifest
+from helpers import another_export, another_space, assert_one_sentence
 
 
 @pytest.fixture
@@ -79,14 +79,12 @@ def test_copies_are_one_hit(pocket: Model, photos: Path, output: Path) -> None:
 
 def test_another_model_is_refused(pocket: Model, index: ImageIndex, tmp_path: Path) -> None:
     index.check_model(pocket)
-    other = tmp_path / "other"
-    shutil.copytree(pocket.bundle.path, other)
-    edit_manifest(other, lambda document: document["model"].update(name="another"))
+    index.check_model(fgclip_rt.load(another_export(pocket.bundle.path, tmp_path / "exported")))
+    other = another_space(pocket.bundle.path, tmp_path / "other")
     with pytest.raises(IndexFileError) as info:
         index.check_model(fgclip_rt.load(other))
-    assert_one_sentence(
-        info.value, "another", NAME, pocket.bundle.manifest_sha256[:12], "--overwrite", code="index_mismatch"
-    )
+    names = (NAME, pocket.space_sha256[:12], "another", fgclip_rt.load(other).space_sha256[:12])
+    assert_one_sentence(info.value, *names, f"compare {index.path} {other}", "--overwrite", code="index_mismatch")
 
 
 @pytest.mark.parametrize(("shape", "count"), [((1, 3), 1), ((160,), 1), ((1, 160), 0)])

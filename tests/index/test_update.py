@@ -18,10 +18,15 @@ from indexing import bring_up_to_date, damage
 from numpy.testing import assert_allclose
 
 from fgclip_rt.errors import ArgumentError, FgclipError, ImageError, IndexFileError, OutputError
-from fgclip_rt.index import ImageIndex, writer
+from fgclip_rt.index import ImageIndex, update, writer
 from fgclip_rt.index.files import IndexFiles
-from fgclip_rt.model import Model
-from helpers import assert_one_sentence
+from fgclip_rt.model import Model, load
+from fgclip_rt.space import Origin
+from helpers import another_export, another_space, assert_one_sentence
+
+
+def origin(model: Model) -> Origin:
+    return Origin.of(model.bundle, model.precision)
 
 
 def held(output: Path) -> dict[str, np.ndarray]:
@@ -174,6 +179,54 @@ def test_rows_that_lost_their_images_go_once_they_are_over_half(pocket: Model, p
         assert index.search(query, 1)[0][0].image == "more/9.png"
         assert index.searched() == 4
     assert_holds(output, pocket, photos)
+
+
+def test_another_export_goes_on_and_another_space_only_if_it_is_interchangeable(
+    pocket: Model, photos: Path, output: Path, tmp_path: Path
+) -> None:
+    bring_up_to_date(pocket, photos, output)
+    exported = load(another_export(pocket.bundle.path, tmp_path / "exported"))
+    (photos / "3.png").unlink()
+    assert update(exported, photos, output, bundle=str(exported.bundle.path)).embedded == 0
+    with ImageIndex(output) as index:
+        # The bundle of the last update is the one that searches take.
+        assert (index.about.bundle, index.about.origin) == (str(exported.bundle.path), origin(exported))
+    other = load(another_space(pocket.bundle.path, tmp_path / "other"))
+    shutil.copy(photos / "2.png", photos / "copy.png")
+    with pytest.raises(IndexFileError) as info:
+        update(other, photos, output, bundle="other")
+    assert_one_sentence(info.value, pocket.space_sha256[:12], "another", "fgclip-rt compare", code="index_mismatch")
+    assert update(other, photos, output, bundle="other", interchangeable=True).images == 10
+    with ImageIndex(output) as index:
+        index.check_model(other)
+        assert index.about.origin == origin(other)
+
+
+def test_an_index_of_an_earlier_version_belongs_to_its_bundle_alone(
+    pocket: Model, photos: Path, output: Path, tmp_path: Path
+) -> None:
+    bring_up_to_date(pocket, photos, output)
+    exported = load(another_export(pocket.bundle.path, tmp_path / "exported"))
+    table = sqlite3.connect(output / "index.sqlite")
+    ((text,),) = table.execute("SELECT description FROM about")
+    old = {name: value for name, value in json.loads(text).items() if name != "space_sha256"}
+    table.execute("UPDATE about SET description = ?", (json.dumps(old),))
+    table.commit()
+    table.close()
+    with ImageIndex(output) as index, pytest.raises(IndexFileError) as info:
+        index.check_model(exported)
+    assert_one_sentence(info.value, f"(bundle {pocket.bundle.manifest_sha256[:12]})", code="index_mismatch")
+    # From then on it has a fingerprint.
+    bring_up_to_date(pocket, photos, output)
+    with ImageIndex(output) as index:
+        index.check_model(exported)
+
+
+def test_another_width_is_no_index_to_go_on_with(model: Model, pocket: Model, photos: Path, output: Path) -> None:
+    bring_up_to_date(pocket, photos, output)
+    with pytest.raises(IndexFileError) as info:
+        update(model, photos, output, bundle="other", interchangeable=True)
+    assert_one_sentence(info.value, f"{pocket.dim} numbers", str(model.dim), code="index_mismatch")
 
 
 def test_another_folder_or_setting_is_refused(pocket: Model, photos: Path, output: Path) -> None:

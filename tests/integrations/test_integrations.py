@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from fgclip_rt.integrations import Encoder
 from fgclip_rt.integrations.inputs import open_model
 from fgclip_rt.model import Model, load
 from fgclip_rt.pocket.scenes import draw, make_scene
+from helpers import another_export, another_space
 
 NAME = "fg-clip2-pocket"
 TEXTS = ["a red star", "一只黑猫"]
@@ -52,11 +52,8 @@ def texts(model: Model) -> np.ndarray[Any, Any]:
 
 @pytest.fixture
 def other_bundle(tmp_path: Path, model: Model) -> Path:
-    """The same model under another digest."""
-    shutil.copytree(model.bundle.path, tmp_path / "other")
-    manifest = tmp_path / "other" / "manifest.json"
-    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    return tmp_path / "other"
+    """A bundle of another space."""
+    return another_space(model.bundle.path, tmp_path / "other")
 
 
 def test_langchains_embeddings_are_the_models(
@@ -149,9 +146,14 @@ def test_lancedbs_function_stops_at_a_bad_image_or_leaves_it_out(
     assert [vector is None for vector in texts] == [True, False]
 
 
-def test_lancedb_refuses_a_table_of_another_bundle(other_bundle: Path) -> None:
+def test_lancedb_refuses_a_table_of_another_space(other_bundle: Path, model: Model, tmp_path: Path) -> None:
     kept = integrations.LanceDBFunction.create(bundle=NAME).safe_model_dump()
     assert integrations.LanceDBFunction.create(**kept).ndims() > 0
+    exported = another_export(model.bundle.path, tmp_path / "exported")
+    assert integrations.LanceDBFunction.create(**{**kept, "bundle": str(exported)}).ndims() > 0
+    # An earlier version kept no fingerprint, so that only the bundle itself will do.
+    with pytest.raises(BundleError, match="the table holds vectors"):
+        integrations.LanceDBFunction(**{**kept, "bundle": str(exported), "space_sha256": None})
     with pytest.raises(BundleError, match="the table holds vectors") as refused:
         integrations.LanceDBFunction.create(**{**kept, "bundle": str(other_bundle)})
     assert refused.value.code == "bundle_replaced"

@@ -41,6 +41,7 @@ MODEL = (
     "prepare",
     "probabilities",
     "recent_texts",
+    "space_sha256",
     "tokenizer",
     "truncated",
 )

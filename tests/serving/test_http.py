@@ -199,9 +199,11 @@ def test_masks_are_refused_by_a_model_without_them(server: Server, scene: bytes)
 
 def test_answers_say_of_which_bundle_they_are(server: Server, model: Model) -> None:
     digest = model.bundle.manifest_sha256
-    assert server.post("/v1/embeddings", input="a").headers["x-fgclip-manifest-sha256"] == digest
+    headers = server.post("/v1/embeddings", input="a").headers
+    assert headers["x-fgclip-manifest-sha256"] == digest
+    assert headers["x-fgclip-space-sha256"] == model.space_sha256
     served = server.http.get("/v1/models").json()["data"][0]
-    assert served["manifest_sha256"] == digest
+    assert (served["manifest_sha256"], served["space_sha256"]) == (digest, model.space_sha256)
     assert served["embedding_size"] == model.dim
 
 

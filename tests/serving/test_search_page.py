@@ -169,7 +169,7 @@ def test_another_models_index_ends_the_server(photos: Path, tmp_path: Path) -> N
     shutil.copytree(photos.with_name("photos.index"), tmp_path / "other.index")
     table = sqlite3.connect(tmp_path / "other.index" / "index.sqlite")
     (text,) = table.execute("SELECT description FROM about").fetchone()
-    table.execute("UPDATE about SET description = ?", (json.dumps({**json.loads(text), "manifest_sha256": "0" * 64}),))
+    table.execute("UPDATE about SET description = ?", (json.dumps({**json.loads(text), "space_sha256": "0" * 64}),))
     table.commit()
     table.close()
     made = start("--index", str(tmp_path / "other.index"), wait=False)

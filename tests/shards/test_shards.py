@@ -54,6 +54,7 @@ def test_a_tar_gives_its_samples(pocket: Model, images: list[bytes], tmp_path: P
     assert (rows["in/0001"]["width"], rows["in/0001"]["height"]) == (280, 200)
     assert pq.read_schema(tmp_path / "out/a.parquet").field("vector").type == pa.list_(pa.float32(), pocket.dim)
     assert (marker.rows, marker.errors, marker.manifest_sha256) == (12, {}, pocket.bundle.manifest_sha256)
+    assert marker.space_sha256 == pocket.space_sha256
     assert msgspec.json.decode((tmp_path / "out/a.json").read_bytes(), type=Marker) == marker
     assert not (tmp_path / "out/a.errors.parquet").exists()
     assert list((tmp_path / "out/.unfinished").iterdir()) == []
@@ -298,13 +299,23 @@ def test_an_output_of_something_else_is_refused(pocket: Model, images: list[byte
     job = make_job(pocket.bundle)
     store.claim(job)
     for changed, name in (
-        ({"manifest_sha256": "0" * 64}, "the bundle with the digest"), ({"precision": "int8"}, "--precision"),
+        ({"space_sha256": "0" * 64, "model": "another"}, "another in fp16 (space 000000000000)"),
+        ({"precision": "int8"}, "--precision"),
         ({"dtype": "float16"}, "--dtype"), ({"max_num_patches": 256}, "--max-num-patches"),
         ({"layout": "clip-retrieval"}, "--layout"), ({"columns": Columns("x")}, "the columns"),
     ):  # fmt: skip
         with pytest.raises(ShardError) as error:
             store.claim(msgspec.structs.replace(job, **changed))
         assert_one_sentence(error.value, name, code="shard_mismatch")
+    # Another export of the same space goes on.
+    store.claim(msgspec.structs.replace(job, manifest_sha256="0" * 64))
+    # What an earlier version began has no fingerprint, and its bundle alone goes on.
+    path = tmp_path / "out" / "job.json"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(job, space_sha256=None)))
+    store.claim(job)
+    with pytest.raises(ShardError) as error:
+        store.claim(msgspec.structs.replace(job, manifest_sha256="0" * 64))
+    assert_one_sentence(error.value, "(bundle 000000000000)", "fgclip-rt compare", code="shard_mismatch")
     with pytest.raises(OutputError, match="no output of embed-shards"):
         open_store(str(folder)).claim(job)
 

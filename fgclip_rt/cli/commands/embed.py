@@ -19,6 +19,7 @@ from ...journal import Journal, Setting, Stamp, Work, check_no_journal, digest, 
 from ...model import EmbeddedBatch
 from ...names import spell_path
 from ...outputs import check_space
+from ...space import Origin
 from ...text import Tokenizer
 from ...vectors import Rows, check_format, check_inputs, size_of, write_rows
 from .. import options
@@ -117,13 +118,15 @@ def run(
             raise ImageError(f"none of the {len(failures)} images could be read, so {output} was not written.")
         with progress_bars() as begin:
             _embed(stream_texts, inputs.texts, len(inputs.files), journal, inputs, partial(begin, "texts"))
-        rows = inputs.rows(journal)
+        origin = Origin.of(model.bundle, model.precision)
+        rows = inputs.rows(journal, origin)
         write_rows(rows, output, journal.folder)
 
     error = _named(images, [inputs.files[failure.index] for failure in failures], output)
     answer = Embedding(
         output=str(output),
         shape=list(rows.shape),
+        space_sha256=model.space_sha256,
         rows=rows.index(),
         skipped=[Skipped(inputs.names[failure.index], failure.error.code, str(failure.error)) for failure in failures],
         passed_over=found.passed_over,
@@ -187,7 +190,7 @@ class _Inputs(msgspec.Struct, frozen=True):
         """The stamp of an input's file, by its number in the journal; None for texts."""
         return stamp(self.files[item]) if item < len(self.files) else None
 
-    def rows(self, journal: Journal) -> Rows:
+    def rows(self, journal: Journal, origin: Origin) -> Rows:
         """The vectors of all images that could be read and of all lines."""
         images = np.flatnonzero(journal.positions[: len(self.files)] >= 0).tolist()
         return Rows(
@@ -195,6 +198,7 @@ class _Inputs(msgspec.Struct, frozen=True):
             inputs=[self.names[image] for image in images] + self.lines,
             vectors=journal.vectors(),
             order=journal.positions[images + [len(self.files) + number for number in self.numbers]],
+            origin=origin,
         )
 
 

@@ -10,9 +10,10 @@ import click
 from fgclip_rt.export import request
 from fgclip_rt.export.bundle.output import check_new_folder
 from fgclip_rt.export.checkpoints.registry import ModelSpec
+from fgclip_rt.export.precision.gate import Gate
 
 from ... import answers
-from ...answers import Exported, Problem, Refused
+from ...answers import Exported, Gated, Problem, Refused
 from ...bundle import Bundle
 from ...errors import ArgumentError, ImageError, ParityError
 from ...outputs import check_space
@@ -59,6 +60,10 @@ from ..status import Command, Failed
     help="Smallest cosine to accept in lower precisions.  [default: that of each, 0.99 to 0.9995]",
 )
 @click.option(
+    "--gate", type=options.PATH, help="CSV file of image,text[,box] that lower precisions must find.  [default: none]"
+)
+@click.option("--max-loss", type=float, help="Points of 100 that no figure of --gate may lose more.  [default: 0.5]")
+@click.option(
     "--random-weights", is_flag=True, help="Real sizes with random weights and no download: for benchmarks only."
 )
 @click.option("--seed", default=0, help="Seed of the random weights.")
@@ -74,6 +79,8 @@ def run(
     calibration: tuple[Path, ...],
     calibration_texts: Path | None,
     floor: float | None,
+    gate: Path | None,
+    max_loss: float | None,
     random_weights: bool,
     seed: int,
     revision: str | None,
@@ -86,7 +93,8 @@ def run(
 
     The bundle appears only when every graph has given the reference's numbers on the probe inputs. A lower precision
     that falls below its floor is refused, and the others are kept. Calibration images and texts are of the kind that
-    the model will meet; a fourth of them is held out to measure on.
+    the model will meet; a fourth of them is held out to measure on. With --gate, a lower precision is also refused if
+    it finds fewer of your own pairs than fp32, as 'fgclip-rt evaluate --pairs' counts them, with ties as wrong.
     """
     require("export")
     _check_files(random_weights, revision, files)
@@ -95,7 +103,10 @@ def run(
     images, texts = _calibration(calibration, calibration_texts)
     if images:
         request.check_enough(len(set(images)), len(set(texts)))
-    request.check(precision, floor, measured=bool(images))
+    request.check(precision, floor, measured=bool(images), gated=gate is not None)
+    if gate is None and max_loss is not None:
+        raise ArgumentError("--max-loss goes with the pairs of --gate; name their file, or leave it out.")
+    pairs = None if gate is None else Gate.read(gate, max_loss)
     has_own = spec is not None and spec.folder is not None and not random_weights
     request.check_calibrated(precision, measured=bool(images) or has_own)
     path = output or _default_output(model, spec, random=random_weights)
@@ -122,16 +133,17 @@ def run(
                 precision,
                 inputs=exporter.CalibrationInputs(images, texts) if images else None,
                 floor=floor,
+                gate=pairs,
                 overwrite=overwrite,
                 begin=begin,
             )
     except ParityError as error:
-        _say_refused(error, path, source.notes, json=json, every=every)
+        _say_refused(error, path, source.notes, _gated(pairs), json=json, every=every)
         raise Failed(error) from None
     finally:
         for note in source.notes:
             warn(f"fgclip-rt: {note}")
-    answer = answers.exported(bundle, source.notes)
+    answer = answers.exported(bundle, source.notes, _gated(pairs))
     if json:
         say_json(answer)
     else:
@@ -168,7 +180,15 @@ def _default_output(model: str, spec: ModelSpec | None, *, random: bool) -> Path
     return Path(f"{path.name if path.is_dir() else path.stem}-bundle")
 
 
-def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: bool, every: bool) -> None:
+def _gated(gate: Gate | None) -> dict[str, Gated]:
+    """The figures in which the precisions that came to the gate lose most."""
+    losses = {} if gate is None else gate.losses
+    return {precision: Gated(loss.name, loss.before, loss.after, loss.points) for precision, loss in losses.items()}
+
+
+def _say_refused(
+    error: ParityError, path: Path, notes: Sequence[str], gated: dict[str, Gated], *, json: bool, every: bool
+) -> None:
     kept = Bundle.open(path, check_hashes=False) if error.kept else None
     if json:
         say_json(
@@ -182,9 +202,11 @@ def _say_refused(error: ParityError, path: Path, notes: Sequence[str], *, json: 
         )
         return
     for name, rows in error.measured.items():
-        say_parity([row for row in rows if not row.passed], f"comparisons that {name} failed", every=every)
+        # None failed if the gate refused.
+        if failed := [row for row in rows if not row.passed]:
+            say_parity(failed, f"comparisons that {name} failed", every=every)
     if kept is not None:
-        _say(answers.exported(kept, notes))
+        _say(answers.exported(kept, notes, gated))
 
 
 def _say(answer: Exported) -> None:
@@ -203,5 +225,9 @@ def _say(answer: Exported) -> None:
         )
         if precision in answer.lowering:
             say(f"    {describe_lowering(answer.lowering[precision])}")
+        if precision in answer.gate:
+            gated = answer.gate[precision]
+            change = f"{gated.figure} is {gated.after:.1%}, and {gated.before:.1%} in fp32"
+            say(f"    answers: {change}; no other figure of --gate loses more")
     if answer.lowering:
         say(f"  every comparison: fgclip-rt inspect {answer.bundle} --all")

@@ -31,10 +31,20 @@ from ..status import Command
     default=None,
     help="Make a graph that chooses images, so that a search compares few; or drop it.  [default: as it was, or exact]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an index of another folder, bundle or settings.")
+@click.option("--overwrite", is_flag=True, help="Replace an index of another folder, space or settings.")
+@click.option(
+    "--interchangeable", is_flag=True, help="Go on with a bundle or precision that 'compare' found interchangeable."
+)
 @options.json
 def run(
-    loading: Loading, folder: Path, output: Path, pixels: Pixels, approximate: bool | None, overwrite: bool, json: bool
+    loading: Loading,
+    folder: Path,
+    output: Path,
+    pixels: Pixels,
+    approximate: bool | None,
+    overwrite: bool,
+    interchangeable: bool,
+    json: bool,
 ) -> None:
     """Index the images of a folder, so that they can be searched.
 
@@ -57,6 +67,7 @@ def run(
             max_num_patches=pixels.max_num_patches,
             exif_transpose=pixels.exif_transpose,
             anew=overwrite,
+            interchangeable=interchangeable,
             approximate=approximate,
             begin=begin,
         )

@@ -81,11 +81,20 @@ def _facts(answer: Inspected) -> list[tuple[str, str]]:
         *([("other files", _others(answer))] if answer.other_files else []),
         ("precisions", ", ".join(manifest.precisions)),
         *(("lowering", f"{precision}: {describe_lowering(entry)}") for precision, entry in manifest.lowering.items()),
+        *(("space", f"{space}, of {', '.join(names)}") for space, names in _spaces(answer).items()),
         ("score", f"{score.activation}(exp({score.logit_scale:.4f}) · cosine {score.logit_bias:+.4f})"),
         ("images", str(image)),
         ("texts", f"tokens by walk type: {walk_types}; attention mask: {masking}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
+
+
+def _spaces(answer: Inspected) -> dict[str, list[str]]:
+    """The precisions of each space."""
+    spaces: dict[str, list[str]] = {}
+    for precision, space in answer.spaces.items():
+        spaces.setdefault(space, []).append(precision)
+    return spaces
 
 
 def _others(answer: Inspected) -> str:
