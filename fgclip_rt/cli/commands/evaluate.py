@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import click
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ...answers import (
+    BenchmarkClass,
     Benchmarked,
     BenchmarkedBeside,
     BenchmarkFigure,
@@ -21,14 +26,18 @@ from ...answers import (
     Flipped,
     Share,
 )
+from ...arrays import FloatArray
 from ...errors import ArgumentError
 from ...evaluation.benchmarks import BENCHMARKS, SCENES, Benchmark, benchmark_by, caveat, published
-from ...evaluation.data import Captions, Protocol
+from ...evaluation.data import Captions, LabelledImages, Protocol, Regions
+from ...evaluation.embedding import embed_classes, fixed_patches, read_class_vectors
+from ...evaluation.keeping import Keeping, kept
 from ...evaluation.measures import MEASURES, flips
 from ...evaluation.readers import read_pairs
-from ...evaluation.running import Rate, check_limit, measure_captions, measure_regions
+from ...evaluation.running import Rate, check_limit, measure_captions, measure_images, measure_regions
 from ...evaluation.scenes import Evaluation, check_scenes, lacking
 from ...evaluation.scenes import evaluate as evaluate_model
+from ...evaluation.templates import read_templates
 from ...model import Model
 from ...pocket.captions import LANGUAGES
 from ...progress import BeginStage
@@ -66,6 +75,19 @@ _RELEASED = ("released", "local")
     shell_complete=options.completed(_PROTOCOLS),
     help="official counts as the released scripts do; strict counts ties as wrong.",
 )
+@click.option(
+    "--templates",
+    type=options.PATH,
+    help="Text file of templates of the classes' texts, one a line, {} for the class.  [default: none]",
+)
+@click.option(
+    "--class-vectors",
+    type=options.PATH,
+    help=".npy file of classes' vectors, instead of templates.  [default: none]",
+)
+@click.option(
+    "--work", type=options.PATH, help="Folder that keeps vectors, so that a stopped run goes on.  [default: none]"
+)
 @click.option("--scenes", default=500, help="Number of scenes to draw, a multiple of 100.")
 @click.option("--seed", default=0, help="Seed of the first scene.")
 @options.json
@@ -76,6 +98,9 @@ def run(
     pairs: Path | None,
     limit: int | None,
     protocol: Protocol,
+    templates: Path | None,
+    class_vectors: Path | None,
+    work: Path | None,
     scenes: int,
     seed: int,
     json: bool,
@@ -90,26 +115,63 @@ def run(
     lose and gain, and how often equally good models would differ so much (McNemar's test).
     """
     check_limit(limit)
+    classes = _ClassTexts(templates, class_vectors)
     if protocol not in _PROTOCOLS:
         raise ArgumentError(f"--protocol {protocol!r} is unknown; choose {' or '.join(_PROTOCOLS)}.")
     if pairs is not None:
         if benchmark != SCENES or data is not None:
             raise ArgumentError("--pairs takes the place of --benchmark and --data; give one or the other.")
-        answer = _evaluate_pairs(loadings, pairs, limit, protocol)
+        classes.refuse("--pairs")
+        answer = _evaluate_pairs(loadings, pairs, limit, protocol, work)
     elif benchmark != SCENES:
         settings = benchmark_by(benchmark)
         if data is None:
             raise ArgumentError(f"--benchmark {benchmark} has files; give their folder with --data.")
-        answer = _evaluate_benchmark(loadings, benchmark, settings, data, limit, protocol)
+        answer = _evaluate_benchmark(loadings, benchmark, settings, data, limit, protocol, classes, work)
     else:
-        if data is not None or limit is not None:
-            raise ArgumentError("--data and --limit go with files; name them with --benchmark or --pairs.")
+        if data is not None or limit is not None or work is not None:
+            raise ArgumentError("--data, --limit and --work go with files; name them with --benchmark or --pairs.")
+        classes.refuse("drawn scenes")
         _evaluate_scenes(loadings, scenes, seed, json=json)
         return
     if json:
         say_json(answer)
     else:
         _say_benchmark(answer)
+
+
+class _ClassTexts(Struct, frozen=True):
+    """The options that tell how classes are put into words."""
+
+    templates: Path | None
+    vectors: Path | None
+
+    def refuse(self, other: str) -> None:
+        """Refuse both options.
+
+        Raises:
+            ArgumentError: one is given.
+        """
+        if self.templates is not None or self.vectors is not None:
+            raise ArgumentError(f"{other} has no classes; leave out --templates and --class-vectors.")
+
+    def read(self, name: str, benchmark: Benchmark) -> tuple[str, ...]:
+        """The templates, empty if there are none.
+
+        Raises:
+            ArgumentError: the benchmark needs one of both options, or takes none.
+            BenchmarkError: the file of templates cannot be used.
+        """
+        official = benchmark.templates
+        if official is None:
+            self.refuse(name)
+            return ()
+        if (self.templates is None) == (self.vectors is None):
+            raise ArgumentError(
+                f"{name} puts classes into words by {official.count} templates of {official.source}; give a file of "
+                "them with --templates, one a line with {} for the class, or vectors with --class-vectors."
+            )
+        return () if self.templates is None else read_templates(self.templates)
 
 
 def _evaluate_benchmark(
@@ -119,57 +181,163 @@ def _evaluate_benchmark(
     folder: Path,
     limit: int | None,
     protocol: Protocol,
+    classes: _ClassTexts,
+    work: Path | None,
 ) -> Benchmarked:
-    data = benchmark.read(folder).first(limit)
+    templates = classes.read(name, benchmark)
+    data, left_out = benchmark.load(folder, protocol, limit)
+    cutoffs = benchmark.cutoffs
 
-    def measure(model: Model, begin: BeginStage) -> list[Rate]:
-        cutoffs = benchmark.cutoffs
+    def measure(model: Model, begin: BeginStage, keeping: Keeping) -> list[Rate]:
         if isinstance(data, Captions):
             done = begin("images", len(data.images))
-            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done)
-        done = begin("boxes", len(data.regions))
-        return measure_regions(model, data, cutoffs, protocol, skips_boxes=benchmark.skips_boxes, done=done)
+            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done, keeping=keeping)
+        texts = _class_vectors(model, benchmark, data, classes.vectors, templates, begin, keeping)
+        if isinstance(data, LabelledImages):
+            assert texts is not None
+            done = begin("images", len(data.images))
+            patches = fixed_patches(model, benchmark.patches)
+            return measure_images(model, data, texts, cutoffs, protocol, done, keeping=keeping, max_num_patches=patches)
+        return measure_regions(
+            model,
+            data,
+            cutoffs,
+            protocol,
+            texts=texts,
+            skips_boxes=benchmark.skips_boxes,
+            by_mask=benchmark.by_mask,
+            mean_over_classes=benchmark.mean_over_classes,
+            done=begin("boxes", len(data.regions)),
+            keeping=keeping,
+        )
 
-    model, rates, others = _run(loadings, measure)
+    model, rates, others = _run(loadings, measure, work)
     info = model.manifest.model
     known = published(info.name, name) if info.weights in _RELEASED else {}
-    comparable = limit is None and protocol == "official"
-    figures = [_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates]
+    are_official = benchmark.templates is None or benchmark.templates.are(templates)
+    comparable = limit is None and protocol == "official" and are_official
     settings = _settings(model, (benchmark.walk_type,), benchmark.lowercase, limit, protocol)
-    note = caveat(info.name, info.weights) if known else None
-    return _answer(model, name, folder, settings, figures, note, others)
+    settings = replace(
+        settings,
+        max_num_patches=fixed_patches(model, benchmark.patches),
+        templates=len(templates),
+        official_templates=None if benchmark.templates is None else are_official,
+        class_vectors=None if classes.vectors is None else str(classes.vectors),
+        boxes=data.box_format if isinstance(data, Regions) else None,
+        left_out=left_out + (0 if isinstance(data, Captions) else _offered(data) - _counted(rates)),
+    )
+    return Benchmarked(
+        bundle=str(model.bundle.path),
+        backend=str(model.backend),
+        precision=model.precision,
+        benchmark=name,
+        data=str(folder),
+        settings=settings,
+        figures=[_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates],
+        classes=[] if isinstance(data, Captions) else _by_class(data.texts, rates[0]),
+        caveat=caveat(info.name, info.weights) if known else None,
+        others=others,
+    )
 
 
-def _evaluate_pairs(loadings: Loadings, file: Path, limit: int | None, protocol: Protocol) -> Benchmarked:
+def _class_vectors(
+    model: Model,
+    benchmark: Benchmark,
+    data: Regions | LabelledImages,
+    file: Path | None,
+    templates: tuple[str, ...],
+    begin: BeginStage,
+    keeping: Keeping,
+) -> FloatArray | None:
+    """The vectors of the data's classes, by templates or from a file; None if there are no classes of either."""
+    if file is not None:
+        return read_class_vectors(file, len(data.texts), model.dim)
+    if benchmark.templates is None:
+        return None
+    done = begin("classes", len(data.texts))
+    opening = benchmark.templates.opening
+    return embed_classes(model, data.texts, templates, benchmark.walk_type, keeping, done, opening=opening)
+
+
+def _offered(data: Regions | LabelledImages) -> int:
+    return len(data.regions) if isinstance(data, Regions) else len(data.images)
+
+
+def _counted(rates: list[Rate]) -> int:
+    """Number of inputs of the first figure, which is of all."""
+    return rates[0].total
+
+
+def _by_class(names: Sequence[str], rate: Rate) -> list[BenchmarkClass]:
+    """The choices of a figure by their true class, if there are classes, in the order of the data."""
+    if rate.labels is None:
+        return []
+    counts = np.bincount(rate.labels, minlength=len(names)).tolist()
+    rights = np.bincount(rate.labels, rate.rights, minlength=len(names)).tolist()
+    return [
+        BenchmarkClass(name, int(right), count)
+        for name, right, count in zip(names, rights, counts, strict=True)
+        if count
+    ]
+
+
+def _evaluate_pairs(
+    loadings: Loadings, file: Path, limit: int | None, protocol: Protocol, work: Path | None
+) -> Benchmarked:
     captions, regions = read_pairs(file)
     captions = None if captions is None else captions.first(limit)
     regions = None if regions is None else regions.first(limit)
 
-    def measure(model: Model, begin: BeginStage) -> list[Rate]:
+    def measure(model: Model, begin: BeginStage, keeping: Keeping) -> list[Rate]:
         rates: list[Rate] = []
         if captions is not None:
             done = begin("images", len(captions.images))
-            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done)
+            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done, keeping=keeping)
         if regions is not None:
             done = begin("boxes", len(regions.regions))
-            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done)
+            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done, keeping=keeping)
         return rates
 
-    model, rates, others = _run(loadings, measure)
+    model, rates, others = _run(loadings, measure, work)
     kinds = tuple(kind for kind, part in (("short", captions), ("box", regions)) if part is not None)
     settings = _settings(model, kinds, None, limit, protocol)
-    return _answer(model, "pairs", file, settings, [_figure(rate) for rate in rates], None, others)
+    return Benchmarked(
+        bundle=str(model.bundle.path),
+        backend=str(model.backend),
+        precision=model.precision,
+        benchmark="pairs",
+        data=str(file),
+        settings=settings if regions is None else replace(settings, boxes=regions.box_format),
+        figures=[_figure(rate) for rate in rates],
+        classes=[],
+        caveat=None,
+        others=others,
+    )
 
 
 def _run(
-    loadings: Loadings, measure: Callable[[Model, BeginStage], list[Rate]]
+    loadings: Loadings, measure: Callable[[Model, BeginStage, Keeping], list[Rate]], work: Path | None
 ) -> tuple[Model, list[Rate], list[BenchmarkedBeside]]:
     """The model in the first precision, its figures, and the choices that the others make otherwise."""
     # All are opened before the work, so that a precision that is missing is refused at once.
     model, *others = [loading.open() for loading in loadings.each()]
-    with progress_bars() as begin:
-        rates = measure(model, begin)
-        return model, rates, [_beside(rates, other, measure(other, begin)) for other in others]
+    with _said(work), kept(work) as keeping, progress_bars() as begin:
+        rates = measure(model, begin, keeping)
+        beside = [_beside(rates, other, measure(other, begin, keeping)) for other in others]
+    if keeping.found:
+        warn(f"fgclip-rt: {keeping.found:,} vectors were there from a run that was stopped.")
+    return model, rates, beside
+
+
+@contextmanager
+def _said(work: Path | None) -> Iterator[None]:
+    """Say where the vectors are if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if work is None:
+            raise
+        raise KeyboardInterrupt(f"the vectors are kept in {work}; repeat the command to go on") from None
 
 
 def _beside(rates: list[Rate], model: Model, others: list[Rate]) -> BenchmarkedBeside:
@@ -191,28 +359,12 @@ def _settings(
         lowercase=text.lowercase,
         script_lowercase=script_lowercase,
         images=str(model.manifest.image),
-    )
-
-
-def _answer(
-    model: Model,
-    name: str,
-    data: Path,
-    settings: BenchmarkSettings,
-    figures: list[BenchmarkFigure],
-    note: str | None,
-    others: list[BenchmarkedBeside],
-) -> Benchmarked:
-    return Benchmarked(
-        bundle=str(model.bundle.path),
-        backend=str(model.backend),
-        precision=model.precision,
-        benchmark=name,
-        data=str(data),
-        settings=settings,
-        figures=figures,
-        caveat=note,
-        others=others,
+        max_num_patches=None,
+        templates=0,
+        official_templates=None,
+        class_vectors=None,
+        boxes=None,
+        left_out=0,
     )
 
 
@@ -245,12 +397,28 @@ def _say_benchmark(answer: Benchmarked) -> None:
     settings = answer.settings
     texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
     limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
-    case = "lower case" if settings.lowercase else "case kept"
-    say(f"settings: {settings.protocol} protocol, {limit}, {texts}, {case}, images {settings.images}")
+    say(f"settings: {settings.protocol} protocol, {limit}, {texts}, {', '.join(_details(settings))}")
     if settings.script_lowercase is False and settings.lowercase:
         say("The released script keeps the case of these texts, and this bundle lower-cases them.")
     if answer.caveat is not None:
         say(f"published figures: {answer.caveat}")
+
+
+def _details(settings: BenchmarkSettings) -> Iterator[str]:
+    """The settings of texts, images and boxes in words."""
+    yield "lower case" if settings.lowercase else "case kept"
+    if settings.templates:
+        whose = "the official" if settings.official_templates else "not known to be the official"
+        yield f"{settings.templates} templates, {whose} ones"
+    if settings.class_vectors is not None:
+        yield f"classes' vectors of {settings.class_vectors}"
+    yield f"images {settings.images}"
+    if settings.max_num_patches is not None:
+        yield f"each resized to {settings.max_num_patches:,} patches"
+    if settings.boxes is not None:
+        yield f"boxes {settings.boxes}"
+    if settings.left_out:
+        yield f"{settings.left_out:,} left out"
 
 
 def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) -> None:
