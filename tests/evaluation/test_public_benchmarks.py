@@ -186,7 +186,7 @@ def test_the_command_prints_figures_and_settings(pocket_path: Path, scenes: tupl
     assert (report["settings"]["limit"], report["settings"]["protocol"]) == (4, "official")
     table = run_command(*arguments, "--protocol", "strict").stdout
     assert "text to image R@10" in table
-    assert "settings: strict protocol, the first 4, short texts of 64 tokens, lower case" in table
+    assert "settings: protocol strict; inputs the first 4; texts short of 64 tokens; case lower;" in table
 
 
 def test_the_command_measures_pairs(pocket_path: Path, scenes: tuple[Path, list[Scene]]) -> None:

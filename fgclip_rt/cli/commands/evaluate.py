@@ -39,9 +39,11 @@ from ...evaluation.scenes import Evaluation, check_scenes, lacking
 from ...evaluation.scenes import evaluate as evaluate_model
 from ...evaluation.templates import read_templates
 from ...model import Model
+from ...outputs import check_output, written_whole
 from ...pocket.captions import LANGUAGES
 from ...progress import BeginStage
 from .. import options
+from ..evaluation_page import benchmark_page, scenes_page, settings_in_words
 from ..options import Loading, Loadings
 from ..output import Column, names, numbers, say, say_json, say_table, warn, words
 from ..progress import progress_bars
@@ -90,6 +92,8 @@ _RELEASED = ("released", "local")
 )
 @click.option("--scenes", default=500, help="Number of scenes to draw, a multiple of 100.")
 @click.option("--seed", default=0, help="Seed of the first scene.")
+@click.option("--report", type=options.PATH, help="Also write a page of HTML.  [default: none]")
+@options.overwrite
 @options.json
 def run(
     loadings: Loadings,
@@ -103,6 +107,8 @@ def run(
     work: Path | None,
     scenes: int,
     seed: int,
+    report: Path | None,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Count a bundle's right choices on drawn scenes, on a public benchmark or on pairs of your own.
@@ -115,6 +121,8 @@ def run(
     lose and gain, and how often equally good models would differ so much (McNemar's test).
     """
     check_limit(limit)
+    if report is not None:
+        check_output(report, overwrite, "--report")
     classes = _ClassTexts(templates, class_vectors)
     if protocol not in _PROTOCOLS:
         raise ArgumentError(f"--protocol {protocol!r} is unknown; choose {' or '.join(_PROTOCOLS)}.")
@@ -132,12 +140,29 @@ def run(
         if data is not None or limit is not None or work is not None:
             raise ArgumentError("--data, --limit and --work go with files; name them with --benchmark or --pairs.")
         classes.refuse("drawn scenes")
-        _evaluate_scenes(loadings, scenes, seed, json=json)
+        seen = _evaluate_scenes(loadings, scenes, seed)
+        _write(report, scenes_page(seen))
+        if json:
+            say_json(seen)
+        else:
+            _say(seen)
         return
+    _write(report, benchmark_page(answer))
     if json:
         say_json(answer)
     else:
         _say_benchmark(answer)
+
+
+def _write(report: Path | None, page: str) -> None:
+    """Write the report, if one is asked for.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if report is not None:
+        with written_whole(report) as partial:
+            partial.write_text(page, encoding="utf-8")
 
 
 class _ClassTexts(Struct, frozen=True):
@@ -394,38 +419,16 @@ def _say_benchmark(answer: Benchmarked) -> None:
     )
     for other in answer.others:
         _say_flips(answer.precision, other, [names("figure")], [(flip.name,) for flip in other.figures])
-    settings = answer.settings
-    texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
-    limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
-    say(f"settings: {settings.protocol} protocol, {limit}, {texts}, {', '.join(_details(settings))}")
-    if settings.script_lowercase is False and settings.lowercase:
-        say("The released script keeps the case of these texts, and this bundle lower-cases them.")
+    say("settings: " + "; ".join(f"{name} {value}" for name, value in settings_in_words(answer.settings).items()))
     if answer.caveat is not None:
         say(f"published figures: {answer.caveat}")
 
 
-def _details(settings: BenchmarkSettings) -> Iterator[str]:
-    """The settings of texts, images and boxes in words."""
-    yield "lower case" if settings.lowercase else "case kept"
-    if settings.templates:
-        whose = "the official" if settings.official_templates else "not known to be the official"
-        yield f"{settings.templates} templates, {whose} ones"
-    if settings.class_vectors is not None:
-        yield f"classes' vectors of {settings.class_vectors}"
-    yield f"images {settings.images}"
-    if settings.max_num_patches is not None:
-        yield f"each resized to {settings.max_num_patches:,} patches"
-    if settings.boxes is not None:
-        yield f"boxes {settings.boxes}"
-    if settings.left_out:
-        yield f"{settings.left_out:,} left out"
-
-
-def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) -> None:
+def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int) -> Evaluated:
     check_scenes(scenes)
     first, *others = loadings.each()
     model, result = _see(first, scenes, seed)
-    answer = Evaluated(
+    return Evaluated(
         bundle=str(loadings.bundle),
         backend=str(model.backend),
         precision=model.precision,
@@ -438,10 +441,6 @@ def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) 
         true_before_false_by_change={change: Counted(*counts) for change, counts in result.by_change.items()},
         others=[_see_beside(result, other, scenes, seed) for other in others],
     )
-    if json:
-        say_json(answer)
-    else:
-        _say(answer)
 
 
 def _see(loading: Loading, scenes: int, seed: int) -> tuple[Model, Evaluation]:
