@@ -12,11 +12,11 @@ from ..answers import Benchmarked, BenchmarkFigure, BenchmarkSettings, Evaluated
 
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; display: block; overflow-x: auto; }
 td, th { text-align: left; padding: .25rem 1.25rem .25rem 0; border-bottom: 1px solid #8884; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-svg { display: block; width: 16rem; height: 1.25rem; }
+svg { display: block; width: 14rem; height: 1.25rem; }
 .scale { stroke: #8886; }
 .interval { stroke: #3987e5; stroke-width: 6; opacity: .45; }
 .share { fill: #3987e5; }

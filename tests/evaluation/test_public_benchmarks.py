@@ -226,7 +226,7 @@ def test_the_command_refuses_options_that_do_not_go_together(
 def test_a_published_figure_is_compared_only_with_the_same_benchmark(
     pocket_path: Path, scenes: tuple[Path, list[Scene]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.published", lambda *_: {"text to image R@1": 50.0})
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking.published", lambda *_: {"text to image R@1": 50.0})
 
     def difference(*arguments: object) -> float | None:
         command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0], "--json")
@@ -237,7 +237,7 @@ def test_a_published_figure_is_compared_only_with_the_same_benchmark(
 
     # The pocket's weights are not a release's.
     assert difference() is None
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate._RELEASED", ("shipped",))
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking._RELEASED", ("shipped",))
     assert difference() is not None
     assert difference("--limit", 3) is None
     assert difference("--protocol", "strict") is None
@@ -250,7 +250,7 @@ def test_another_precision_is_compared_choice_by_choice(
         rights = np.array([True, True, True, False] if model.precision == "fp32" else [True, False, False, True])
         return [Rate("text to image R@1", rights, 0, 1)]
 
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.measure_captions", measure)
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking.measure_captions", measure)
     command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0])
     both = (*command, "--precision", "fp32", "--precision")
     report = json.loads(run_command(*both, "int8", "--json").stdout)
