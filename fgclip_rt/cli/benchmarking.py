@@ -262,13 +262,17 @@ def _run(
 
 @contextmanager
 def _said(work: Path | None) -> Iterator[None]:
-    """Say where the vectors are if the block is interrupted."""
+    """Say where vectors are kept if the block does not end well."""
     try:
         yield
-    except KeyboardInterrupt:
-        if work is None:
+    except BaseException as error:
+        if work is None or not work.is_dir() or not any(work.iterdir()):
             raise
-        raise KeyboardInterrupt(f"the vectors are kept in {work}; repeat the command to go on") from None
+        said = f"vectors are kept in {work}; repeat the command to go on"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(said) from None
+        warn(f"fgclip-rt: {said}.")
+        raise
 
 
 def _beside(rates: list[Rate], model: Model, others: list[Rate]) -> BenchmarkedBeside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from PIL import Image
 
 import fgclip_rt
 from fgclip_rt.batching import Failure
-from fgclip_rt.errors import BenchmarkError
+from fgclip_rt.dense import DenseImage
+from fgclip_rt.errors import BenchmarkError, ImageError
 from fgclip_rt.evaluation.class_readers import read_coco_boxes, read_imagenet_1k, read_panoptic
-from fgclip_rt.evaluation.data import Captions, LabelledImages, Segment
+from fgclip_rt.evaluation.data import Captions, LabelledImages, Region, Regions, Segment
 from fgclip_rt.evaluation.embedding import embed_classes, embed_regions, embed_texts
 from fgclip_rt.evaluation.keeping import kept
 from fgclip_rt.evaluation.measures import class_mean, class_mean_interval, interval, named
@@ -134,6 +136,29 @@ def test_a_mean_over_classes_weighs_rare_classes_as_common_ones() -> None:
     assert class_mean_interval(even, even.astype(np.int32), groups) == (0.5, 0.5)
 
 
+def test_only_the_official_protocol_rounds_the_shares_of_classes(
+    square_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fgclip_rt.load(square_path("fineclip"), device="cpu")
+    # One of three boxes lies at its class, and none is of the other.
+    vectors = np.eye(2, dtype=np.float32)[[0, 1, 1]]
+    monkeypatch.setattr("fgclip_rt.evaluation.running.embed_regions", lambda *_, **__: vectors)
+    regions = tuple(Region(Path("1.jpg"), (0, 0, 9, 9), (0, 1)) for _ in vectors)
+    data = Regions(("wall", "cat"), regions, "xywh", classes=True, kinds=("stuff", "thing"))
+    for protocol, share in (("official", 0.333251953125), ("strict", 1 / 3)):
+        rates = measure_regions(
+            model,
+            data,
+            (1,),
+            protocol,  # type: ignore[arg-type]
+            texts=np.eye(2, dtype=np.float32),
+            by_mask=True,
+            mean_over_classes=True,
+        )
+        # There is no thing, so that there is no figure of things.
+        assert [(rate.name.split()[0], rate.share) for rate in rates] == [("region", share), ("stuff", share)]
+
+
 def test_segments_give_means_over_things_and_stuff(square_path: Callable[[str], Path], drawn: Drawn) -> None:
     model = fgclip_rt.load(square_path("fineclip"), device="cpu")
     data = read_panoptic(drawn[0])
@@ -219,6 +244,22 @@ def test_images_and_texts_that_are_there_are_not_embedded_again(
     assert not list(work.iterdir())
 
 
+def test_vectors_of_another_precision_or_kind_are_not_taken_up(pocket: Model, tmp_path: Path) -> None:
+    int8 = fgclip_rt.load(pocket.bundle.path, device="cpu", precision="int8")
+    texts = ["one", "two"]
+
+    def found(model: Model, texts: list[str], walk_type: str) -> int:
+        # An end by an error keeps what is there.
+        with contextlib.suppress(StoppedError), kept(tmp_path) as keeping:
+            embed_texts(model, texts, walk_type, keeping)
+            raise StoppedError
+        return keeping.found
+
+    assert found(pocket, texts, "short") == 0
+    assert found(pocket, texts, "short") == 2
+    assert found(int8, texts, "short") == found(pocket, texts, "box") == found(pocket, texts[::-1], "short") == 0
+
+
 def test_regions_that_are_there_run_no_tower(
     pocket: Model, drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,3 +307,26 @@ def test_the_command_takes_templates_and_tells_classes(pocket_path: Path, drawn:
     assert "the model vectors of" in run_command(*command, "--class-vectors", vectors, status=1).stderr
     refused = ("evaluate", pocket_path, "--benchmark", "dci", "--data", folder, "--templates", folder / "templates.txt")
     assert "dci has no classes" in run_command(*refused, status=1).stderr
+
+
+def test_the_command_says_where_vectors_are_kept(
+    pocket_path: Path, drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", pocket_path, "--benchmark", "coco-boxes", "--data", drawn[0])
+    command = (*command, "--templates", drawn[0] / "templates.txt", "--work", tmp_path / "work")
+    whole = run_command(*command, "--json").stdout
+    dense = Model.dense
+
+    def failing(self: Model, image: str) -> DenseImage:
+        if image.endswith("1.png"):
+            raise ImageError("the disk fails; restore it.")
+        return dense(self, image)
+
+    monkeypatch.setattr(Model, "dense", failing)
+    said = run_command(*command, status=1).stderr
+    assert "vectors are kept in" in said
+    assert "the disk fails" in said
+    monkeypatch.setattr(Model, "dense", dense)
+    resumed = run_command(*command, "--json")
+    assert "vectors were there from a run that was stopped" in resumed.stderr
+    assert resumed.stdout == whole

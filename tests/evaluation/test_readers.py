@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.evaluation import readers
-from fgclip_rt.evaluation.data import Captions
+from fgclip_rt.evaluation.benchmarks import BENCHMARKS
+from fgclip_rt.evaluation.data import Captions, Regions
 
 
 def write(path: Path, content: Any = "") -> Path:
@@ -100,6 +102,21 @@ def test_coco_cn_finds_images_of_both_splits(tmp_path: Path) -> None:
         readers.read_coco_cn(tmp_path)
 
 
+def test_the_released_form_of_coco_cn_gives_five_captions_an_image(tmp_path: Path) -> None:
+    """Names of both splits in any order, five numbered captions each, parted by a tab; captions hold blanks."""
+    names = [f"COCO_{split}2014_{number:012}" for split, number in (("val", 41), ("train", 7), ("val", 3))]
+    for name in names:
+        write(tmp_path / name.split("_")[1] / f"{name}.jpg")
+    rows = [f"{name}#zhm#{number}\t{name[-1]} 图片 {number} TV" for number in range(5) for name in names]
+    write(tmp_path / "pair.txt", "\n".join(rows) + "\n")
+    captions, left_out = BENCHMARKS["coco-cn"].load(tmp_path, "official", None)
+    assert isinstance(captions, Captions)
+    assert [image.stem for image in captions.images] == names
+    assert captions.owners == tuple(np.repeat(range(3), 5).tolist())
+    assert captions.texts[5:7] == ("7 图片 0 TV", "7 图片 1 TV")
+    assert left_out == 0
+
+
 def test_dci_takes_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in "ba":
         write(tmp_path / f"annotations/{name}.json", {"image": f"{name}.jpg", "extra_caption": name * 3, "mask": {}})
@@ -157,6 +174,31 @@ def test_fg_ovd_has_the_true_text_first_and_shares_texts(tmp_path: Path) -> None
     assert {(region.image, region.box) for region in data.regions} == {(image, (10, 2, 3.5, 4))}
     assert data.box_format == "xywh"
     assert len(data.first(1).regions) == 1
+
+
+def test_the_released_form_of_fg_ovd_has_two_to_ten_false_texts(tmp_path: Path) -> None:
+    """Images of both splits, boxes with fractions, one true text in a list, and of ten false texts sometimes fewer."""
+    rows = []
+    for number, negatives in enumerate((10, 2, 7, 9)):
+        split = "train2017" if number % 2 else "val2017"
+        image = write(tmp_path / "coco" / split / f"{number:012}.jpg")
+        rows.append(
+            {
+                "img_path": f"{split}/{image.name}",
+                "bbox": [359.17, 146.17, 112.45, 213.57],
+                "pos_expression": [f"A dark brown wooden stool {number}."],
+                "neg_expression": [f"A light {index} wooden stool {number}." for index in range(negatives)],
+            }
+        )
+    write(tmp_path / "coco/fgovd/h_attributes_llava.jsonl", lines(*rows))
+    data, _ = BENCHMARKS["fg-ovd-hard"].load(tmp_path / "coco", "official", None)
+    assert isinstance(data, Regions)
+    assert [len(region.candidates) for region in data.regions] == [11, 3, 8, 10]
+    assert [data.texts[region.candidates[0]] for region in data.regions] == [
+        f"A dark brown wooden stool {number}." for number in range(4)
+    ]
+    assert len(data.texts) == 4 + 10 + 2 + 7 + 9
+    assert data.regions[0].box == (359.17, 146.17, 112.45, 213.57)
 
 
 def test_corners_for_the_sizes_of_fg_ovd_are_refused(tmp_path: Path) -> None:
