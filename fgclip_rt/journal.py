@@ -125,6 +125,7 @@ class Journal:
         self.positions: IntArray = np.full(work.count, -1, np.int32)
         self.unrotated: set[int] = set()
         self._output, self._work, self._end = output, work, 0
+        self._remedy = f"choose another {option}"
         try:
             self.folder.mkdir(exist_ok=True)
             # Unbuffered, so that a batch is in the system's hands once it is added, whatever becomes of this process.
@@ -141,7 +142,7 @@ class Journal:
         except OSError as error:
             if not resume:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            raise cannot_write(output, error) from None
+            raise cannot_write(output, error, self._remedy) from None
 
     def __enter__(self) -> Journal:
         return self
@@ -181,7 +182,7 @@ class Journal:
             _write(self._vectors, data)
             _write(self._journal, line)
         except OSError as error:
-            raise cannot_write(self._output, error) from None
+            raise cannot_write(self._output, error, self._remedy) from None
         self._place(items)
         self.unrotated.update(unrotated)
 

@@ -23,7 +23,7 @@ from ..arrays import FloatArray
 from ..errors import ArgumentError
 from ..evaluation.benchmarks import Benchmark, caveat, published
 from ..evaluation.data import Captions, LabelledImages, Protocol, Regions
-from ..evaluation.embedding import embed_classes, fixed_patches, read_class_vectors
+from ..evaluation.embedding import embed_classes, embed_texts, fixed_patches, read_class_vectors
 from ..evaluation.keeping import Keeping, kept
 from ..evaluation.measures import flips
 from ..evaluation.readers import read_pairs
@@ -112,14 +112,12 @@ def measure_benchmark(
 
     def measure(model: Model, begin: BeginStage, keeping: Keeping) -> list[Rate]:
         if isinstance(data, Captions):
-            done = begin("images", len(data.images))
-            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done, keeping=keeping)
+            return _measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, begin, keeping)
         if isinstance(data, Regions):
             # Before the texts, which may take minutes.
             model.graphs.check_has("mask" if benchmark.by_mask else "region")
-        texts = _class_vectors(model, benchmark, data, classes.vectors, templates, begin, keeping)
+        texts = _text_vectors(model, benchmark, data, classes.vectors, templates, begin, keeping)
         if isinstance(data, LabelledImages):
-            assert texts is not None
             done = begin("images", len(data.images))
             patches = fixed_patches(model, benchmark.patches)
             return measure_images(model, data, texts, cutoffs, protocol, done, keeping=keeping, max_num_patches=patches)
@@ -165,7 +163,20 @@ def measure_benchmark(
     )
 
 
-def _class_vectors(
+def _measure_captions(
+    model: Model,
+    data: Captions,
+    walk_type: str,
+    cutoffs: Sequence[int],
+    protocol: Protocol,
+    begin: BeginStage,
+    keeping: Keeping,
+) -> list[Rate]:
+    done_text, done = begin("texts", len(data.texts)), begin("images", len(data.images))
+    return measure_captions(model, data, walk_type, cutoffs, protocol, done, done_text=done_text, keeping=keeping)
+
+
+def _text_vectors(
     model: Model,
     benchmark: Benchmark,
     data: Regions | LabelledImages,
@@ -173,12 +184,12 @@ def _class_vectors(
     templates: tuple[str, ...],
     begin: BeginStage,
     keeping: Keeping,
-) -> FloatArray | None:
-    """The vectors of the data's classes, by templates or from a file; None if there are no classes of either."""
+) -> FloatArray:
+    """The vectors of the data's texts: from a file, by templates of their classes, or of the texts themselves."""
     if file is not None:
         return read_class_vectors(file, len(data.texts), model.dim)
     if benchmark.templates is None:
-        return None
+        return embed_texts(model, data.texts, benchmark.walk_type, keeping, begin("texts", len(data.texts)))
     done = begin("classes", len(data.texts))
     opening = benchmark.templates.opening
     return embed_classes(model, data.texts, templates, benchmark.walk_type, keeping, done, opening=opening)
@@ -222,8 +233,7 @@ def measure_pairs(loadings: Loadings, file: Path, counting: Counting) -> Benchma
     def measure(model: Model, begin: BeginStage, keeping: Keeping) -> list[Rate]:
         rates: list[Rate] = []
         if captions is not None:
-            done = begin("images", len(captions.images))
-            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done, keeping=keeping)
+            rates += _measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, begin, keeping)
         if regions is not None:
             done = begin("boxes", len(regions.regions))
             rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done, keeping=keeping)

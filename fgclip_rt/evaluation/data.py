@@ -85,8 +85,15 @@ class Regions(Struct, frozen=True):
     absent: int = 0
 
     def first(self, limit: int | None) -> Regions:
-        """The first ``limit`` boxes; None takes all."""
-        return replace(self, regions=self.regions[:limit])
+        """The first ``limit`` boxes, and the texts that they choose from; None takes all."""
+        if limit is None or self.classes:
+            return replace(self, regions=self.regions[:limit])
+        kept: dict[int, int] = {}
+        regions = tuple(
+            replace(region, candidates=tuple(kept.setdefault(text, len(kept)) for text in region.candidates))
+            for region in self.regions[:limit]
+        )
+        return replace(self, texts=tuple(self.texts[text] for text in kept), regions=regions)
 
 
 class LabelledImages(Struct, frozen=True):

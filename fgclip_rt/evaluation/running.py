@@ -64,6 +64,7 @@ def measure_captions(
     protocol: Protocol = "official",
     done: Callable[[], None] = lambda: None,
     *,
+    done_text: Callable[[], None] = lambda: None,
     keeping: Keeping | None = None,
 ) -> list[Rate]:
     """Find each image's captions and each caption's image (R@k); an image is found by any of its captions.
@@ -75,6 +76,7 @@ def measure_captions(
         cutoffs: each k.
         protocol: ``strict`` counts a tie as wrong, ``official`` as right.
         done: called after each image.
+        done_text: called after each caption; captions come before images.
         keeping: keeps the vectors; None keeps them in a temporary folder.
 
     Raises:
@@ -88,7 +90,7 @@ def measure_captions(
     if lonely:
         raise BenchmarkError(f"{captions.images[min(lonely)]} has no caption; check the benchmark's files.")
     with _kept(keeping) as vectors:
-        texts = embed_texts(model, captions.texts, walk_type, vectors)
+        texts = embed_texts(model, captions.texts, walk_type, vectors, done_text)
         images = embed_images(model, captions.images, vectors, done)
     own, owners = np.arange(len(images), dtype=np.int32), np.array(captions.owners, np.int32)
     strict = protocol == "strict"

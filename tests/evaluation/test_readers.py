@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from fgclip_rt.errors import BenchmarkError
@@ -173,7 +174,11 @@ def test_fg_ovd_has_the_true_text_first_and_shares_texts(tmp_path: Path) -> None
     assert [region.candidates for region in data.regions] == [(0, 1, 2), (2, 0)]
     assert {(region.image, region.box) for region in data.regions} == {(image, (10, 2, 3.5, 4))}
     assert data.box_format == "xywh"
-    assert len(data.first(1).regions) == 1
+    # A limit takes no text that is not asked for; of classes, it takes all.
+    (last,) = replace(data, regions=data.regions[1:]).first(1).regions
+    assert replace(data, regions=data.regions[1:]).first(1).texts == ("g", "t")
+    assert last.candidates == (0, 1)
+    assert replace(data, classes=True).first(1) == replace(data, classes=True, regions=data.regions[:1])
 
 
 def test_the_released_form_of_fg_ovd_has_two_to_ten_false_texts(tmp_path: Path) -> None:
