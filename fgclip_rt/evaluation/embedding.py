@@ -154,8 +154,8 @@ def embed_regions(
     Args:
         model: a model that has features of regions, or of masks.
         data: the boxes.
-        protocol: of masks, ``official`` takes every patch that a segment touches as whole, as the released script
-            does; ``strict`` weights it by the share that the segment covers.
+        protocol: of masks, ``official`` takes every patch that a segment touches as whole, where CLIPSelf's script
+            takes those that are above 0 in a bicubic reduction; ``strict`` weights it by the share that is covered.
         keeping: keeps the vectors.
         done: called after each box.
         by_mask: whether segments are pooled instead of boxes.
