@@ -381,7 +381,7 @@ class BenchmarkFigure(Answer, frozen=True):
         name: such as ``text to image R@5``.
         right: number of right choices.
         total: number of choices.
-        share: right choices, from 0 to 1.
+        share: right choices, from 0 to 1; of a mean over classes, the mean of their shares.
         low: lower end of the share's 95 % interval.
         high: upper end of it.
         published: the model's published figure in percent; None if there is none.
@@ -434,6 +434,12 @@ class BenchmarkSettings(Answer, frozen=True):
         lowercase: whether the bundle lower-cases texts.
         script_lowercase: whether the released script does; None if there is no script.
         images: how images are resized.
+        max_num_patches: patches that every image is resized to; None if the image or the model decides.
+        templates: number of templates of the classes' texts; 0 if there are none.
+        official_templates: whether these are the benchmark's own; None if it has none.
+        class_vectors: the file of the classes' vectors; None if they were computed.
+        boxes: meaning of a box's numbers; None if there are no boxes.
+        left_out: images or boxes that the protocol leaves out.
     """
 
     protocol: str
@@ -442,12 +448,27 @@ class BenchmarkSettings(Answer, frozen=True):
     lowercase: bool
     script_lowercase: bool | None
     images: str
+    max_num_patches: int | None
+    templates: int
+    official_templates: bool | None
+    class_vectors: str | None
+    boxes: str | None
+    left_out: int
+
+
+class BenchmarkClass(Answer, frozen=True):
+    """Right choices of the first figure among the images or boxes of one class."""
+
+    name: str
+    right: int
+    total: int
 
 
 class Benchmarked(Answer, frozen=True):
     """Right choices of a bundle on the data of a benchmark, or on pairs of the user's.
 
-    ``others`` has an entry for every further precision.
+    ``classes`` has an entry for every class of which there are images or boxes, and ``others`` for every further
+    precision.
     """
 
     bundle: str
@@ -457,6 +478,7 @@ class Benchmarked(Answer, frozen=True):
     data: str
     settings: BenchmarkSettings
     figures: list[BenchmarkFigure]
+    classes: list[BenchmarkClass]
     caveat: str | None
     others: list[BenchmarkedBeside]
 

@@ -99,7 +99,15 @@ class Journal:
         unrotated: the inputs that are images with a rotation that was not applied.
     """
 
-    def __init__(self, output: Path, work: Work, stamp_of: Callable[[int], Stamp], *, resume: bool) -> None:
+    def __init__(
+        self,
+        output: Path,
+        work: Work,
+        stamp_of: Callable[[int], Stamp],
+        *,
+        resume: bool,
+        option: str = "--output",
+    ) -> None:
         """Begin anew, or go on if ``resume`` is set and vectors are there.
 
         Args:
@@ -107,6 +115,7 @@ class Journal:
             work: which work it is.
             stamp_of: gives the stamp of an input's file as it is now. A vector of another file is not taken up.
             resume: whether to go on.
+            option: the option that names the output, in messages.
 
         Raises:
             OutputError: the vectors are those of other work, another run writes them now, or the folder cannot be
@@ -116,12 +125,13 @@ class Journal:
         self.positions: IntArray = np.full(work.count, -1, np.int32)
         self.unrotated: set[int] = set()
         self._output, self._work, self._end = output, work, 0
+        self._remedy = f"choose another {option}"
         try:
             self.folder.mkdir(exist_ok=True)
             # Unbuffered, so that a batch is in the system's hands once it is added, whatever becomes of this process.
             self._vectors = (self.folder / "vectors").open("ab", buffering=0)
             self._journal = (self.folder / "journal").open("ab", buffering=0)
-            _lock(self._journal, output)
+            _lock(self._journal, output, option)
             begun = self._begun() if resume else None
             if begun is None:
                 self._truncate(0, 0)
@@ -132,7 +142,7 @@ class Journal:
         except OSError as error:
             if not resume:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            raise cannot_write(output, error) from None
+            raise cannot_write(output, error, self._remedy) from None
 
     def __enter__(self) -> Journal:
         return self
@@ -172,7 +182,7 @@ class Journal:
             _write(self._vectors, data)
             _write(self._journal, line)
         except OSError as error:
-            raise cannot_write(self._output, error) from None
+            raise cannot_write(self._output, error, self._remedy) from None
         self._place(items)
         self.unrotated.update(unrotated)
 
@@ -248,7 +258,7 @@ def _check_same(output: Path, begun: Work, work: Work) -> None:
         )
 
 
-def _lock(file: BinaryIO, output: Path) -> None:
+def _lock(file: BinaryIO, output: Path, option: str) -> None:
     """Make sure that no other run writes this journal; the lock ends with the process.
 
     Raises:
@@ -262,7 +272,7 @@ def _lock(file: BinaryIO, output: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputError(
-            f"{output} is being written by another run; wait for it, or choose another --output."
+            f"{output} is being written by another run; wait for it, or choose another {option}."
         ) from None
 
 

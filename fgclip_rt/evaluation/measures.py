@@ -166,6 +166,37 @@ def interval(right: BoolArray, groups: IntArray) -> tuple[float, float]:
     return low, high
 
 
+def class_mean(right: BoolArray, labels: IntArray, *, half: bool = False) -> float:
+    """The mean over classes of their shares of right choices; classes without a choice do not count.
+
+    Args:
+        right: bool [n], at least one.
+        labels: int32 [n], the class of each.
+        half: whether each class's share is rounded to half precision, as FineCLIP's script does.
+    """
+    _, members = np.unique(labels, return_inverse=True)
+    shares = np.bincount(members, right) / np.bincount(members)
+    return float((shares.astype(np.float16).astype(np.float64) if half else shares).mean())
+
+
+def class_mean_interval(right: BoolArray, labels: IntArray, groups: IntArray) -> tuple[float, float]:
+    """As :func:`interval`, for :func:`class_mean`; a sample's classes are those that it holds."""
+    _, classes = np.unique(labels, return_inverse=True)
+    _, members = np.unique(groups, return_inverse=True)
+    counts = np.zeros((members.max() + 1, classes.max() + 1))
+    rights = counts.copy()
+    np.add.at(counts, (members, classes), 1)
+    np.add.at(rights, (members, classes), right)
+    random = np.random.default_rng(0)
+    means = np.empty(_SAMPLES)
+    for sample in range(_SAMPLES):
+        drawn = np.bincount(random.integers(len(counts), size=len(counts)), minlength=len(counts))
+        of, right_of = drawn @ counts, drawn @ rights
+        means[sample] = (right_of[of > 0] / of[of > 0]).mean()
+    low, high = np.quantile(means, _ENDS).tolist()
+    return low, high
+
+
 def _mcnemar(lost: int, gained: int) -> float:
     """The two-sided p-value."""
     flips, fewer = lost + gained, min(lost, gained)

@@ -70,7 +70,10 @@ def test_an_interval_draws_whole_groups() -> None:
 
 def test_every_published_figure_is_of_a_model_and_a_benchmark() -> None:
     found = {(model, name) for model in MODELS for name in BENCHMARKS if published(model, name)}
-    assert len(found) == 2 * 9 + 3 * 14 + 2 * 8 + 8 + 6
+    # Models with figures of all, in English only, and without COCO and Flickr30k; SigLIP 2 has no regions.
+    assert len(found) == 3 * 18 + 2 * 12 + 12 + 10 + 2 * 11
+    assert published("fg-clip2-base", "lvis-boxes") == {"region top-1": 47.3}
+    assert published("fg-clip-large", "imagenet-v2") == {"image top-1": 69.0}
     assert published("fg-clip2-base", "dci") == {"image to text R@1": 64.5, "text to image R@1": 64.9}
     assert published("fg-clip-large", "fg-ovd-hard") == {"region top-1": 48.4}
     assert published("fg-clip2-pocket", "dci") == {}
@@ -183,7 +186,7 @@ def test_the_command_prints_figures_and_settings(pocket_path: Path, scenes: tupl
     assert (report["settings"]["limit"], report["settings"]["protocol"]) == (4, "official")
     table = run_command(*arguments, "--protocol", "strict").stdout
     assert "text to image R@10" in table
-    assert "settings: strict protocol, the first 4, short texts of 64 tokens, lower case" in table
+    assert "settings: protocol strict; inputs the first 4; texts short of 64 tokens; case lower;" in table
 
 
 def test_the_command_measures_pairs(pocket_path: Path, scenes: tuple[Path, list[Scene]]) -> None:
@@ -223,7 +226,7 @@ def test_the_command_refuses_options_that_do_not_go_together(
 def test_a_published_figure_is_compared_only_with_the_same_benchmark(
     pocket_path: Path, scenes: tuple[Path, list[Scene]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.published", lambda *_: {"text to image R@1": 50.0})
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking.published", lambda *_: {"text to image R@1": 50.0})
 
     def difference(*arguments: object) -> float | None:
         command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0], "--json")
@@ -234,7 +237,7 @@ def test_a_published_figure_is_compared_only_with_the_same_benchmark(
 
     # The pocket's weights are not a release's.
     assert difference() is None
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate._RELEASED", ("shipped",))
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking._RELEASED", ("shipped",))
     assert difference() is not None
     assert difference("--limit", 3) is None
     assert difference("--protocol", "strict") is None
@@ -243,11 +246,11 @@ def test_a_published_figure_is_compared_only_with_the_same_benchmark(
 def test_another_precision_is_compared_choice_by_choice(
     pocket_path: Path, scenes: tuple[Path, list[Scene]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(model: Model, *_: object) -> list[Rate]:
+    def measure(model: Model, *_: object, **__: object) -> list[Rate]:
         rights = np.array([True, True, True, False] if model.precision == "fp32" else [True, False, False, True])
         return [Rate("text to image R@1", rights, 0, 1)]
 
-    monkeypatch.setattr("fgclip_rt.cli.commands.evaluate.measure_captions", measure)
+    monkeypatch.setattr("fgclip_rt.cli.benchmarking.measure_captions", measure)
     command = ("evaluate", pocket_path, "--benchmark", "coco-retrieval", "--data", scenes[0])
     both = (*command, "--precision", "fp32", "--precision")
     report = json.loads(run_command(*both, "int8", "--json").stdout)

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
+from PIL import Image
 
 from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.evaluation import readers
-from fgclip_rt.evaluation.data import Captions
+from fgclip_rt.evaluation.benchmarks import BENCHMARKS
+from fgclip_rt.evaluation.data import Captions, Regions
 
 
 def write(path: Path, content: Any = "") -> Path:
@@ -45,6 +49,44 @@ def test_flickr30k_takes_five_captions(tmp_path: Path) -> None:
     assert readers.read_flickr30k(tmp_path) == Captions((image,), tuple("abcde"), (0,) * 5)
 
 
+def test_flickr30k_takes_the_test_split_of_its_other_files(tmp_path: Path) -> None:
+    images = tuple(write(tmp_path / f"flickr30k-images/{name}.jpg") for name in ("2", "1"))
+    expected = Captions(images, ('"b" | c', "d", "a"), (0, 0, 1))
+
+    results = """image_name| comment_number| comment
+1.jpg| 0| a
+2.jpg| 0| "b" | c
+2.jpg| 1   d
+3.jpg| 0| not in the split
+"""
+    file = write(tmp_path / "results.csv", results)
+    with pytest.raises(BenchmarkError, match=r"without its splits; write the names .*test\.txt"):
+        readers.read_flickr30k(tmp_path)
+    write(tmp_path / "test.txt", "2\n1.jpg\n")
+    assert readers.read_flickr30k(tmp_path) == expected
+    write(tmp_path / "test.txt", "4\n")
+    with pytest.raises(BenchmarkError, match=r"names 4, of which results\.csv has no captions"):
+        readers.read_flickr30k(tmp_path)
+    write(file, results + "5.jpg, 0, commas\n")
+    with pytest.raises(BenchmarkError, match="row 6, is not image"):
+        readers.read_flickr30k(tmp_path)
+
+    row = "raw,sentids,split,filename,img_id\n"
+    row += (
+        '"[""\\""b\\"" | c"", ""d""]","[5, 6]",test,2.jpg,1\n"[""x""]",[7],train,3.jpg,2\n"[""a""]",[8],test,1.jpg,0\n'
+    )
+    write(tmp_path / "flickr_annotations_30k.csv", row)
+    assert readers.read_flickr30k(tmp_path) == expected
+
+    splits = [("2.jpg", "test", ['"b" | c', "d"]), ("3.jpg", "val", ["x"]), ("1.jpg", "test", ["a"])]
+    entries = [
+        {"filename": name, "split": split, "sentences": [{"raw": text, "tokens": []} for text in texts], "imgid": 0}
+        for name, split, texts in splits
+    ]
+    write(tmp_path / "dataset_flickr30k.json", {"images": entries, "dataset": "flickr30k"})
+    assert readers.read_flickr30k(tmp_path) == expected
+
+
 def test_flickr30k_cna_gathers_captions_by_name(tmp_path: Path) -> None:
     images = tuple(write(tmp_path / f"{name}.jpg") for name in ("7", "3"))
     write(tmp_path / "flickr30k_cna_test.txt", "7#0\t一只 猫\n3#0\t狗\n7#1\t猫\n\n")
@@ -59,6 +101,21 @@ def test_coco_cn_finds_images_of_both_splits(tmp_path: Path) -> None:
     write(tmp_path / "pair.txt", "../secret#zhm#0 猫\n")
     with pytest.raises(BenchmarkError, match="no image of COCO 2014"):
         readers.read_coco_cn(tmp_path)
+
+
+def test_the_released_form_of_coco_cn_gives_five_captions_an_image(tmp_path: Path) -> None:
+    """Names of both splits in any order, five numbered captions each, parted by a tab; captions hold blanks."""
+    names = [f"COCO_{split}2014_{number:012}" for split, number in (("val", 41), ("train", 7), ("val", 3))]
+    for name in names:
+        write(tmp_path / name.split("_")[1] / f"{name}.jpg")
+    rows = [f"{name}#zhm#{number}\t{name[-1]} 图片 {number} TV" for number in range(5) for name in names]
+    write(tmp_path / "pair.txt", "\n".join(rows) + "\n")
+    captions, left_out = BENCHMARKS["coco-cn"].load(tmp_path, "official", None)
+    assert isinstance(captions, Captions)
+    assert [image.stem for image in captions.images] == names
+    assert captions.owners == tuple(np.repeat(range(3), 5).tolist())
+    assert captions.texts[5:7] == ("7 图片 0 TV", "7 图片 1 TV")
+    assert left_out == 0
 
 
 def test_dci_takes_files_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -104,30 +161,64 @@ def test_tabbed_files_keep_tabs_of_captions_and_their_case(tmp_path: Path) -> No
 
 def test_fg_ovd_has_the_true_text_first_and_shares_texts(tmp_path: Path) -> None:
     image = write(tmp_path / "train2017/1.jpg")
-    row = {"img_path": "train2017/1.jpg", "bbox": [1, 2, 3.5, 4], "pos_expression": ["t"], "neg_expression": ["f", "g"]}
+    row = {
+        "img_path": "train2017/1.jpg",
+        "bbox": [10, 2, 3.5, 4],
+        "pos_expression": ["t"],
+        "neg_expression": ["f", "g"],
+    }
     other = row | {"pos_expression": ["g"], "neg_expression": ["t"]}
     write(tmp_path / "h.jsonl", lines(row, other))
     data = readers.read_fg_ovd("h.jsonl", tmp_path)
     assert data.texts == ("t", "f", "g")
     assert [region.candidates for region in data.regions] == [(0, 1, 2), (2, 0)]
-    assert {(region.image, region.box) for region in data.regions} == {(image, (1, 2, 3.5, 4))}
+    assert {(region.image, region.box) for region in data.regions} == {(image, (10, 2, 3.5, 4))}
     assert data.box_format == "xywh"
-    assert len(data.first(1).regions) == 1
+    # A limit takes no text that is not asked for; of classes, it takes all.
+    (last,) = replace(data, regions=data.regions[1:]).first(1).regions
+    assert replace(data, regions=data.regions[1:]).first(1).texts == ("g", "t")
+    assert last.candidates == (0, 1)
+    assert replace(data, classes=True).first(1) == replace(data, classes=True, regions=data.regions[:1])
 
 
-def test_boxes_choose_among_all_categories_in_the_order_of_ids(tmp_path: Path) -> None:
-    write(tmp_path / "images/1.jpg")
-    write(
-        tmp_path / "boxes.json",
-        {
-            "images": [{"id": 5, "file_name": "1.jpg"}],
-            "categories": [{"id": 3, "name": "狗"}, {"id": 1, "name": "猫"}, {"id": 2, "name": "马"}],
-            "annotations": [{"image_id": 5, "category_id": 2, "bbox": [0, 0, 1, 1], "iscrowd": 1}],
-        },
-    )
-    data = readers.read_box_names(tmp_path)
-    assert data.texts == ("猫", "马", "狗")
-    assert [region.candidates for region in data.regions] == [(1, 0, 2)]
+def test_the_released_form_of_fg_ovd_has_two_to_ten_false_texts(tmp_path: Path) -> None:
+    """Images of both splits, boxes with fractions, one true text in a list, and of ten false texts sometimes fewer."""
+    rows = []
+    for number, negatives in enumerate((10, 2, 7, 9)):
+        split = "train2017" if number % 2 else "val2017"
+        image = write(tmp_path / "coco" / split / f"{number:012}.jpg")
+        rows.append(
+            {
+                "img_path": f"{split}/{image.name}",
+                "bbox": [359.17, 146.17, 112.45, 213.57],
+                "pos_expression": [f"A dark brown wooden stool {number}."],
+                "neg_expression": [f"A light {index} wooden stool {number}." for index in range(negatives)],
+            }
+        )
+    write(tmp_path / "coco/fgovd/h_attributes_llava.jsonl", lines(*rows))
+    data, _ = BENCHMARKS["fg-ovd-hard"].load(tmp_path / "coco", "official", None)
+    assert isinstance(data, Regions)
+    assert [len(region.candidates) for region in data.regions] == [11, 3, 8, 10]
+    assert [data.texts[region.candidates[0]] for region in data.regions] == [
+        f"A dark brown wooden stool {number}." for number in range(4)
+    ]
+    assert len(data.texts) == 4 + 10 + 2 + 7 + 9
+    assert data.regions[0].box == (359.17, 146.17, 112.45, 213.57)
+
+
+def test_corners_for_the_sizes_of_fg_ovd_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80)).save(tmp_path / "1.png")
+
+    def read(*boxes: tuple[float, float, float, float]) -> int:
+        rows = [{"img_path": "1.png", "bbox": box, "pos_expression": ["t"], "neg_expression": ["f"]} for box in boxes]
+        write(tmp_path / "h.jsonl", lines(*rows))
+        return len(readers.read_fg_ovd("h.jsonl", tmp_path).regions)
+
+    with pytest.raises(BenchmarkError, match=r"h\.jsonl has boxes x1,y1,x2,y2, such as \(60\.0, 10\.0, 90\.0, 70\.0\)"):
+        read((0, 0, 20, 20), (60, 10, 90, 70))
+    # A box over the border by a rounded pixel, and boxes of which one cannot be corners.
+    assert read((10, 10, 90.9, 70.9)) == 1
+    assert read((60, 10, 90, 70), (50, 20, 10, 10)) == 2
 
 
 def test_pairs_part_into_captions_and_boxes(tmp_path: Path) -> None:
@@ -196,15 +287,9 @@ def test_a_limit_takes_whole_images() -> None:
     assert captions.first(None) == captions
 
 
-def test_annotations_of_what_a_file_does_not_list_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "images/1.jpg")
-    listed = {"images": [{"id": 1, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "a"}]}
-    for image, category, message in ((2, 1, "the image 2"), (1, 2, "the category 2")):
-        box = {"image_id": image, "category_id": category, "bbox": [0, 0, 1, 1]}
-        write(tmp_path / "boxes.json", listed | {"annotations": [box]})
-        with pytest.raises(BenchmarkError, match=message):
-            readers.read_box_names(tmp_path)
-    write(tmp_path / "captions_val2017.json", listed | {"annotations": [{"image_id": 2, "caption": "a"}]})
+def test_captions_of_images_that_a_file_does_not_list_are_refused(tmp_path: Path) -> None:
+    file = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}]}
+    write(tmp_path / "captions_val2017.json", file)
     with pytest.raises(BenchmarkError, match="the image 2"):
         readers.read_coco_captions(tmp_path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -12,9 +12,7 @@ import click
 from ...answers import (
     Benchmarked,
     BenchmarkedBeside,
-    BenchmarkFigure,
     BenchmarkFlips,
-    BenchmarkSettings,
     Counted,
     Evaluated,
     EvaluatedBeside,
@@ -22,29 +20,24 @@ from ...answers import (
     Share,
 )
 from ...errors import ArgumentError
-from ...evaluation.benchmarks import BENCHMARKS, SCENES, Benchmark, benchmark_by, caveat, published
-from ...evaluation.data import Captions, Protocol
+from ...evaluation.benchmarks import BENCHMARKS, SCENES, benchmark_by
+from ...evaluation.data import Protocol
 from ...evaluation.measures import MEASURES, flips
-from ...evaluation.readers import read_pairs
-from ...evaluation.running import Rate, check_limit, measure_captions, measure_regions
+from ...evaluation.running import check_limit
 from ...evaluation.scenes import Evaluation, check_scenes, lacking
 from ...evaluation.scenes import evaluate as evaluate_model
 from ...model import Model
+from ...outputs import check_output, written_whole
 from ...pocket.captions import LANGUAGES
-from ...progress import BeginStage
 from .. import options
+from ..benchmarking import ClassTexts, Counting, measure_benchmark, measure_pairs
+from ..evaluation_page import benchmark_page, scenes_page, settings_in_words
 from ..options import Loading, Loadings
 from ..output import Column, names, numbers, say, say_json, say_table, warn, words
 from ..progress import progress_bars
 from ..status import Command
 
 _PROTOCOLS = get_args(Protocol)
-
-#: Cutoffs of a user's own pairs.
-_PAIR_CUTOFFS = (1, 5, 10)
-
-#: Kinds of weights that published figures may be of.
-_RELEASED = ("released", "local")
 
 
 @click.command(cls=Command)
@@ -66,8 +59,23 @@ _RELEASED = ("released", "local")
     shell_complete=options.completed(_PROTOCOLS),
     help="official counts as the released scripts do; strict counts ties as wrong.",
 )
+@click.option(
+    "--templates",
+    type=options.PATH,
+    help="Text file of templates of the classes' texts, one a line, {} for the class.  [default: none]",
+)
+@click.option(
+    "--class-vectors",
+    type=options.PATH,
+    help=".npy file of classes' vectors, instead of templates.  [default: none]",
+)
+@click.option(
+    "--work", type=options.PATH, help="Folder that keeps vectors, so that a stopped run goes on.  [default: none]"
+)
 @click.option("--scenes", default=500, help="Number of scenes to draw, a multiple of 100.")
 @click.option("--seed", default=0, help="Seed of the first scene.")
+@click.option("--report", type=options.PATH, help="Also write a page of HTML.  [default: none]")
+@options.overwrite
 @options.json
 def run(
     loadings: Loadings,
@@ -76,8 +84,13 @@ def run(
     pairs: Path | None,
     limit: int | None,
     protocol: Protocol,
+    templates: Path | None,
+    class_vectors: Path | None,
+    work: Path | None,
     scenes: int,
     seed: int,
+    report: Path | None,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Count a bundle's right choices on drawn scenes, on a public benchmark or on pairs of your own.
@@ -90,137 +103,48 @@ def run(
     lose and gain, and how often equally good models would differ so much (McNemar's test).
     """
     check_limit(limit)
+    if report is not None:
+        check_output(report, overwrite, "--report")
+    classes, counting = ClassTexts(templates, class_vectors), Counting(limit, protocol, work)
     if protocol not in _PROTOCOLS:
         raise ArgumentError(f"--protocol {protocol!r} is unknown; choose {' or '.join(_PROTOCOLS)}.")
     if pairs is not None:
         if benchmark != SCENES or data is not None:
             raise ArgumentError("--pairs takes the place of --benchmark and --data; give one or the other.")
-        answer = _evaluate_pairs(loadings, pairs, limit, protocol)
+        classes.refuse("--pairs")
+        answer = measure_pairs(loadings, pairs, counting)
     elif benchmark != SCENES:
         settings = benchmark_by(benchmark)
         if data is None:
             raise ArgumentError(f"--benchmark {benchmark} has files; give their folder with --data.")
-        answer = _evaluate_benchmark(loadings, benchmark, settings, data, limit, protocol)
+        answer = measure_benchmark(loadings, benchmark, settings, data, counting, classes)
     else:
-        if data is not None or limit is not None:
-            raise ArgumentError("--data and --limit go with files; name them with --benchmark or --pairs.")
-        _evaluate_scenes(loadings, scenes, seed, json=json)
+        if data is not None or limit is not None or work is not None:
+            raise ArgumentError("--data, --limit and --work go with files; name them with --benchmark or --pairs.")
+        classes.refuse("drawn scenes")
+        seen = _evaluate_scenes(loadings, scenes, seed)
+        _write(report, scenes_page(seen))
+        if json:
+            say_json(seen)
+        else:
+            _say(seen)
         return
+    _write(report, benchmark_page(answer))
     if json:
         say_json(answer)
     else:
         _say_benchmark(answer)
 
 
-def _evaluate_benchmark(
-    loadings: Loadings,
-    name: str,
-    benchmark: Benchmark,
-    folder: Path,
-    limit: int | None,
-    protocol: Protocol,
-) -> Benchmarked:
-    data = benchmark.read(folder).first(limit)
+def _write(report: Path | None, page: str) -> None:
+    """Write the report, if one is asked for.
 
-    def measure(model: Model, begin: BeginStage) -> list[Rate]:
-        cutoffs = benchmark.cutoffs
-        if isinstance(data, Captions):
-            done = begin("images", len(data.images))
-            return measure_captions(model, data, benchmark.walk_type, cutoffs, protocol, done)
-        done = begin("boxes", len(data.regions))
-        return measure_regions(model, data, cutoffs, protocol, skips_boxes=benchmark.skips_boxes, done=done)
-
-    model, rates, others = _run(loadings, measure)
-    info = model.manifest.model
-    known = published(info.name, name) if info.weights in _RELEASED else {}
-    comparable = limit is None and protocol == "official"
-    figures = [_figure(rate, known.get(rate.name), comparable=comparable) for rate in rates]
-    settings = _settings(model, (benchmark.walk_type,), benchmark.lowercase, limit, protocol)
-    note = caveat(info.name, info.weights) if known else None
-    return _answer(model, name, folder, settings, figures, note, others)
-
-
-def _evaluate_pairs(loadings: Loadings, file: Path, limit: int | None, protocol: Protocol) -> Benchmarked:
-    captions, regions = read_pairs(file)
-    captions = None if captions is None else captions.first(limit)
-    regions = None if regions is None else regions.first(limit)
-
-    def measure(model: Model, begin: BeginStage) -> list[Rate]:
-        rates: list[Rate] = []
-        if captions is not None:
-            done = begin("images", len(captions.images))
-            rates += measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, done)
-        if regions is not None:
-            done = begin("boxes", len(regions.regions))
-            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done)
-        return rates
-
-    model, rates, others = _run(loadings, measure)
-    kinds = tuple(kind for kind, part in (("short", captions), ("box", regions)) if part is not None)
-    settings = _settings(model, kinds, None, limit, protocol)
-    return _answer(model, "pairs", file, settings, [_figure(rate) for rate in rates], None, others)
-
-
-def _run(
-    loadings: Loadings, measure: Callable[[Model, BeginStage], list[Rate]]
-) -> tuple[Model, list[Rate], list[BenchmarkedBeside]]:
-    """The model in the first precision, its figures, and the choices that the others make otherwise."""
-    # All are opened before the work, so that a precision that is missing is refused at once.
-    model, *others = [loading.open() for loading in loadings.each()]
-    with progress_bars() as begin:
-        rates = measure(model, begin)
-        return model, rates, [_beside(rates, other, measure(other, begin)) for other in others]
-
-
-def _beside(rates: list[Rate], model: Model, others: list[Rate]) -> BenchmarkedBeside:
-    figures = [
-        BenchmarkFlips(rate.name, other.share, **asdict(flips(rate.rights, other.rights)))
-        for rate, other in zip(rates, others, strict=True)
-    ]
-    return BenchmarkedBeside(model.precision, str(model.backend), figures)
-
-
-def _settings(
-    model: Model, walk_types: tuple[str, ...], script_lowercase: bool | None, limit: int | None, protocol: Protocol
-) -> BenchmarkSettings:
-    text = model.manifest.text
-    return BenchmarkSettings(
-        protocol=protocol,
-        limit=limit,
-        walk_types={name: text.walk_types[name].length for name in walk_types},
-        lowercase=text.lowercase,
-        script_lowercase=script_lowercase,
-        images=str(model.manifest.image),
-    )
-
-
-def _answer(
-    model: Model,
-    name: str,
-    data: Path,
-    settings: BenchmarkSettings,
-    figures: list[BenchmarkFigure],
-    note: str | None,
-    others: list[BenchmarkedBeside],
-) -> Benchmarked:
-    return Benchmarked(
-        bundle=str(model.bundle.path),
-        backend=str(model.backend),
-        precision=model.precision,
-        benchmark=name,
-        data=str(data),
-        settings=settings,
-        figures=figures,
-        caveat=note,
-        others=others,
-    )
-
-
-def _figure(rate: Rate, known: float | None = None, *, comparable: bool = False) -> BenchmarkFigure:
-    difference = 100 * rate.share - known if known is not None and comparable else None
-    return BenchmarkFigure(
-        rate.name, rate.right, rate.total, rate.share, rate.low, rate.high, published=known, difference=difference
-    )
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if report is not None:
+        with written_whole(report) as partial:
+            partial.write_text(page, encoding="utf-8")
 
 
 def _say_benchmark(answer: Benchmarked) -> None:
@@ -242,22 +166,16 @@ def _say_benchmark(answer: Benchmarked) -> None:
     )
     for other in answer.others:
         _say_flips(answer.precision, other, [names("figure")], [(flip.name,) for flip in other.figures])
-    settings = answer.settings
-    texts = ", ".join(f"{name} texts of {length} tokens" for name, length in settings.walk_types.items())
-    limit = "all inputs" if settings.limit is None else f"the first {settings.limit:,}"
-    case = "lower case" if settings.lowercase else "case kept"
-    say(f"settings: {settings.protocol} protocol, {limit}, {texts}, {case}, images {settings.images}")
-    if settings.script_lowercase is False and settings.lowercase:
-        say("The released script keeps the case of these texts, and this bundle lower-cases them.")
+    say("settings: " + "; ".join(f"{name} {value}" for name, value in settings_in_words(answer.settings).items()))
     if answer.caveat is not None:
         say(f"published figures: {answer.caveat}")
 
 
-def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) -> None:
+def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int) -> Evaluated:
     check_scenes(scenes)
     first, *others = loadings.each()
     model, result = _see(first, scenes, seed)
-    answer = Evaluated(
+    return Evaluated(
         bundle=str(loadings.bundle),
         backend=str(model.backend),
         precision=model.precision,
@@ -270,10 +188,6 @@ def _evaluate_scenes(loadings: Loadings, scenes: int, seed: int, *, json: bool) 
         true_before_false_by_change={change: Counted(*counts) for change, counts in result.by_change.items()},
         others=[_see_beside(result, other, scenes, seed) for other in others],
     )
-    if json:
-        say_json(answer)
-    else:
-        _say(answer)
 
 
 def _see(loading: Loading, scenes: int, seed: int) -> tuple[Model, Evaluation]:
