@@ -74,7 +74,7 @@ HEAVY = {
     "cuda": ("engines",),
     "pyarrow": ("vectors", "shards"),
     "fsspec": ("shards",),
-    "ray": ("shards",),
+    "ray": ("shards", "serving"),
     "tritonclient": ("serving",),
     "pillow_heif": ("image_files",),
     "rich": ("cli",),
