@@ -118,7 +118,8 @@ class Embedder:
     It is ready once every graph has run. Requests by HTTP and by handles share the batches.
     """
 
-    async def __init__(self, settings: Deployment) -> None:
+    # Ray awaits it.
+    async def __init__(self, settings: Deployment) -> None:  # type: ignore[misc]
         """Load the model.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from fgclip_rt.errors import ArgumentError, OutputError, ShardError
 from fgclip_rt.model import Model
-from fgclip_rt.shards import Columns, Marker, embed_shard, find_shards, make_job, open_store, storage
+from fgclip_rt.shards import Columns, Marker, embed_shard, find_shards, make_job, open_store, records, storage
 from fgclip_rt.shards.inputs import part_of
 from fgclip_rt.shards.job import Shard
 from fgclip_rt.shards.layouts import _ParquetRows
@@ -290,6 +291,31 @@ def test_an_object_store_is_as_a_disk(pocket: Model, images: list[bytes], tmp_pa
     assert_one_sentence(error.value, "memory://tars/gone.tar", code="shard_unreadable")
     with pytest.raises(ShardError, match="cannot be opened"):
         open_store("nonesuch://out")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_shard_of_a_store_is_read_while_the_model_works(
+    kind: str, images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "tar":
+        path = write_tar(tmp_path / "a.tar", [(f"{number:02d}.jpg", image) for number, image in enumerate(images)])
+    else:
+        ids = [f"{number:02d}" for number in range(len(images))]
+        path = write_parquet(tmp_path / "a.parquet", {"id": ids, "image": images})
+    fsspec.filesystem("memory").pipe_file(f"/ahead/{path.name}", path.read_bytes())
+    readers = []
+
+    def opened(location: str) -> Any:
+        readers.append(threading.current_thread().name)
+        return storage.opened(location)
+
+    monkeypatch.setattr(records, "opened", opened)
+    found = []
+    for location in (f"memory://ahead/{path.name}", str(path)):
+        (shard,) = find_shards([location], 9)
+        found.append([(each.id, each.image) for each in read_records(shard, Columns())])
+    assert found[0] == found[1] == [(f"{number:02d}", image) for number, image in enumerate(images)]
+    assert readers == ["fgclip-rt-read", "MainThread"]
 
 
 def test_an_output_of_something_else_is_refused(pocket: Model, images: list[bytes], tmp_path: Path) -> None:
