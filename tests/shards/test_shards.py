@@ -26,7 +26,7 @@ from fgclip_rt.shards.job import Shard
 from fgclip_rt.shards.layouts import _ParquetRows
 from fgclip_rt.shards.records import read_records
 from helpers import assert_one_sentence
-from sharding import jpeg, letters_of, rows_of, write_folder, write_parquet, write_tar
+from sharding import bomb, jpeg, letters_of, rows_of, write_folder, write_parquet, write_tar
 
 
 def embed(model: Model, source: Path | str, output: Path | str, retry: Marker | None = None, **settings: Any) -> Marker:
@@ -73,15 +73,18 @@ def test_a_tar_with_all_that_can_be_wrong(pocket: Model, images: list[bytes], tm
     members = [
         ("._a.jpg", b"of a Mac"), ("a.jpg", images[0]), ("b.txt", b"no image"), ("c.jpg", images[1][:400]),
         ("a.jpg", images[2]), ("d.jpg", b""), ("e.jpg", b"no image"), ("f.seg.PNG", images[3]),
+        ("g.png", bomb()), ("h.gif", b"GIF89a" + bytes(20)), ("i.svg", b"<svg/>"),
     ]  # fmt: skip
     marker = embed(pocket, write_tar(tmp_path / "a.tar", members), tmp_path / "out")
     assert_vectors(pocket, rows_of(tmp_path / "out/a.parquet"), {"a": images[0], "f": images[3]})
     expected = [
         ("a", "item_duplicate"), ("b", "item_missing"), ("c", "image_damaged"), ("d", "image_damaged"),
-        ("e", "image_unsupported"),
+        ("e", "image_unsupported"), ("g", "image_too_large"), ("h", "image_unsupported"), ("i", "item_missing"),
     ]  # fmt: skip
     assert letters_of(tmp_path / "out/a.errors.parquet") == expected
-    assert marker.errors == {"image_damaged": 2, "image_unsupported": 1, "item_duplicate": 1, "item_missing": 1}
+    assert marker.errors == {
+        "image_damaged": 2, "image_too_large": 1, "image_unsupported": 2, "item_duplicate": 1, "item_missing": 2,
+    }  # fmt: skip
     letters = {row["id"]: row for row in pq.read_table(tmp_path / "out/a.errors.parquet").to_pylist()}
     assert letters["c"]["digest"] == hashlib.sha256(images[1][:400]).hexdigest()
     assert letters["b"]["digest"] is None
