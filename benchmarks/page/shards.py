@@ -39,14 +39,15 @@ _MODEL = "fg-clip2-pocket"
 
 #: Prints the peak memory in bytes of a process that does the shard in the first argument.
 _PEAK = """
-import resource, sys
+import sys
 from fgclip_rt import load
+from fgclip_rt.benchmarks.memory import peak_memory
 from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
 model = load(sys.argv[3])
 store, job = open_store(sys.argv[2]), make_job(model.bundle, max_num_patches=4)
 store.claim(job)
 embed_shard(model, job, find_shards([sys.argv[1]], 1)[0], store)
-print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory())
 """
 
 #: Of an assumed photo, bytes of its file, and width and height in pixels.
@@ -72,11 +73,12 @@ class Measured(Strict, frozen=True):
         two: seconds with two.
         markers: number of shards of a finished job.
         resumed: seconds of the command that finds them done.
-        workers: seconds of a process that does eight shards, each of an eighth of the images, with its start.
-        ray: the same of an actor of a Ray cluster that is there; None if Ray is not.
-        ray_start: seconds that beginning and ending a cluster on this machine takes; None as above.
         peaks: bytes of memory by number of images in a shard.
         decoded: photos a second that one core decodes.
+        workers: seconds of a process that does eight shards, each of an eighth of the images, with its start; None if
+            Ray is not there, beside which it is measured.
+        ray: the same of an actor of a Ray cluster that is there; None as above.
+        ray_start: seconds that beginning and ending a cluster on this machine takes; None as above.
     """
 
     cpu: str
@@ -88,11 +90,11 @@ class Measured(Strict, frozen=True):
     two: float
     markers: int
     resumed: float
-    workers: float
-    ray: float | None
-    ray_start: float | None
     peaks: dict[int, int]
     decoded: float
+    workers: float | None = None
+    ray: float | None = None
+    ray_start: float | None = None
     format: Literal["fgclip-rt-bench-shards"] = "fgclip-rt-bench-shards"
 
 
@@ -158,9 +160,9 @@ def measure(folder: Path, images: int, turns: int, peaks: Sequence[int], markers
         commands["two"],
         markers,
         _resume(folder, markers),
-        *workers,
         {count: _peak(folder, count) for count in peaks},
         _decoding(),
+        *workers,
     )
 
 
@@ -175,8 +177,12 @@ class _Unreported:
             raise outcome.error
 
 
-def _workers(folder: Path, files: Sequence[bytes], turns: int, job: Job) -> tuple[float, float | None, float | None]:
-    """Seconds of a process and of an actor for the same shards, and of a cluster without work."""
+def _workers(folder: Path, files: Sequence[bytes], turns: int, job: Job) -> tuple[float, float, float] | tuple[()]:
+    """Seconds of a process and of an actor for the same shards, and of a cluster without work; nothing without Ray."""
+    if importlib.util.find_spec("ray") is None:
+        return ()
+    import ray
+
     tars = [str(_tar(folder / f"eighth-{number}.tar", files[number::8])) for number in range(8)]
     tasks = [Task(shard) for shard in find_shards(tars, 1)]
     setup = Setup(str(folder / "workers"), job, _MODEL, "cpu", 1)
@@ -191,15 +197,16 @@ def _workers(folder: Path, files: Sequence[bytes], turns: int, job: Job) -> tupl
         return call
 
     process = anew(lambda: run_processes(setup, tasks, 1, _Unreported()))
-    if importlib.util.find_spec("ray") is None:
-        return _medians(turns, process=process)["process"], None, None
-    import ray
 
-    def cluster() -> None:
+    def begin() -> None:
         ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
 
-    start = _medians(1, cluster=lambda: (cluster(), ray.shutdown()))["cluster"]
-    cluster()
+    def begin_and_end() -> None:
+        begin()
+        ray.shutdown()
+
+    start = timed(begin_and_end)
+    begin()
     try:
         found = _medians(turns, process=process, ray=anew(lambda: run_ray(setup, tasks, _Unreported())))
     finally:
@@ -214,12 +221,13 @@ def text(measured: Measured) -> str:
         ["rate of two processes, by that of one, with their starts", f"{measured.one / measured.two:.2f}"],
         [f"a finished job of {measured.markers:,} shards is found done in", f"{measured.resumed:.1f} s"],
     ]
-    if measured.ray is not None and measured.ray_start is not None:
+    if measured.workers is not None and measured.ray is not None and measured.ray_start is not None:
         figures += [
             [
-                "rate of an actor of Ray, by that of a process, each with its start",
-                f"{measured.workers / measured.ray:.2f}",
+                "eight shards by one process, with its start",
+                f"{measured.workers:.1f} s",
             ],
+            ["the same by one actor of Ray, with its start in a cluster that is there", f"{measured.ray:.1f} s"],
             ["a cluster of Ray on this machine begins and ends in", f"{measured.ray_start:.1f} s"],
         ]
     peaks = [[f"{count:,}", f"{size / 2**20:,.0f} MiB"] for count, size in measured.peaks.items()]

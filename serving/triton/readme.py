@@ -53,8 +53,8 @@ output is `{vectors}` instead, float32 [n, r, {dim}].
 """
 
 _ONNXRUNTIME = """
-The files of weights in {models} models are hard links to one. An object store or a copy holds them {models} times, and
-so does the memory of the server, which shares nothing between models.
+The files of weights in {models} models are hard links to one, and an object store or a copy holds them {models} times.
+The server shares nothing between models, so its memory holds the weights of a tower once for each model of it.
 """
 
 #: As ``OnnxRuntimeBackend`` does by an option that Triton does not pass on: these kernels give wrong numbers.

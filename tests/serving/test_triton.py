@@ -150,7 +150,7 @@ def of_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_each_bucket_and_length_is_a_model(of_graphs: Path, model: Model) -> None:
+def test_each_bucket_and_length_is_a_model(of_graphs: Path) -> None:
     server = Server(of_graphs)
     buckets = (128, 256, 576, 784, 1024)
     names = {f"fgclip_{graph}_{bucket}" for graph in ("vision", "dense") for bucket in buckets}
