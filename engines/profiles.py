@@ -117,13 +117,13 @@ def _specs(
     for sizes in [{}] if static is None else [{static: size} for size in fixed[static]]:
         values = {axis: (size, size, size) for axis, size in sizes.items()} | dict(ranges)
         # Boxes and masks are many in one image; their graphs are small, and have no weights.
-        batches = [ranges[Axis.BATCH]] if {Axis.BOXES, Axis.MASKS} & set(axes) else _parts(ranges[Axis.BATCH])
+        batches = [ranges[Axis.BATCH]] if {Axis.BOXES, Axis.MASKS} & set(axes) else batch_parts(ranges[Axis.BATCH])
         parts = [_profiles(entry.inputs, {**values, Axis.BATCH: batch}) for batch in batches]
         yield EngineSpec(graph, first, entry.file, sizes, _profiles(entry.inputs, values), parts)
 
 
-def _parts(batch: Range) -> list[Range]:
-    """A range of batches as one of a single image or text, those up to the usual batch, and those above it."""
+def batch_parts(batch: Range) -> list[Range]:
+    """Profiles of a range of batches: one of a single image or text, those up to the usual batch, and the rest."""
     smallest, usual, largest = batch
     alone: list[Range] = [(1, 1, 1)] if smallest == 1 else []
     start = max(smallest, 2) if alone else smallest

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -36,6 +37,59 @@ def map_ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
         finally:
             for future in begun:
                 future.cancel()
+
+
+def read_ahead(items: Generator[_T], cost: Callable[[_T], int], most: int) -> Iterator[_T]:
+    """Yield items in order, taken by one thread while the caller works, as long as those that wait cost less than most.
+
+    So what waits costs ``most`` and an item more at most. An error of ``items`` is raised after the items before it. If
+    the caller stops early, ``items`` is closed.
+    """
+    waiting: deque[tuple[_T, int]] = deque()
+    changed = threading.Condition()
+    held, stopped = 0, False
+    ended: list[BaseException | None] = []
+
+    def take() -> None:
+        nonlocal held
+        error: BaseException | None = None
+        try:
+            for item in items:
+                price = cost(item)
+                with changed:
+                    while held >= most and not stopped:
+                        changed.wait()
+                    if stopped:
+                        items.close()
+                        break
+                    waiting.append((item, price))
+                    held += price
+                    changed.notify_all()
+        except BaseException as raised:
+            error = raised
+        with changed:
+            ended.append(error)
+            changed.notify_all()
+
+    thread = threading.Thread(target=take, name="fgclip-rt-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: waiting or ended)
+                if not waiting:
+                    break
+                item, price = waiting.popleft()
+                held -= price
+                changed.notify_all()
+            yield item
+        if ended[0] is not None:
+            raise ended[0]
+    finally:
+        with changed:
+            stopped = True
+            changed.notify_all()
+        thread.join()
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -46,13 +46,14 @@ class Bundle:
     _stamps: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, *, check_hashes: bool = True) -> Bundle:
+    def open(cls, folder: Path, *, check_hashes: bool = True, graphs: bool = True) -> Bundle:
         """Open the bundle at ``folder``.
 
         Args:
             folder: its path, or the name of a bundle that comes with the package (:mod:`fgclip_rt.shipped`).
             check_hashes: compare every file's SHA-256 with the manifest. Without it only names and sizes are
                 compared, which is faster for large bundles and trusts the disk.
+            graphs: False for a folder that has the manifest and the tokenizer only, because its graphs run elsewhere.
 
         Raises:
             BundleError: the folder is not a bundle, a listed file is missing or altered, or the manifest is not as
@@ -79,7 +80,7 @@ class Bundle:
                 f"{path} cannot be read ({error.strerror}); check its permissions.", code="bundle_unreadable"
             ) from None
         bundle = cls(folder, decode_manifest(text, str(path)), hashlib.sha256(text).hexdigest())
-        bundle._check_files(check_hashes)
+        bundle._check_files(bundle.manifest.files if graphs else (bundle.manifest.text.tokenizer,), check_hashes)
         return bundle
 
     def check_precision(self, name: str) -> None:
@@ -149,9 +150,9 @@ class Bundle:
         """Bytes of all listed files."""
         return sum(info.size for info in self.manifest.files.values())
 
-    def _check_files(self, check_hashes: bool) -> None:
-        for name, expected in self.manifest.files.items():
-            path = self.path / name
+    def _check_files(self, names: Iterable[str], check_hashes: bool) -> None:
+        for name in names:
+            path, expected = self.path / name, self.manifest.files[name]
             try:
                 state = path.stat()
                 # Whoever opens a pipe waits for a writer.

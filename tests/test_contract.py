@@ -74,7 +74,7 @@ HEAVY = {
     "cuda": ("engines",),
     "pyarrow": ("vectors", "shards"),
     "fsspec": ("shards",),
-    "ray": ("shards",),
+    "ray": ("shards", "serving", "benchmarks"),
     "tritonclient": ("serving",),
     "pillow_heif": ("image_files",),
     "rich": ("cli",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import subprocess
 import sys
@@ -24,7 +25,10 @@ from fgclip_rt.images import load_image
 from fgclip_rt.machine import this_machine, usable_cores
 from fgclip_rt.manifest import Strict
 from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
-from fgclip_rt.shards.job import Marker
+from fgclip_rt.shards.job import Job, Marker
+from fgclip_rt.shards.pool import run_processes
+from fgclip_rt.shards.ray import run_ray
+from fgclip_rt.shards.task import Failed, Setup, Task
 from fgclip_rt.turns import take_turns, timed
 
 from .readme import table
@@ -35,14 +39,15 @@ _MODEL = "fg-clip2-pocket"
 
 #: Prints the peak memory in bytes of a process that does the shard in the first argument.
 _PEAK = """
-import resource, sys
+import sys
 from fgclip_rt import load
+from fgclip_rt.benchmarks.memory import peak_memory
 from fgclip_rt.shards import embed_shard, find_shards, make_job, open_store
 model = load(sys.argv[3])
-store, job = open_store(sys.argv[2]), make_job(model.bundle)
+store, job = open_store(sys.argv[2]), make_job(model.bundle, max_num_patches=4)
 store.claim(job)
 embed_shard(model, job, find_shards([sys.argv[1]], 1)[0], store)
-print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory())
 """
 
 #: Of an assumed photo, bytes of its file, and width and height in pixels.
@@ -70,6 +75,10 @@ class Measured(Strict, frozen=True):
         resumed: seconds of the command that finds them done.
         peaks: bytes of memory by number of images in a shard.
         decoded: photos a second that one core decodes.
+        workers: seconds of a process that does eight shards, each of an eighth of the images, with its start; None if
+            Ray is not there, beside which it is measured.
+        ray: the same of an actor of a Ray cluster that is there; None as above.
+        ray_start: seconds that beginning and ending a cluster on this machine takes; None as above.
     """
 
     cpu: str
@@ -83,6 +92,9 @@ class Measured(Strict, frozen=True):
     resumed: float
     peaks: dict[int, int]
     decoded: float
+    workers: float | None = None
+    ray: float | None = None
+    ray_start: float | None = None
     format: Literal["fgclip-rt-bench-shards"] = "fgclip-rt-bench-shards"
 
 
@@ -136,6 +148,7 @@ def measure(folder: Path, images: int, turns: int, peaks: Sequence[int], markers
         turns, plain=lambda: model.embed_images(files), shard=lambda: embed_shard(model, job, shard, store)
     )
     commands = _medians(turns, one=command(), two=command("--processes", 2))
+    workers = _workers(folder, files, turns, job)
     machine = this_machine()
     return Measured(
         machine.cpu,
@@ -149,7 +162,56 @@ def measure(folder: Path, images: int, turns: int, peaks: Sequence[int], markers
         _resume(folder, markers),
         {count: _peak(folder, count) for count in peaks},
         _decoding(),
+        *workers,
     )
+
+
+class _Unreported:
+    """Is told how the work goes, and ends it at the first shard that cannot be done."""
+
+    def step(self, rows: int, errors: int) -> None:
+        pass
+
+    def ended(self, outcome: Marker | Failed) -> None:
+        if isinstance(outcome, Failed):
+            raise outcome.error
+
+
+def _workers(folder: Path, files: Sequence[bytes], turns: int, job: Job) -> tuple[float, float, float] | tuple[()]:
+    """Seconds of a process and of an actor for the same shards, and of a cluster without work; nothing without Ray."""
+    if importlib.util.find_spec("ray") is None:
+        return ()
+    import ray
+
+    tars = [str(_tar(folder / f"eighth-{number}.tar", files[number::8])) for number in range(8)]
+    tasks = [Task(shard) for shard in find_shards(tars, 1)]
+    setup = Setup(str(folder / "workers"), job, _MODEL, "cpu", 1)
+    open_store(setup.output).claim(job)
+
+    def anew(run: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            for task in tasks:
+                Path(setup.output, f"{task.shard.name}.json").unlink(missing_ok=True)
+            run()
+
+        return call
+
+    process = anew(lambda: run_processes(setup, tasks, 1, _Unreported()))
+
+    def begin() -> None:
+        ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+
+    def begin_and_end() -> None:
+        begin()
+        ray.shutdown()
+
+    start = timed(begin_and_end)
+    begin()
+    try:
+        found = _medians(turns, process=process, ray=anew(lambda: run_ray(setup, tasks, _Unreported())))
+    finally:
+        ray.shutdown()
+    return found["process"], found["ray"], start
 
 
 def text(measured: Measured) -> str:
@@ -159,6 +221,15 @@ def text(measured: Measured) -> str:
         ["rate of two processes, by that of one, with their starts", f"{measured.one / measured.two:.2f}"],
         [f"a finished job of {measured.markers:,} shards is found done in", f"{measured.resumed:.1f} s"],
     ]
+    if measured.workers is not None and measured.ray is not None and measured.ray_start is not None:
+        figures += [
+            [
+                "eight shards by one process, with its start",
+                f"{measured.workers:.1f} s",
+            ],
+            ["the same by one actor of Ray, with its start in a cluster that is there", f"{measured.ray:.1f} s"],
+            ["a cluster of Ray on this machine begins and ends in", f"{measured.ray_start:.1f} s"],
+        ]
     peaks = [[f"{count:,}", f"{size / 2**20:,.0f} MiB"] for count, size in measured.peaks.items()]
     columns = ["images", "core-hours of the model", "core-hours of decoding", "read", "vectors"]
     return _PAGE.substitute(
@@ -185,7 +256,7 @@ def _costs(decoded: float) -> list[list[str]]:
 
 
 def _photo(seed: int, width: int, height: int) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -236,7 +307,9 @@ def _resume(folder: Path, count: int) -> float:
 
 
 def _peak(folder: Path, count: int) -> int:
-    path = _tar(folder / f"{count}.tar", [_photo(seed % 100, 64, 48) for seed in range(count)])
+    # They are as small as they can be, so that a hundred thousand take minutes and not hours.
+    photos = [_photo(seed, 8, 8) for seed in range(100)]
+    path = _tar(folder / f"{count}.tar", [photos[number % len(photos)] for number in range(count)])
     command = [sys.executable, "-c", _PEAK, str(path), str(folder / f"peak-{count}"), _MODEL]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -13,6 +13,9 @@ from ..errors import DeviceError
 #: Patches or tokens of a batch whose size is not given, on a GPU: fewer leave some of its processors idle.
 GPU_TOKENS_PER_BATCH = 16_384
 
+#: Patches or tokens of a batch whose size is not given, on a CPU, at most: activations stay in the caches.
+CPU_TOKENS_PER_BATCH = 2048
+
 
 class Result(Protocol):
     """Outputs that may not be ready yet."""

@@ -28,16 +28,16 @@ from ..interface import describe
 from ..machine import cuda_gpus, usable_cores
 from ..manifest import FP32, GraphFile, TensorSpec
 from ..packages import CUDA_REMEDY
-from . import GPU_TOKENS_PER_BATCH, Finished, Result, lost_cuda
+from . import CPU_TOKENS_PER_BATCH, GPU_TOKENS_PER_BATCH, Finished, Result, lost_cuda
 from .external_data import Model, without_links
 from .mapped import MappedFile
 
 _CPU, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-#: Patches or tokens of a batch whose size is not given: for each thread, and at most. They keep the cores busy, and are
-#: few enough for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256
-#: patches were slower in batches of 2,048 patches than of 1,024, and as fast in batches of 256.
-_TOKENS_PER_THREAD, _TOKENS_PER_BATCH = 512, 2048
+#: Patches or tokens of a batch whose size is not given, for each thread. They keep the cores busy, and are few enough
+#: for activations to stay in the caches. A longer image or text runs alone. On two cores, images of 256 patches were
+#: slower in batches of 2,048 patches than of 1,024, and as fast in batches of 256.
+_TOKENS_PER_THREAD = 512
 
 #: The kernels of attention that the CUDA provider may choose from, as a sum of its bits: all but the memory-efficient
 #: ones (2). Those give wrong numbers where queries are wider than 64 and values are not, as in our heads of 72 and 64
@@ -112,7 +112,7 @@ class OnnxRuntimeBackend:
         """The batch size with :data:`_TOKENS_PER_THREAD` patches or tokens for each thread; at least one."""
         if self.device == "cuda":
             return max(1, GPU_TOKENS_PER_BATCH // length)
-        return max(1, min(_TOKENS_PER_BATCH, self._threads * _TOKENS_PER_THREAD) // length)
+        return max(1, min(CPU_TOKENS_PER_BATCH, self._threads * _TOKENS_PER_THREAD) // length)
 
     @property
     def _name(self) -> str:
@@ -301,7 +301,7 @@ def run_session(
         DeviceError: memory ran out, or the device failed.
     """
     options, on_cpu = None, session.get_providers() == [_CPU]
-    if on_cpu and _tokens(inputs) > _TOKENS_PER_BATCH:
+    if on_cpu and _tokens(inputs) > CPU_TOKENS_PER_BATCH:
         options = ort.RunOptions()
         options.add_run_config_entry(*_SHRINK)
     try:

@@ -100,6 +100,12 @@ def walk_type(default: str) -> _Decorator:
     )
 
 
+def warn_random(bundle: Bundle) -> None:
+    """Say so if a bundle's weights are random."""
+    if bundle.manifest.model.weights == "random":
+        warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
+
+
 class Loading(Struct, frozen=True):
     """Which model to load, and how; as for :func:`fgclip_rt.load`."""
 
@@ -118,8 +124,7 @@ class Loading(Struct, frozen=True):
         model = open_model(
             bundle, self.device, self.precision, self.threads, self.backend, preparation=self.preparation
         )
-        if model.has_random_weights:
-            warn("fgclip-rt: this bundle has RANDOM WEIGHTS: its numbers mean nothing and serve benchmarks only.")
+        warn_random(bundle)
         return model
 
 

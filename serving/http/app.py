@@ -70,6 +70,7 @@ class Application:
         self.on_failed = on_failed
         self._open_batcher = open_batcher
         self._batcher: Batcher | None = None
+        self._loading: asyncio.Task[None] | None = None
         routes = [
             self._route("/v1/embeddings", embeddings.embeddings, "POST"),
             self._route("/v1/score", questions.score, "POST"),
@@ -169,9 +170,23 @@ class Application:
         return failure(known)
 
     @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Runs without a server of its own, and is ready in the block. Requests that are left at its end fail.
+
+        Raises:
+            Exception: the model could not be loaded; it is the error of that.
+        """
+        async with self._lifespan(self.app):
+            assert self._loading is not None
+            await self._loading
+            if self.service.failed is not None:
+                raise self.service.failed
+            yield
+
+    @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:  # noqa: ARG002 (Starlette gives it)
         async with self._agents.running() if self._agents is not None else nullcontext():
-            loading = asyncio.create_task(self._load())
+            loading = self._loading = asyncio.create_task(self._load())
             try:
                 yield
             finally:

@@ -1,5 +1,8 @@
-"""A model repository for Triton Inference Server, whose Python backend runs fgclip_rt itself."""
+"""A model repository for Triton Inference Server. Its graphs run in fgclip_rt, or in backends of Triton's own."""
 
-from .repository import Repository, check_repository, write_repository
+from .advice import BatchAdvice, read_advice
+from .check import check_repository
+from .repository import write_repository
+from .settings import MODES, Mode, Repository
 
-__all__ = ["Repository", "check_repository", "write_repository"]
+__all__ = ["MODES", "BatchAdvice", "Mode", "Repository", "check_repository", "read_advice", "write_repository"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_rt import ahead
-from fgclip_rt.ahead import map_ahead
+from fgclip_rt.ahead import map_ahead, read_ahead
 from fgclip_rt.recent import Recent
 
 
@@ -77,3 +78,57 @@ def test_what_was_used_last_is_kept() -> None:
     assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
     recent.put("a", 4)
     assert recent.get("a") == 4
+
+
+@given(items=st.lists(st.integers(0, 5)), most=st.integers(1, 9))
+def test_what_is_read_ahead_comes_in_order(items: list[int], most: int) -> None:
+    assert list(read_ahead((item for item in items), lambda item: item, most)) == items
+
+
+def test_reading_goes_on_while_the_caller_works_and_stops_at_the_limit() -> None:
+    taken: list[int] = []
+    four = threading.Event()
+
+    def items() -> Generator[int]:
+        for item in range(100):
+            taken.append(item)
+            if len(taken) == 4:
+                four.set()
+            yield item
+
+    ahead_of = read_ahead(items(), lambda _: 10, 25)
+    assert next(ahead_of) == 0
+    # 1, 2 and 3 wait and cost 30 together; 4 is in hand, and goes to them when one of them is taken.
+    assert four.wait(10)
+    time.sleep(0.05)
+    assert len(taken) <= 5
+    assert next(ahead_of) == 1
+    ahead_of.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 6
+
+
+def test_an_error_of_reading_comes_after_what_was_read() -> None:
+    def items() -> Generator[int]:
+        yield 1
+        yield 2
+        raise OSError("gone")
+
+    ahead_of = read_ahead(items(), lambda _: 1, 9)
+    assert [next(ahead_of), next(ahead_of)] == [1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(ahead_of)
+
+
+def test_what_is_read_is_closed_if_the_caller_stops() -> None:
+    closed = []
+
+    def items() -> Generator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    for item in read_ahead(items(), lambda _: 1, 3):
+        if item == 2:
+            break
+    assert closed == ["fgclip-rt-read"]

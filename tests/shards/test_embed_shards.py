@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.shards import find_shards, make_job, open_store
 from fgclip_rt.shards.task import Done, Setup, Task, Worker
-from helpers import run_command
+from helpers import edit_manifest, run_command
 from sharding import NAME, letters_of, rows_of, write_folder, write_tar
 
 
@@ -116,6 +117,15 @@ def test_another_bundle_is_refused(inputs: list[Path], tmp_path: Path, bundle_pa
     run_command(*arguments(inputs[1:], tmp_path / "out"))
     words = ["embed-shards", bundle_path, inputs[1], "--output", tmp_path / "out"]
     assert report(*words, status=1)["error"]["code"] == "shard_mismatch"
+
+
+def test_random_weights_are_told_of_before_the_work(inputs: list[Path], tmp_path: Path, bundle_path: Path) -> None:
+    bundle = shutil.copytree(bundle_path, tmp_path / "bundle")
+    assert "RANDOM" not in run_command(*arguments(inputs[1:], tmp_path / "shipped")).stderr
+    edit_manifest(bundle, lambda manifest: manifest["model"].update(weights="random", checkpoint_sha256=None))
+    # Once, whatever the number of workers.
+    words = ["embed-shards", bundle, *inputs, "--output", tmp_path / "out", "--shard-size", 9, "--processes", 2]
+    assert run_command(*words).stderr.count("RANDOM WEIGHTS") == 1
 
 
 def test_an_output_that_cannot_be_written_ends_the_job(inputs: list[Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,13 @@ import pytest
 
 from fgclip_rt.errors import ArgumentError, OutputError, ShardError
 from fgclip_rt.model import Model
-from fgclip_rt.shards import Columns, Marker, embed_shard, find_shards, make_job, open_store, storage
+from fgclip_rt.shards import Columns, Marker, embed_shard, find_shards, make_job, open_store, records, storage
 from fgclip_rt.shards.inputs import part_of
 from fgclip_rt.shards.job import Shard
 from fgclip_rt.shards.layouts import _ParquetRows
 from fgclip_rt.shards.records import read_records
 from helpers import assert_one_sentence
-from sharding import jpeg, letters_of, rows_of, write_folder, write_parquet, write_tar
+from sharding import bomb, jpeg, letters_of, rows_of, write_folder, write_parquet, write_tar
 
 
 def embed(model: Model, source: Path | str, output: Path | str, retry: Marker | None = None, **settings: Any) -> Marker:
@@ -72,15 +73,18 @@ def test_a_tar_with_all_that_can_be_wrong(pocket: Model, images: list[bytes], tm
     members = [
         ("._a.jpg", b"of a Mac"), ("a.jpg", images[0]), ("b.txt", b"no image"), ("c.jpg", images[1][:400]),
         ("a.jpg", images[2]), ("d.jpg", b""), ("e.jpg", b"no image"), ("f.seg.PNG", images[3]),
+        ("g.png", bomb()), ("h.gif", b"GIF89a" + bytes(20)), ("i.svg", b"<svg/>"),
     ]  # fmt: skip
     marker = embed(pocket, write_tar(tmp_path / "a.tar", members), tmp_path / "out")
     assert_vectors(pocket, rows_of(tmp_path / "out/a.parquet"), {"a": images[0], "f": images[3]})
     expected = [
         ("a", "item_duplicate"), ("b", "item_missing"), ("c", "image_damaged"), ("d", "image_damaged"),
-        ("e", "image_unsupported"),
+        ("e", "image_unsupported"), ("g", "image_too_large"), ("h", "image_unsupported"), ("i", "item_missing"),
     ]  # fmt: skip
     assert letters_of(tmp_path / "out/a.errors.parquet") == expected
-    assert marker.errors == {"image_damaged": 2, "image_unsupported": 1, "item_duplicate": 1, "item_missing": 1}
+    assert marker.errors == {
+        "image_damaged": 2, "image_too_large": 1, "image_unsupported": 2, "item_duplicate": 1, "item_missing": 2,
+    }  # fmt: skip
     letters = {row["id"]: row for row in pq.read_table(tmp_path / "out/a.errors.parquet").to_pylist()}
     assert letters["c"]["digest"] == hashlib.sha256(images[1][:400]).hexdigest()
     assert letters["b"]["digest"] is None
@@ -290,6 +294,31 @@ def test_an_object_store_is_as_a_disk(pocket: Model, images: list[bytes], tmp_pa
     assert_one_sentence(error.value, "memory://tars/gone.tar", code="shard_unreadable")
     with pytest.raises(ShardError, match="cannot be opened"):
         open_store("nonesuch://out")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_shard_of_a_store_is_read_while_the_model_works(
+    kind: str, images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "tar":
+        path = write_tar(tmp_path / "a.tar", [(f"{number:02d}.jpg", image) for number, image in enumerate(images)])
+    else:
+        ids = [f"{number:02d}" for number in range(len(images))]
+        path = write_parquet(tmp_path / "a.parquet", {"id": ids, "image": images})
+    fsspec.filesystem("memory").pipe_file(f"/ahead/{path.name}", path.read_bytes())
+    readers = []
+
+    def opened(location: str) -> Any:
+        readers.append(threading.current_thread().name)
+        return storage.opened(location)
+
+    monkeypatch.setattr(records, "opened", opened)
+    found = []
+    for location in (f"memory://ahead/{path.name}", str(path)):
+        (shard,) = find_shards([location], 9)
+        found.append([(each.id, each.image) for each in read_records(shard, Columns())])
+    assert found[0] == found[1] == [(f"{number:02d}", image) for number, image in enumerate(images)]
+    assert readers == ["fgclip-rt-read", "MainThread"]
 
 
 def test_an_output_of_something_else_is_refused(pocket: Model, images: list[bytes], tmp_path: Path) -> None:

@@ -110,8 +110,10 @@ def run(
     if num_gpus is not None and (ray is None or not num_gpus > 0):
         raise ArgumentError(f"--num-gpus is {num_gpus:g}; give a positive number, together with --ray.")
     pixels.set_limit()
+    bundle = Bundle.open(loading.bundle, check_hashes=False)
+    options.warn_random(bundle)
     job = make_job(
-        Bundle.open(loading.bundle, check_hashes=False),
+        bundle,
         loading.precision,
         dtype=cast("DType", dtype),
         layout=cast("Layout", layout),
