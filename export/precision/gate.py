@@ -10,15 +10,12 @@ import msgspec
 from fgclip_rt.errors import ArgumentError
 from fgclip_rt.evaluation.data import Captions, Regions
 from fgclip_rt.evaluation.readers import read_pairs
-from fgclip_rt.evaluation.running import Rate, measure_captions, measure_regions
+from fgclip_rt.evaluation.running import PAIR_CUTOFFS, Rate, measure_captions, measure_regions
 from fgclip_rt.model import Model
 from fgclip_rt.progress import BeginStage, silent
 
 #: Points of 100 that a figure may lose, if nobody says another number.
 MAX_LOSS = 0.5
-
-#: The figures of ``evaluate --pairs``.
-_CUTOFFS = (1, 5, 10)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -81,10 +78,10 @@ class Gate(msgspec.Struct, frozen=True):
         rates: list[Rate] = []
         if self.captions is not None:
             done = begin(f"answer pairs in {model.precision}", len(self.captions.images))
-            rates += measure_captions(model, self.captions, "short", _CUTOFFS, "strict", done)
+            rates += measure_captions(model, self.captions, "short", PAIR_CUTOFFS, "strict", done)
         if self.regions is not None:
             done = begin(f"answer boxes in {model.precision}", len(self.regions.regions))
-            rates += measure_regions(model, self.regions, _CUTOFFS, "strict", done=done)
+            rates += measure_regions(model, self.regions, PAIR_CUTOFFS, "strict", done=done)
         return rates
 
     def judge(self, precision: str, before: Sequence[Rate], after: Sequence[Rate]) -> str | None:

@@ -27,16 +27,13 @@ from ..evaluation.embedding import embed_classes, embed_texts, fixed_patches, re
 from ..evaluation.keeping import Keeping, kept
 from ..evaluation.measures import flips
 from ..evaluation.readers import read_pairs
-from ..evaluation.running import Rate, measure_captions, measure_images, measure_regions
+from ..evaluation.running import PAIR_CUTOFFS, Rate, measure_captions, measure_images, measure_regions
 from ..evaluation.templates import read_templates
 from ..model import Model
 from ..progress import BeginStage
 from .options import Loadings
 from .output import warn
 from .progress import progress_bars
-
-#: Cutoffs of a user's own pairs.
-_PAIR_CUTOFFS = (1, 5, 10)
 
 #: Kinds of weights that published figures may be of.
 _RELEASED = ("released", "local")
@@ -233,10 +230,10 @@ def measure_pairs(loadings: Loadings, file: Path, counting: Counting) -> Benchma
     def measure(model: Model, begin: BeginStage, keeping: Keeping) -> list[Rate]:
         rates: list[Rate] = []
         if captions is not None:
-            rates += _measure_captions(model, captions, "short", _PAIR_CUTOFFS, protocol, begin, keeping)
+            rates += _measure_captions(model, captions, "short", PAIR_CUTOFFS, protocol, begin, keeping)
         if regions is not None:
             done = begin("boxes", len(regions.regions))
-            rates += measure_regions(model, regions, _PAIR_CUTOFFS, protocol, done=done, keeping=keeping)
+            rates += measure_regions(model, regions, PAIR_CUTOFFS, protocol, done=done, keeping=keeping)
         return rates
 
     model, rates, others = _run(loadings, measure, counting.work)

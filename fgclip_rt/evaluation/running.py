@@ -17,6 +17,9 @@ from .embedding import embed_images, embed_regions, embed_texts
 from .keeping import Keeping, kept
 from .measures import class_mean, class_mean_interval, interval, ranks
 
+#: Cutoffs of a user's own pairs.
+PAIR_CUTOFFS = (1, 5, 10)
+
 #: Rank of a region that cannot be sampled: beyond every cutoff.
 _NEVER = np.iinfo(np.int32).max
 

@@ -61,7 +61,7 @@ def read_records(shard: Shard, columns: Columns) -> Iterator[Record]:
     """The items of a shard in their order. If it breaks off, the last record has an error and no id.
 
     Raises:
-        ShardError: it cannot be opened, or lacks a column.
+        ShardError: it cannot be opened or read on, or lacks a column.
         MissingDependencyError: it is a Parquet file and pyarrow is not installed.
     """
     if shard.kind == "files":
@@ -75,14 +75,8 @@ def _read_file(location: str) -> bytes:
     try:
         with opened(location) as file:
             return file.read()
-    except (ShardError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        message = str(error) if why is None else f"{location} cannot be read ({why}); check the path."
-        raise ImageError(message, code="image_unreadable") from None
-    except FgclipError:
-        raise
-    except Exception as error:  # the stores' libraries have errors of their own
-        raise ImageError(f"{location} cannot be read ({error}); try again with --retry-errors.") from None
+    except ShardError as error:
+        raise ImageError(str(error), code="image_unreadable") from None
 
 
 def _size(record: Record) -> int:
@@ -99,7 +93,7 @@ def _whole(shard: Shard, records: Iterator[Record]) -> Generator[Record]:
             return
         except FgclipError:
             raise
-        except Exception as error:  # decoders of damaged files, and stores, raise nearly anything
+        except Exception as error:  # decoders of damaged files raise nearly anything
             if isinstance(error, MemoryError):
                 raise
             broken = ShardError(
@@ -164,6 +158,8 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[Record]:
         try:
             # Without this, a row group is read as a whole, which may be gigabytes.
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+        except FgclipError:
+            raise
         except Exception as error:  # as above
             raise ShardError(f"{shard.source} is no Parquet file ({reason(error)}); restore it.") from None
         names = table.schema_arrow.names

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,6 +22,11 @@ from ..packages import require
 from .job import Job, Marker, check_same_job
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)", re.IGNORECASE)
+
+#: Bytes of an input that are read at once.
+_BUFFER = 1 << 18
+
+_T = TypeVar("_T")
 
 #: Suffix of a marker; ``job.json`` has it too.
 _MARKER, JOB = ".json", "job.json"
@@ -57,18 +63,61 @@ def opened(location: str) -> IO[bytes]:
     """A file to read, by its path or URL.
 
     Raises:
-        ShardError: it cannot be opened.
+        ShardError: it cannot be opened, or later, not be read.
     """
     try:
-        if is_url(location):
-            system, path = open_url(location)
-            file: IO[bytes] = system.open(path, "rb")
-            return file
-        return Path(location).open("rb")
+        file = _open(location)
     except FgclipError:
         raise
     except Exception as error:  # as above
         raise cannot_open(location, error) from None
+    return io.BufferedReader(_Source(file, location), _BUFFER)
+
+
+def _open(location: str) -> IO[bytes]:
+    if is_url(location):
+        system, path = open_url(location)
+        file: IO[bytes] = system.open(path, "rb")
+        return file
+    return Path(location).open("rb", buffering=0)
+
+
+class _Source(io.RawIOBase):
+    """A file that tells a disk or a store that fails from content that is damaged, at which its decoder fails."""
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        self._file, self._location = file, location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._try(self._file.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._try(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._try(self._file.tell)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _try(self, function: Callable[..., _T], *arguments: int) -> _T:
+        try:
+            return function(*arguments)
+        except Exception as error:  # as above
+            why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+            raise ShardError(
+                f"{self._location} cannot be read ({why}); repeat the command, for images with --retry-errors."
+            ) from None
 
 
 def cannot_open(location: str, error: Exception) -> ShardError:

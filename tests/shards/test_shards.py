@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import tarfile
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from fgclip_rt.errors import ArgumentError, OutputError, ShardError
 from fgclip_rt.model import Model
@@ -294,6 +296,37 @@ def test_an_object_store_is_as_a_disk(pocket: Model, images: list[bytes], tmp_pa
     assert_one_sentence(error.value, "memory://tars/gone.tar", code="shard_unreadable")
     with pytest.raises(ShardError, match="cannot be opened"):
         open_store("nonesuch://out")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tgz", "parquet"])
+def test_a_store_that_fails_in_the_middle_leaves_no_marker(
+    kind: str, pocket: Model, images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may answer the next time, whereas a file that breaks off stays broken."""
+    noise = np.random.default_rng(1).bytes(600_000)
+    if kind == "parquet":
+        path = write_parquet(tmp_path / "a.parquet", {"id": ["0", "1", "2"], "image": [images[0], noise, images[1]]})
+    else:
+        path = write_tar(tmp_path / "a.tar", [("0.jpg", images[0]), ("1.jpg", noise), ("2.jpg", images[1])])
+        if kind == "tgz":
+            path = tmp_path / "a.tgz"
+            path.write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    fsspec.filesystem("memory").pipe_file(f"/fails/{path.name}", path.read_bytes())
+    read, fails = MemoryFile.read, True
+
+    def fail(self: MemoryFile, size: int = -1) -> bytes:
+        if fails and self.path.startswith("/fails") and self.tell() < 400_000 < self.tell() + size:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        data: bytes = read(self, size)
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(ShardError) as error:
+        embed(pocket, f"memory://fails/{path.name}", f"memory://fails-{kind}")
+    assert_one_sentence(error.value, "Connection reset by peer", code="shard_unreadable")
+    assert open_store(f"memory://fails-{kind}").markers() == {}
+    fails = False
+    assert embed(pocket, f"memory://fails/{path.name}", f"memory://fails-{kind}").rows == 2
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
