@@ -343,7 +343,8 @@ def test_characters_whose_lower_case_is_newer_than_python(core: Oracle) -> None:
     unknown = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cn"]
     _, found = core.result("lower", "\n".join(unknown).encode())
     newer = [char for char, lower in zip(unknown, found.decode().split("\n"), strict=True) if lower != char.lower()]
-    if unicodedata.unidata_version == "14.0.0":
+    # Unicode 15 added no letters of two cases.
+    if unicodedata.unidata_version.startswith(("14.", "15.")):
         assert len(newer) == 55
         assert {hex(ord(char)) for char in newer} >= {"0xa7cb", "0xa7da", "0x1c89"}
     else:
