@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -24,11 +24,15 @@ from safetensors.numpy import load_file, save_file
 import fgclip_rt
 from exporting import hasten, unused_source
 from fgclip_rt import export, parity
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Result
+from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError, ParityError
 from fgclip_rt.export import PRECISIONS, CalibrationInputs
 from fgclip_rt.export.bundle.probe import TEXTS, draw_image
 from fgclip_rt.export.bundle.weights import external_tensors
+from fgclip_rt.export.precision import planner
 from fgclip_rt.export.precision.emulation import emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
@@ -56,6 +60,7 @@ STAGES = (
     "calibrate, pass 2",
     "convert to int8",
     "check int8 parity",
+    "check int8 on the CPU",
     "check int8 held out",
 )
 #: The largest number of float16.
@@ -268,6 +273,28 @@ def test_without_calibration_inputs_a_precision_is_measured_on_the_probe(tmp_pat
 def test_an_export_says_how_far_each_precision_is(masked: Exported) -> None:
     assert [name for name, _ in masked.stages] == list(STAGES)
     assert dict(masked.done) == dict(masked.stages)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_layer_goes_back_if_int8_falls_below_on_the_cpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[OnnxRuntimeBackend] = []
+
+    class Other(OnnxRuntimeBackend):
+        """The first two read texts from their end: without the second, the residual stream alone would go back."""
+
+        def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+            if self not in made:
+                made.append(self)
+            if graph == "text" and self in made[:2]:
+                inputs = {**inputs, "input_ids": np.ascontiguousarray(inputs["input_ids"][:, ::-1])}
+            return super().submit(graph, inputs, outputs)
+
+    monkeypatch.setattr(planner, "OnnxRuntimeBackend", Other)
+    moved = export_masked(tmp_path / "bundle", ["fp32", "int8"]).manifest.lowering["int8"].moved
+    assert len(made) == 3
+    assert [name.partition(".")[0] for name in moved] == ["text"]
 
 
 @pytest.mark.usefixtures("quick")
