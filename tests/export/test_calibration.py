@@ -373,7 +373,7 @@ def test_a_layer_costs_a_graph_that_does_not_hold_it_nothing(
     assert sensitivity.cost("vision", "dense.mlp.fc1", FLOAT16) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("beyond", ["weight", "product"])
 def test_a_layer_that_overflows_costs_infinitely_much(
     bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, beyond: str

@@ -249,7 +249,7 @@ def test_a_channel_a_hundred_times_the_others_is_divided_and_the_error_falls(rea
         assert quantised_error(inputs, weight, factors) < 0.3 * quantised_error(inputs, weight, np.ones_like(factors))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("unused", ["inputs", "weights", "both", "different ones"])
 def test_channels_that_are_never_used_get_usable_factors(unused: str) -> None:
     inputs, weight = gaussian(200, 64), gaussian(64, 32)
@@ -268,7 +268,7 @@ def test_channels_that_are_never_used_get_usable_factors(unused: str) -> None:
     assert quantised_error(inputs, weight, factors) < 0.4 * quantised_error(inputs, weight, np.ones_like(factors))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_where_nothing_is_read_or_nothing_comes_of_it_there_is_nothing_to_choose_factors() -> None:
     assert choose_factors(site_of(gaussian(64, 32)), np.zeros((9, 64), np.float32), INT8) is None
     assert choose_factors(site_of(np.zeros((64, 32), np.float32)), gaussian(9, 64), INT8) is None
