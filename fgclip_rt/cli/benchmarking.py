@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from ..evaluation.templates import read_templates
 from ..model import Model
 from ..progress import BeginStage
 from .options import Loadings
-from .output import warn
+from .output import saying_what_is_kept, warn
 from .progress import progress_bars
 
 #: Kinds of weights that published figures may be of.
@@ -259,7 +258,7 @@ def _run(
     """The model in the first precision, its figures, and the choices that the others make otherwise."""
     # All are opened before the work, so that a precision that is missing is refused at once.
     model, *others = [loading.open() for loading in loadings.each()]
-    with _said(work), kept(work) as keeping, progress_bars() as begin:
+    with saying_what_is_kept(lambda: _said(work)), kept(work) as keeping, progress_bars() as begin:
         rates = measure(model, begin, keeping)
         beside = [_beside(rates, other, measure(other, begin, keeping)) for other in others]
     if keeping.found:
@@ -267,19 +266,11 @@ def _run(
     return model, rates, beside
 
 
-@contextmanager
-def _said(work: Path | None) -> Iterator[None]:
-    """Say where vectors are kept if the block does not end well."""
-    try:
-        yield
-    except BaseException as error:
-        if work is None or not work.is_dir() or not any(work.iterdir()):
-            raise
-        said = f"vectors are kept in {work}; repeat the command to go on"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(said) from None
-        warn(f"fgclip-rt: {said}.")
-        raise
+def _said(work: Path | None) -> str | None:
+    """Where vectors are kept if the command is stopped, as a sentence; None if there are none."""
+    if work is None or not work.is_dir() or not any(work.iterdir()):
+        return None
+    return f"vectors are kept in {work}; repeat the command to go on"
 
 
 def _beside(rates: list[Rate], model: Model, others: list[Rate]) -> BenchmarkedBeside:

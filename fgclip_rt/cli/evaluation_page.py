@@ -130,7 +130,8 @@ def _origin(answer: Benchmarked | Evaluated, inputs: str) -> str:
     )
 
 
-def _figure_row(figure: BenchmarkFigure) -> _Row:
+def figure_cells(figure: BenchmarkFigure) -> tuple[str, ...]:
+    """A figure in words: name, right choices, all choices, share, interval, published share and difference."""
     return (
         figure.name,
         f"{figure.right:,}",
@@ -139,8 +140,11 @@ def _figure_row(figure: BenchmarkFigure) -> _Row:
         f"{100 * figure.low:.1f} to {figure.high:.1%}",
         "" if figure.published is None else f"{figure.published:.1f}%",
         "" if figure.difference is None else f"{figure.difference:+.1f}",
-        _draw(figure.share, (figure.low, figure.high), figure.published),
     )
+
+
+def _figure_row(figure: BenchmarkFigure) -> _Row:
+    return (*figure_cells(figure), _draw(figure.share, (figure.low, figure.high), figure.published))
 
 
 def _flips(titles: Sequence[str], rows: Iterable[_Row], other: str, precision: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -13,12 +13,15 @@ import numpy as np
 from ..arrays import FloatArray
 from ..evaluation.spaces import sampled
 from ..index import ImageIndex
-from ..index.files import TABLE
+from ..index.files import TABLE, About
 from ..index.sample import sample as sample_index
 from ..names import unspell_path
 from ..packages import require
 from ..space import Origin
 from ..vectors import SUFFIXES, read_rows
+
+if TYPE_CHECKING:
+    from ..shards.job import Job
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -94,17 +97,7 @@ def _of_file(path: Path, limit: int) -> Kept:
 
 
 def _of_index(index: ImageIndex, limit: int) -> Kept:
-    about = index.about
-    return Kept(
-        width=about.dim,
-        images=sample_index(index, limit),
-        texts=[],
-        text_vectors=np.empty((0, about.dim), np.float32),
-        origin=about.origin,
-        halves=True,
-        max_num_patches=about.max_num_patches,
-        exif_transpose=about.exif_transpose,
-    )
+    return _of_images(index.about, sample_index(index, limit), halves=True)
 
 
 def _of_shards(path: Path, limit: int) -> Kept:
@@ -114,13 +107,18 @@ def _of_shards(path: Path, limit: int) -> Kept:
 
     store = open_store(str(path))
     job = store.job()
+    return _of_images(job, sample(store, limit), halves=job.dtype == "float16")
+
+
+def _of_images(made: About | Job, images: Iterable[tuple[Any, FloatArray]], *, halves: bool) -> Kept:
+    """Images only, whose vectors were made with the settings that are on record."""
     return Kept(
-        width=job.dim,
-        images=sample(store, limit),
+        width=made.dim,
+        images=images,
         texts=[],
-        text_vectors=np.empty((0, job.dim), np.float32),
-        origin=job.origin,
-        halves=job.dtype == "float16",
-        max_num_patches=job.max_num_patches,
-        exif_transpose=job.exif_transpose,
+        text_vectors=np.empty((0, made.dim), np.float32),
+        origin=made.origin,
+        halves=halves,
+        max_num_patches=made.max_num_patches,
+        exif_transpose=made.exif_transpose,
     )

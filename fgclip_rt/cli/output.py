@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
@@ -68,6 +69,21 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a line about the work to standard error."""
     click.echo(make_visible(text), err=True)
+
+
+@contextmanager
+def saying_what_is_kept(said: Callable[[], str | None]) -> Iterator[None]:
+    """Say what is kept if the block does not end well; ``said`` gives the sentence, or None if nothing is."""
+    try:
+        yield
+    except BaseException as error:
+        kept = said()
+        if kept is None:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(kept) from None
+        warn(f"fgclip-rt: {kept}.")
+        raise
 
 
 def say_json(answer: Any) -> None:

@@ -114,16 +114,18 @@ class _Source(io.RawIOBase):
         try:
             return function(*arguments)
         except Exception as error:  # as above
-            why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             raise ShardError(
-                f"{self._location} cannot be read ({why}); repeat the command, for images with --retry-errors."
+                f"{self._location} cannot be read ({_why(error)}); repeat the command, for images with --retry-errors."
             ) from None
 
 
 def cannot_open(location: str, error: Exception) -> ShardError:
     """The error for an input that cannot be opened."""
-    why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-    return ShardError(f"{location} cannot be opened ({why}); check the path and the permissions.")
+    return ShardError(f"{location} cannot be opened ({_why(error)}); check the path and the permissions.")
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
 
 
 class Store(Protocol):

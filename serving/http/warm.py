@@ -11,12 +11,14 @@ from ..items import DenseItem, ImageItem, Item, TextItem
 
 
 def warm(batcher: Batcher) -> None:
-    """Run every graph for each bucket and kind of text.
+    """Run every graph for each bucket and kind of text, and find the fingerprint of the space.
 
     Raises:
-        FgclipError: one of them cannot run here.
+        FgclipError: a graph cannot run here, or the probe is damaged.
     """
     model = batcher.model
+    # Every answer names it, and finding it reads a file.
+    _ = model.space_sha256
     spec = model.manifest.image
     buckets = spec.buckets if isinstance(spec, NaflexSpec) else (spec.max_num_patches,)
     photo = Image.new("RGB", (64, 64))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from fgclip_rt.errors import ImageError
 
@@ -29,8 +29,8 @@ class Sources:
         """
         if image.startswith("data:"):
             try:
-                return base64.b64decode(image.partition(",")[2], validate=True)
-            except (binascii.Error, ValueError):
+                return msgspec.convert(image.partition(",")[2], bytes)
+            except msgspec.ValidationError:
                 raise ImageError("the data URI is not base64; encode the image's file.", code="image_damaged") from None
         if image.startswith(("http://", "https://")):
             raise ImageError(f"{image} is a URL, and this server fetches none; give a file or a data URI.")

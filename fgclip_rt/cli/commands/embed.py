@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from ...vectors import Rows, check_format, check_inputs, size_of, write_rows
 from .. import options
 from ..inputs import find_images, read_texts, warn_of_texts
 from ..options import Loading, Pixels
-from ..output import say, say_json, warn
+from ..output import say, say_json, saying_what_is_kept, warn
 from ..progress import progress_bars
 from ..status import Command, Failed
 
@@ -103,7 +102,10 @@ def run(
         exif_transpose=pixels.exif_transpose,
     )
     stream_texts = partial(model.iter_texts, walk_type=walk_type, normalize=normalize)
-    with Journal(output, work, inputs.stamp, resume=resume) as journal, _kept(journal, work.count):
+    with (
+        Journal(output, work, inputs.stamp, resume=resume) as journal,
+        saying_what_is_kept(lambda: _kept(journal, work.count)),
+    ):
         # The vectors that are missing are written twice, to the journal and to the output.
         missing = 4 * (work.count - journal.kept) * model.dim
         check_space(output, size_of(output, inputs.names + lines, model.dim) + missing)
@@ -246,19 +248,11 @@ def _embed(
     return failures
 
 
-@contextmanager
-def _kept(journal: Journal, count: int) -> Iterator[None]:
-    """Say how many vectors are kept if the block does not end well."""
-    try:
-        yield
-    except BaseException as error:
-        if not journal.kept:
-            raise
-        kept = f"{journal.kept:,} of {count:,} vectors are kept; add --resume to the same command to go on"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(kept) from None
-        warn(f"fgclip-rt: {kept}.")
-        raise
+def _kept(journal: Journal, count: int) -> str | None:
+    """The vectors that are kept if the command is stopped, as a sentence; None if there are none."""
+    if not journal.kept:
+        return None
+    return f"{journal.kept:,} of {count:,} vectors are kept; add --resume to the same command to go on"
 
 
 def _named(images: Sequence[Path], skipped: Sequence[str], output: Path) -> ImageError | None:

@@ -31,7 +31,7 @@ from ...outputs import check_output, written_whole
 from ...pocket.captions import LANGUAGES
 from .. import options
 from ..benchmarking import ClassTexts, Counting, measure_benchmark, measure_pairs
-from ..evaluation_page import benchmark_page, scenes_page, settings_in_words
+from ..evaluation_page import benchmark_page, figure_cells, scenes_page, settings_in_words
 from ..options import Loading, Loadings
 from ..output import Column, names, numbers, say, say_json, say_table, warn, words
 from ..progress import progress_bars
@@ -151,18 +151,7 @@ def _say_benchmark(answer: Benchmarked) -> None:
     say_table(
         f"right choices on {answer.benchmark} ({answer.precision}, {answer.backend})",
         (names("figure"), *map(numbers, ("right", "of", "share", "95 % interval", "published", "difference"))),
-        [
-            (
-                figure.name,
-                f"{figure.right:,}",
-                f"{figure.total:,}",
-                f"{figure.share:.1%}",
-                f"{100 * figure.low:.1f} to {figure.high:.1%}",
-                "" if figure.published is None else f"{figure.published:.1f}%",
-                "" if figure.difference is None else f"{figure.difference:+.1f}",
-            )
-            for figure in answer.figures
-        ],
+        map(figure_cells, answer.figures),
     )
     for other in answer.others:
         _say_flips(answer.precision, other, [names("figure")], [(flip.name,) for flip in other.figures])
