@@ -96,7 +96,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "index_mismatch": "The index is of another space, folder or settings.",
         "index_locked": "Another process updates the index.",
         "index_empty": "The index holds no image that could be found.",
-        "shard_unreadable": "A shard cannot be opened, or there is none at this path.",
+        "shard_unreadable": "A shard cannot be opened or read on, or there is none at this path.",
         "shard_damaged": "A shard breaks off, or its file is damaged.",
         "shard_mismatch": "The output is of another space, other settings or other shards.",
         "item_missing": "An item of a shard has no image.",

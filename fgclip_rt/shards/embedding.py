@@ -47,7 +47,7 @@ def embed_shard(
         step: called as images are done, with the number of new rows and of new dead letters.
 
     Raises:
-        ShardError: the shard cannot be opened.
+        ShardError: the shard cannot be opened or read on.
         OutputError: the output cannot be written; what it had of the shard is still there, or the shard has no marker.
     """
     begun = time.perf_counter()
