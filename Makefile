@@ -5,7 +5,7 @@ DEMO := demo-output
 OLDEST := .venv-oldest
 SITE := site
 
-.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-search bench-shards bench-report lint clean
+.PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-infinity bench-search bench-shards bench-report lint clean
 
 help:
 	@echo "make demo          draw a scene, export the model that comes with the package, and ask it what it sees"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-native  measure the C library beside the Python package"
 	@echo "make bench-serve   measure the HTTP server beside the calls that it stands for, and with too much work"
+	@echo "make bench-infinity INFINITY=...  measure it beside infinity, which that Python has"
 	@echo "make bench-search  measure an index: making it, checking it, and searching a million images"
 	@echo "make bench-shards  measure jobs over shards beside the calls that they stand for"
 	@echo "make bench-report  make the pages and their pictures again from the results that are there"
@@ -112,6 +113,10 @@ bench-native: install native
 # The HTTP server's page.
 bench-serve: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.serving benchmarks
+
+# The HTTP server beside infinity, whose environment's Python is INFINITY.
+bench-infinity: install
+	$(BIN)/python -m fgclip_rt.benchmarks.page.infinity benchmarks --python $(INFINITY)
 
 # The page of searches.
 bench-search: install

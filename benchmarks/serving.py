@@ -179,7 +179,7 @@ def measure_overhead(model: Model, bundle: Path, rounds: int) -> Overhead:
         for turn in range(-1, rounds):  # the first is a warm-up
             bodies = [_body(f"a red star number {turn} {number}") for number in range(_TEXTS)]
             done = drive(Drive(server.port, bodies, [], 1, 600, most=_TEXTS))
-            _check(done)
+            check_answers(done)
             own = []
             for number in range(_TEXTS):
                 begun = time.perf_counter()
@@ -195,7 +195,7 @@ def measure_rates(
     model: Model, bundle: Path, photos: Sequence[Path], counts: Sequence[int], rounds: int, seconds: float
 ) -> list[Rate]:
     """Time requests of one image from each number of clients, and ``embed_images`` of the same files, in turns."""
-    bodies = [_image_body(photo) for photo in photos]
+    bodies = [image_body(photo) for photo in photos]
     vectors = _vectors(model, photos)
     rates = []
     with running(bundle, "--timeout", f"{_PATIENT:.0f}s") as server, clients() as drive:
@@ -210,7 +210,7 @@ def measure_rates(
                     images += len(photos)
                 embedded.append(images / (time.perf_counter() - begun))
                 done = drive(Drive(server.port, bodies, vectors, count, seconds, timeout=_PATIENT))
-                _check(done)
+                check_answers(done)
                 served.append(len(done.latencies) / done.seconds)
                 latencies += done.latencies
                 busy.append(done.busy / done.seconds)
@@ -221,7 +221,7 @@ def measure_rates(
 def measure_overload(model: Model, bundle: Path, photos: Sequence[Path], seconds: float, rate: float) -> Overload:
     """Ask ten times what a server may hold, for ``seconds``. It holds what ``rate`` images a second answer in time."""
     held = min(_MOST_HELD, max(1, int(_QUEUE * _DEADLINE * rate)))
-    bodies = [_image_body(photo) for photo in photos]
+    bodies = [image_body(photo) for photo in photos]
     work = held * model.manifest.image.buckets[-1]
     with running(bundle, "--max-work", str(work)) as server, clients() as drive:
         memory: list[int] = []
@@ -263,7 +263,7 @@ def _vectors(model: Model, photos: Sequence[Path]) -> list[list[float]]:
     return numbers
 
 
-def _check(done: Driven) -> None:
+def check_answers(done: Driven) -> None:
     """Refuse figures of answers that were not all right."""
     if done.lost or done.surplus or done.wrong or set(done.statuses) != {"200"}:
         raise BenchmarkError(
@@ -275,5 +275,5 @@ def _body(text: str) -> str:
     return msgspec.json.encode({"input": text, "encoding_format": "base64"}).decode()
 
 
-def _image_body(photo: Path) -> str:
+def image_body(photo: Path) -> str:
     return _body("data:image/jpeg;base64," + base64.b64encode(photo.read_bytes()).decode())

@@ -19,6 +19,7 @@ from fgclip_rt.manifest import Strict
 
 from ..pipeline import make_photos
 from ..serving import Overhead, Overload, Rate, measure_overhead, measure_overload, measure_rates, quantile
+from . import infinity
 from .readme import table
 from .suite import make_bundle
 
@@ -113,12 +114,14 @@ def write(folder: Path) -> None:
             found.append(msgspec.json.decode(path.read_bytes(), type=Served))
         except msgspec.DecodeError as error:
             raise BenchmarkError(f"{path} holds no results of a server ({error}); measure again.") from None
-    (folder / "serving.md").write_text(text(found), encoding="utf-8")
+    (folder / "serving.md").write_text(text(found, infinity.read(folder)), encoding="utf-8")
 
 
-def text(results: Sequence[Served]) -> str:
-    """The page in Markdown."""
+def text(results: Sequence[Served], compared: infinity.Compared | None) -> str:
+    """The page in Markdown; None has no other server beside ours."""
     lines = [line for result in results for line in _section(result)]
+    if compared is not None:
+        lines += infinity.section(compared)
     return _PAGE.substitute(models="\n".join(lines).removesuffix("\n"))
 
 

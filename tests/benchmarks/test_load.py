@@ -85,7 +85,14 @@ def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
     shutil.copytree(PAGE / "results" / "serving", tmp_path / "results" / "serving")
     page.write(tmp_path)
     assert (PAGE / "serving.md").read_text(encoding="utf-8") == (tmp_path / "serving.md").read_text(encoding="utf-8")
-    (tmp_path / "results" / "serving" / "none.json").write_text('{"format": "something else"}')
+    assert "beside infinity" in (tmp_path / "serving.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["none.json", "infinity/fg-clip-base.json"])
+def test_a_file_that_holds_no_results_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "results" / "serving" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"format": "something else"}')
     with pytest.raises(BenchmarkError) as info:
         page.write(tmp_path)
-    assert_one_sentence(info.value, "none.json", "measure again")
+    assert_one_sentence(info.value, name, "measure again")
