@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 
 from fgclip_rt.errors import ArgumentError
+from fgclip_rt.machine import keep_no_large_blocks
 
 from .app import Application
 from .protocol import http_within
@@ -79,6 +80,7 @@ def serve(application: Application, bound: socket.socket, *, linger: float, drai
         proxy_headers=False,
     )
     _allow_connections()
+    keep_no_large_blocks()
     server = _Server(config, application, linger)
     application.on_failed = server.stop
     with _logging(log_json), contextlib.closing(bound):

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,32 @@ def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch
 
 def test_free_memory_is_given_back_where_the_c_library_can() -> None:
     machine.release_free_memory()
-    assert (machine._malloc_trim() is not None) == (platform.libc_ver()[0] == "glibc")
+    assert (machine._glibc("malloc_trim") is not None) == (platform.libc_ver()[0] == "glibc")
+
+
+#: Frees sixty blocks of 4 MiB between small ones that stay, and prints by how many bytes the process has grown.
+LARGE_BLOCKS = """
+import numpy as np
+from fgclip_rt.benchmarks.memory import resident_memory
+from fgclip_rt.machine import keep_no_large_blocks
+{first}
+np.ones(2**23, np.uint8)
+before = resident_memory()
+blocks, small = [], []
+for _ in range(60):
+    blocks.append(np.ones(2**22, np.uint8))
+    small.append(np.ones(2**16, np.uint8))
+blocks.clear()
+print(resident_memory() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps large blocks")
+@pytest.mark.parametrize(("first", "least", "most"), [("", 2**27, 2**29), ("keep_no_large_blocks()", -(2**24), 2**24)])
+def test_large_blocks_go_back_to_the_system_at_once_and_not_by_themselves(first: str, least: int, most: int) -> None:
+    command = [sys.executable, "-c", LARGE_BLOCKS.format(first=first)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert least <= grown < most
 
 
 def test_cuda_is_asked_in_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
