@@ -38,7 +38,7 @@ from .observation import ObservingBackend
 from .precisions import Precision
 from .residual import calm_blocks, spans
 from .search import smallest_set
-from .sensitivity import Sensitivity
+from .sensitivity import Loss, Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
 
 #: Share of a tower's layers that may go back.
@@ -349,11 +349,9 @@ class Planner:
                         # A loss in another graph of the tower ranks a layer as well, and takes no run again.
                         known = plan.source.sensitivity.measured_in(layer.name, plan.types[layer.name])
                         measured_in.setdefault(layer.name, known or graph)
-        stage, cost = f"find {plan.precision.name}'s losses", plan.source.sensitivity.cost
-        costs = {
-            layer: cost(graph, layer, plan.types[layer])
-            for layer, graph in tracked(self._begin, stage, list(measured_in.items()))
-        }
+        losses = [Loss(graph, layer, plan.types[layer]) for layer, graph in measured_in.items()]
+        found = plan.source.sensitivity.costs(losses, self._begin, f"find {plan.precision.name}'s losses")
+        costs = dict(zip(measured_in, found, strict=True))
         layers = {layer.name for graph in tower for layer in plan.source.layers.get(graph, ())}
         left = max(0, math.floor(_MOST * len(layers)) - len(plan.moved.keys() & layers))
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
@@ -361,14 +359,10 @@ class Planner:
 
     def _higher(self, plan: _Plan, chosen: Sequence[_Candidate]) -> dict[str, ir.DataType]:
         """The types that layers get if they go back, by layer: the next, or float32 if they overflow in the next."""
-        higher = {}
-        for candidate in chosen:
-            dtype = plan.precision.next_above(plan.types[candidate.layer])
-            holds = dtype == FLOAT or math.isfinite(
-                plan.source.sensitivity.cost(candidate.graph, candidate.layer, dtype)
-            )
-            higher[candidate.layer] = dtype if holds else FLOAT
-        return higher
+        losses = [Loss(graph, layer, plan.precision.next_above(plan.types[layer])) for layer, graph in chosen]
+        narrow = [loss for loss in losses if loss.dtype != FLOAT]
+        costs = dict(zip(narrow, plan.source.sensitivity.costs(narrow), strict=True))
+        return {loss.layer: loss.dtype if math.isfinite(costs.get(loss, 0)) else FLOAT for loss in losses}
 
     def _passes(
         self,

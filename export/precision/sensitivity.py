@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from fgclip_rt.arrays import FloatArray
+from fgclip_rt.arrays import Array
+from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
+from fgclip_rt.graphs import Graphs, ImageInputs, Inputs, TextInputs
 from fgclip_rt.manifest import FP32
-from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe, ProbeImage
+from fgclip_rt.progress import BeginStage, silent
 
-from .emulation import emulate
 from .graph_backend import GraphBackend
-from .lower import lower
+from .switches import CHOSEN, NONE, switched
+
+#: Layers of one switched graph, which holds two forms of each weight.
+_SWITCHED = 24
 
 #: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more. More
 #: patches rank the layers alike and take longer.
 _MOST_PATCHES, _MOST_TOGETHER = 256, 320
+
+
+class Loss(NamedTuple):
+    """A loss that can be measured.
+
+    Attributes:
+        graph: ``vision``, ``dense`` or ``text``.
+        layer: one of its layers.
+        dtype: the type of that layer; all others are in float32.
+    """
+
+    graph: str
+    layer: str
+    dtype: ir.DataType
 
 
 class Sensitivity:
@@ -37,56 +56,83 @@ class Sensitivity:
             ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
         """
         self._bundle, self._graphs, self._ranges = bundle, graphs, ranges
-        self._images, self._walk_types = _chosen(probe.images), probe.walk_types
-        self._exact: dict[str, FloatArray] = {}
-        self._costs: dict[tuple[str, str, ir.DataType], float] = {}
+        walk_types = bundle.manifest.text.walk_types
+        images = [ImageInputs(image.patches[np.newaxis], image.grid[np.newaxis]) for image in _chosen(probe.images)]
+        texts = [
+            TextInputs(
+                texts.input_ids, np.full(len(texts.input_ids), walk_types[name].index, np.int32), texts.attention_mask
+            )
+            for name, texts in probe.walk_types.items()
+        ]
+        self._inputs: dict[str, Sequence[Inputs]] = {"vision": images, "dense": images, "text": texts}
+        self._exact: dict[str, Array] = {}
+        self._costs: dict[Loss, float] = {}
 
-    def cost(self, graph: str, layer: str, dtype: ir.DataType) -> float:
-        """One minus the mean cosine between the vectors of ``graph`` with and without ``layer`` in ``dtype``.
+    def costs(self, losses: Sequence[Loss], begin: BeginStage = silent, stage: str = "find losses") -> list[float]:
+        """One minus the mean cosine between the vectors of a graph with and without a layer in another type.
 
         Args:
-            graph: ``vision``, ``dense`` or ``text``.
-            layer: one of its layers.
-            dtype: the type of that layer; all others are in float32.
+            losses: the losses to measure; those that were measured before are known.
+            begin: is told how many are measured.
+            stage: the name of the work, for ``begin``.
 
         Returns:
-            The loss; infinity if a vector is not finite.
+            The losses, in their order; infinity where a vector is not finite.
         """
-        key = graph, layer, dtype
-        if key not in self._costs:
-            self._costs[key] = self._measure(graph, layer, dtype)
-        return self._costs[key]
+        done = begin(stage, len(losses))
+        missing: dict[tuple[str, ir.DataType], dict[str, Loss]] = {}
+        for loss in losses:
+            if loss in self._costs:
+                done()
+            else:
+                missing.setdefault((loss.graph, loss.dtype), {})[loss.layer] = loss
+        for (graph, dtype), by_layer in missing.items():
+            for start in range(0, len(by_layer), _SWITCHED):
+                layers = list(by_layer)[start : start + _SWITCHED]
+                for layer, cost in zip(layers, self._measure(graph, layers, dtype), strict=True):
+                    self._costs[by_layer[layer]] = cost
+                    done()
+        return [self._costs[loss] for loss in losses]
 
     def measured_in(self, layer: str, dtype: ir.DataType) -> str | None:
         """A graph in which the loss from a layer in ``dtype`` is known; None if there is none."""
-        return next((graph for graph, name, known in self._costs if (name, known) == (layer, dtype)), None)
+        return next((known.graph for known in self._costs if known[1:] == (layer, dtype)), None)
 
-    def _measure(self, graph: str, layer: str, dtype: ir.DataType) -> float:
+    def _measure(self, graph: str, layers: Sequence[str], dtype: ir.DataType) -> Iterator[float]:
+        backend = _Switched(self._bundle, graph, switched(self._graphs[graph], layers, dtype, self._ranges))
         if graph not in self._exact:
-            self._exact[graph] = self._run(graph, self._graphs[graph])
+            self._exact[graph] = self._vectors(graph, backend)
         exact = self._exact[graph]
-        actual = self._run(graph, emulate(lower(self._graphs[graph], {layer: dtype}, self._ranges)))
-        if not np.isfinite(actual).all():
-            return float("inf")
-        lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(exact, axis=1)
-        return float(1 - np.mean((actual * exact).sum(axis=1) / np.maximum(lengths, 1e-30)))
-
-    def _run(self, graph: str, model: ir.Model) -> FloatArray:
-        return np.concatenate(
-            list(self._vectors(graph, Model(self._bundle, GraphBackend(self._bundle, FP32, {graph: model}))))
-        )
-
-    def _vectors(self, graph: str, model: Model) -> Iterable[FloatArray]:
-        if graph == "text":
-            for walk_type, texts in self._walk_types.items():
-                yield model.embed_texts(texts.texts, walk_type, normalize=False)
-            return
-        for image in self._images:
-            if graph == "vision":
-                yield model.embed_images(image.rgb, normalize=False)
+        for backend.chosen in range(len(layers)):
+            actual = self._vectors(graph, backend)
+            if np.isfinite(actual).all():
+                lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(exact, axis=1)
+                yield float(1 - np.mean((actual * exact).sum(axis=1) / np.maximum(lengths, 1e-30)))
             else:
-                (dense,) = model.dense_features(image.rgb, normalize=False)
-                yield dense.reshape(-1, model.dim)
+                yield float("inf")
+
+    def _vectors(self, graph: str, backend: Backend) -> Array:
+        """Vectors float64 [n, D] of the chosen images, of their patches, or of the texts."""
+        graphs = Graphs(self._bundle, backend)
+        outputs = [graphs.run(graph, inputs, normalize=False).result() for inputs in self._inputs[graph]]
+        # Losses of one layer in 16 bits are below what a cosine in float32 can tell.
+        return np.concatenate([vectors.reshape(-1, graphs.dim) for vectors in outputs]).astype(np.float64)
+
+
+class _Switched(GraphBackend):
+    """Runs one switched graph.
+
+    Attributes:
+        chosen: place of the layer that is in its other type.
+    """
+
+    def __init__(self, bundle: Bundle, graph: str, model: ir.Model) -> None:
+        super().__init__(bundle, FP32, {graph: model})
+        self.chosen = NONE
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`GraphBackend.submit`."""
+        return super().submit(graph, {**inputs, CHOSEN: np.asarray(self.chosen)}, outputs)
 
 
 def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:

@@ -20,9 +20,13 @@ from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ArgumentError, ImageError
 from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
+from fgclip_rt.export.precision.emulation import emulate
+from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.export.precision.lower import QUANTISED, lower
 from fgclip_rt.export.precision.observation import ObservingBackend
-from fgclip_rt.export.precision.sensitivity import Sensitivity
+from fgclip_rt.export.precision.sensitivity import Loss, Sensitivity
+from fgclip_rt.graphs import Graphs
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from helpers import WALK_TYPES, Progress, assert_one_sentence, assert_parity, picture
@@ -347,18 +351,23 @@ def probe(masked_bundle_path: Path) -> Probe:
     return Probe((*(whole.images[index] for index in small), whole.images[large]), whole.walk_types, whole.logits)
 
 
+def cost_of(sensitivity: Sensitivity, graph: str, layer: str, dtype: ir.DataType) -> float:
+    (cost,) = sensitivity.costs([Loss(graph, layer, dtype)])
+    return cost
+
+
 @pytest.mark.parametrize("graph", ["vision", "dense", "text"])
 def test_a_layer_costs_nothing_in_its_own_type_little_in_fp16_and_more_in_coarse_steps(
     bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, graph: str
 ) -> None:
     layer = {"vision": "vision.blocks.0.mlp.fc1", "dense": "dense.mlp.fc1", "text": "text.blocks.1.mlp.fc1"}[graph]
     good, saturated, crude = (
-        Sensitivity(bundle, masked_graphs, probe, {layer: value}).cost(graph, layer, INT8)
+        cost_of(Sensitivity(bundle, masked_graphs, probe, {layer: value}), graph, layer, INT8)
         for value in (5.0, 0.5, 200.0)
     )
     sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
-    same = sensitivity.cost(graph, layer, FLOAT)
-    half = sensitivity.cost(graph, layer, FLOAT16)
+    same = cost_of(sensitivity, graph, layer, FLOAT)
+    half = cost_of(sensitivity, graph, layer, FLOAT16)
     assert same == pytest.approx(0, abs=1e-6)
     assert half < 1e-5
     assert half < good < 1e-2
@@ -366,11 +375,49 @@ def test_a_layer_costs_nothing_in_its_own_type_little_in_fp16_and_more_in_coarse
     assert good < crude
 
 
+@pytest.mark.parametrize("graph", ["vision", "dense", "text"])
+def test_losses_that_are_measured_together_are_those_of_graphs_lowered_one_by_one(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, graph: str
+) -> None:
+    layers, types = find_layers(masked_graphs[graph]), (FLOAT16, ir.DataType.BFLOAT16, *QUANTISED)
+    ranges = {layer.name: 3.0 for layer in layers}
+    losses = [
+        Loss(graph, layer.name, dtype)
+        for layer in layers
+        for dtype in types
+        if layer.kind == "linear" or dtype not in QUANTISED
+    ]
+    assert {layer.kind for layer in layers} >= {"linear", "attention"}
+    model, small = masked_graphs[graph], Probe(probe.images[:2], probe.walk_types, probe.logits)
+
+    def vectors(lowered: ir.Model) -> NDArray[np.float64]:
+        run = Model(bundle, GraphBackend(bundle, "fp32", {graph: lowered}))
+        if graph == "text":
+            walk_types = small.walk_types.items()
+            rows = [run.embed_texts(texts.texts, name, normalize=False) for name, texts in walk_types]
+        elif graph == "vision":
+            rows = [run.embed_images(image.rgb, normalize=False) for image in small.images]
+        else:
+            rows = [run.dense_features(image.rgb, normalize=False)[0].reshape(-1, run.dim) for image in small.images]
+        return np.concatenate(rows).astype(np.float64)
+
+    exact = vectors(model)
+    expected = []
+    for loss in losses:
+        actual = vectors(emulate(lower(model, {loss.layer: loss.dtype}, ranges)))
+        expected.append(
+            1 - np.mean((actual * exact).sum(-1) / np.linalg.norm(actual, axis=1) / np.linalg.norm(exact, axis=1))
+        )
+    measured = Sensitivity(bundle, masked_graphs, probe, ranges).costs(losses)
+    np.testing.assert_allclose(measured, expected, rtol=0.1, atol=1e-10)
+    assert len({f"{cost:.4g}" for cost in measured}) > len(measured) / 2
+
+
 def test_a_layer_costs_a_graph_that_does_not_hold_it_nothing(
     bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe
 ) -> None:
     sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
-    assert sensitivity.cost("vision", "dense.mlp.fc1", FLOAT16) == pytest.approx(0, abs=1e-6)
+    assert cost_of(sensitivity, "vision", "dense.mlp.fc1", FLOAT16) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -385,33 +432,42 @@ def test_a_layer_that_overflows_costs_infinitely_much(
     numbers[:, 0] = 70_000 if beyond == "weight" else 60_000
     weight.const_value = ir.Tensor(numbers, name=weight.name)
     sensitivity = Sensitivity(bundle, {"vision": graph}, probe, {layer: 5.0})
-    assert sensitivity.cost("vision", layer, FLOAT16) == np.inf
-    assert sensitivity.cost("vision", layer, FLOAT) == pytest.approx(0, abs=1e-6)
-    assert sensitivity.cost("vision", "vision.blocks.0.mlp.fc1", FLOAT16) < 1e-3
-    assert np.isfinite(sensitivity.cost("vision", layer, INT8))
+    assert cost_of(sensitivity, "vision", layer, FLOAT16) == np.inf
+    assert cost_of(sensitivity, "vision", layer, FLOAT) == pytest.approx(0, abs=1e-6)
+    assert cost_of(sensitivity, "vision", "vision.blocks.0.mlp.fc1", FLOAT16) < 1e-3
+    assert np.isfinite(cost_of(sensitivity, "vision", layer, INT8))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Patches or tokens of each run, as they are made."""
+    seen: list[int] = []
+    run = Graphs.run
+
+    def counted(self: Graphs, graph: str, inputs: Any, **options: Any) -> Any:
+        seen.append((inputs.patches if graph != "text" else inputs.input_ids).shape[1])
+        return run(self, graph, inputs, **options)
+
+    monkeypatch.setattr(Graphs, "run", counted)
+    return seen
 
 
 def test_images_of_many_patches_are_not_run(
-    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[int]
 ) -> None:
-    seen: list[int] = []
-
-    def embed(self: Model, rgb: NDArray[np.uint8], **_: Any) -> FloatArray:
-        seen.append(len(self.preparation(Image.fromarray(rgb)).pixels))
-        return np.ones((1, self.dim), np.float32)
-
-    monkeypatch.setattr(Model, "embed_images", embed)
-    sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
-    sensitivity.cost("vision", "vision.patch_embedding", FLOAT16)
+    cost_of(Sensitivity(bundle, masked_graphs, probe, {}), "vision", "vision.patch_embedding", FLOAT16)
     assert len(probe.images) == 3
-    assert len(seen) == 2 * 2
-    assert max(seen) <= 256 < max(len(image.patches) for image in probe.images)
+    assert len(runs) == 2 * 2
+    assert max(runs) <= 256 < max(len(image.patches) for image in probe.images)
 
 
 def test_a_loss_is_measured_once(
-    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[int]
 ) -> None:
     sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
-    measured = sensitivity.cost("vision", "vision.patch_embedding", FLOAT16)
-    monkeypatch.setattr(Model, "embed_images", None)
-    assert sensitivity.cost("vision", "vision.patch_embedding", FLOAT16) == measured
+    losses = [Loss("vision", f"vision.blocks.{block}.mlp.fc1", FLOAT16) for block in (1, 0)]
+    first, second = sensitivity.costs(losses)
+    assert first != second
+    before = len(runs)
+    assert sensitivity.costs(losses[::-1]) == [second, first]
+    assert len(runs) == before == 3 * 2
