@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := demo-output
 OLDEST := .venv-oldest
+INFINITY := .venv-infinity
 SITE := site
 
 .PHONY: help install demo docs native pocket-bundle fix coverage test test-native test-slow test-oldest bench bench-native bench-serve bench-infinity bench-search bench-shards bench-report lint clean
@@ -17,7 +18,7 @@ help:
 	@echo "make bench         measure models of real size beside what a user would pick instead"
 	@echo "make bench-native  measure the C library beside the Python package"
 	@echo "make bench-serve   measure the HTTP server beside the calls that it stands for, and with too much work"
-	@echo "make bench-infinity INFINITY=...  measure it beside infinity, which that Python has"
+	@echo "make bench-infinity measure the HTTP server beside infinity, in an environment of its own"
 	@echo "make bench-search  measure an index: making it, checking it, and searching a million images"
 	@echo "make bench-shards  measure jobs over shards beside the calls that they stand for"
 	@echo "make bench-report  make the pages and their pictures again from the results that are there"
@@ -27,7 +28,7 @@ help:
 	@echo "make fix           format the code, and mend what ruff can"
 	@echo "make lint          run ruff and mypy"
 	@echo "make install       set up $(VENV), which all of the above do by themselves; PYTHON=... names a Python"
-	@echo "make clean         remove $(VENV), $(OLDEST), $(SITE) and what the demo made"
+	@echo "make clean         remove $(VENV), $(OLDEST), $(INFINITY), $(SITE) and what the demo made"
 
 install: $(VENV)/installed
 
@@ -114,9 +115,15 @@ bench-native: install native
 bench-serve: install
 	$(BIN)/python -m fgclip_rt.benchmarks.page.serving benchmarks
 
-# The HTTP server beside infinity, whose environment's Python is INFINITY.
-bench-infinity: install
-	$(BIN)/python -m fgclip_rt.benchmarks.page.infinity benchmarks --python $(INFINITY)
+# The HTTP server beside infinity, which pins packages that ours are newer than, and lacks two that it needs.
+bench-infinity: install $(INFINITY)/installed
+	$(BIN)/python -m fgclip_rt.benchmarks.page.infinity benchmarks --python $(INFINITY)/bin/python
+
+$(INFINITY)/installed:
+	python3.11 -m venv --clear $(INFINITY)
+	$(INFINITY)/bin/pip install --quiet --disable-pip-version-check 'infinity-emb[server,torch,vision]==0.0.78' \
+		'numpy<2' 'click<8.2' 'transformers<=5.0' 'optimum<1.27' aiohttp torchvision
+	touch $@
 
 # The page of searches.
 bench-search: install
@@ -150,4 +157,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) $(SITE) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(INFINITY) $(DEMO) $(SITE) build *.egg-info

@@ -1,6 +1,6 @@
 """``make bench-infinity``: the server beside infinity, another embedding server, with models of one size.
 
-infinity pins packages that ours are newer than, so it has an environment of its own, whose Python is an argument.
+infinity pins packages that ours are newer than, so it has an environment of its own, which make sets up.
 """
 
 from __future__ import annotations
