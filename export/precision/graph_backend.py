@@ -13,21 +13,28 @@ from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend, open_session, run
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.machine import usable_cores
 
+from .emulation import emulate
+
 
 class GraphBackend:
     """Runs the given graphs on the CPU, and the bundle's own graphs under all other names."""
 
     device = "cpu"
 
-    def __init__(self, bundle: Bundle, precision: str, graphs: Mapping[str, ir.Model]) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, graphs: Mapping[str, ir.Model], *, as_on_a_gpu: bool = False
+    ) -> None:
         """Prepare to run graphs.
 
         Args:
             bundle: the bundle whose folder holds the weights of the graphs.
             precision: one of the bundle's, for graphs that are not given.
             graphs: graphs to run, by name.
+            as_on_a_gpu: round as :func:`fgclip_rt.export.precision.emulation.emulate` does. It takes half a second for
+                each graph of a base model, so only those that run are changed.
         """
         self.precision = precision
+        self._as_on_a_gpu = as_on_a_gpu
         self._bundle = bundle
         self._others = OnnxRuntimeBackend(bundle, precision, "cpu")
         self._graphs = graphs
@@ -51,5 +58,5 @@ class GraphBackend:
     def _open(self, model: ir.Model) -> ort.InferenceSession:
         # Without fusions of Q/DQ, which refuse float8, weights are dequantised once and not in every run.
         config = {"session.disable_quant_qdq": "1"}
-        content = ir.to_proto(model).SerializeToString()
+        content = ir.to_proto(emulate(model) if self._as_on_a_gpu else model).SerializeToString()
         return open_session(content, usable_cores(), weights=self._bundle.path, config=config)

@@ -30,7 +30,6 @@ from fgclip_rt.progress import BeginStage, tracked
 
 from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
-from .emulation import emulate
 from .graph_backend import GraphBackend
 from .layers import Layer, block_of, find_layers, find_residuals
 from .lower import FLOAT, lower
@@ -388,8 +387,7 @@ class Planner:
         }
         self._assembly.write_scratch("trial", graphs)
         bundle = self._assembly.write_manifest()
-        emulated = {name: emulate(graph) for name, graph in graphs.items()}
-        model = Model(bundle, GraphBackend(bundle, FP32, emulated))
+        model = Model(bundle, GraphBackend(bundle, FP32, graphs, as_on_a_gpu=True))
         steps = parity.probe_steps(model, self._inputs.probe, limits)
         if self._inputs.held_out is not None:
             steps += parity.held_out_steps(model, self._inputs.held_out, limits)
@@ -412,8 +410,8 @@ class Planner:
 def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
     """The model of a precision that was written, rounded as on a GPU."""
     files = {graph: entries[precision].file for graph, entries in bundle.manifest.graphs.items()}
-    emulated = {graph: emulate(ir.load(bundle.file(file))) for graph, file in files.items()}
-    return Model(bundle, GraphBackend(bundle, precision, emulated))
+    graphs = {graph: ir.load(bundle.file(file)) for graph, file in files.items()}
+    return Model(bundle, GraphBackend(bundle, precision, graphs, as_on_a_gpu=True))
 
 
 def _name(dtype: ir.DataType) -> str:
