@@ -13,7 +13,7 @@ from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.graphs import Graphs, ImageInputs, Inputs, TextInputs
 from fgclip_rt.manifest import FP32
-from fgclip_rt.probe import Probe, ProbeImage
+from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent
 
 from .graph_backend import GraphBackend
@@ -22,8 +22,8 @@ from .switches import CHOSEN, NONE, switched
 #: Layers of one switched graph, which holds two forms of each weight.
 _SWITCHED = 24
 
-#: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more. More
-#: patches rank the layers alike and take longer.
+#: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more; and
+#: of the tokens of a walk type's texts, unless two have more. More of them rank the layers alike and take longer.
 _MOST_PATCHES, _MOST_TOGETHER = 256, 320
 
 
@@ -58,12 +58,7 @@ class Sensitivity:
         self._bundle, self._graphs, self._ranges = bundle, graphs, ranges
         walk_types = bundle.manifest.text.walk_types
         images = [ImageInputs(image.patches[np.newaxis], image.grid[np.newaxis]) for image in _chosen(probe.images)]
-        texts = [
-            TextInputs(
-                texts.input_ids, np.full(len(texts.input_ids), walk_types[name].index, np.int32), texts.attention_mask
-            )
-            for name, texts in probe.walk_types.items()
-        ]
+        texts = [_some_texts(texts, walk_types[name].index) for name, texts in probe.walk_types.items()]
         self._inputs: dict[str, Sequence[Inputs]] = {"vision": images, "dense": images, "text": texts}
         self._exact: dict[str, Array] = {}
         self._costs: dict[Loss, float] = {}
@@ -144,3 +139,11 @@ def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:
         if len(image.patches) <= _MOST_PATCHES and together <= _MOST_TOGETHER:
             chosen.append(image)
     return chosen or by_size[-1:]
+
+
+def _some_texts(texts: ProbeTexts, walk_type: int) -> TextInputs:
+    """Texts from the shortest to the longest; two at least, if there are as many."""
+    count, length = texts.input_ids.shape
+    by_length = np.argsort(texts.attention_mask.sum(axis=1), kind="stable")
+    rows = by_length[np.linspace(0, count - 1, min(count, max(2, _MOST_TOGETHER // length))).round().astype(int)]
+    return TextInputs(texts.input_ids[rows], np.full(len(rows), walk_type, np.int32), texts.attention_mask[rows])

@@ -16,6 +16,7 @@ import pytest
 
 from fgclip_rt.benchmarks.load import Drive, Load
 from fgclip_rt.benchmarks.page import serving as page
+from fgclip_rt.benchmarks.serving import Overload
 from fgclip_rt.errors import BenchmarkError
 from helpers import assert_one_sentence
 
@@ -96,3 +97,15 @@ def test_a_file_that_holds_no_results_is_named(tmp_path: Path, name: str) -> Non
     with pytest.raises(BenchmarkError) as info:
         page.write(tmp_path)
     assert_one_sentence(info.value, name, "measure again")
+
+
+@pytest.mark.parametrize(
+    ("memory", "growth"),
+    [
+        ((90, *(100, 130) * 10), 0.0),  # photos come and go
+        (tuple(range(100, 140)), 130 / 110 - 1),  # each second leaves a byte behind
+    ],
+)
+def test_growth_is_of_what_stays(memory: tuple[int, ...], growth: float) -> None:
+    found = Overload(1, 1, 40.0, {}, (), 0, 0, 0, 10.0, memory)
+    assert found.growth == pytest.approx(growth)
