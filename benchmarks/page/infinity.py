@@ -172,7 +172,7 @@ def infinity(python: Path, checkpoint: Path, folder: Path) -> Iterator[int]:
         "--url-prefix": "/v1",
     }
     words = [word for option in options.items() for word in option]
-    command = [python.with_name("infinity_emb"), "v2", *words, "--no-bettertransformer", "--no-model-warmup"]
+    command = [str(python.with_name("infinity_emb")), "v2", *words, "--no-bettertransformer", "--no-model-warmup"]
     path = folder / "infinity.log"
     offline = {"HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     with path.open("wb") as log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fgclip_rt.arrays import Array
 from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
-from fgclip_rt.graphs import Graphs, ImageInputs, Inputs, TextInputs
+from fgclip_rt.graphs import Graph, Graphs, ImageInputs, Inputs, TextInputs
 from fgclip_rt.manifest import FP32
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent
@@ -109,7 +109,7 @@ class Sensitivity:
     def _vectors(self, graph: str, backend: Backend) -> Array:
         """Vectors float64 [n, D] of the chosen images, of their patches, or of the texts."""
         graphs = Graphs(self._bundle, backend)
-        outputs = [graphs.run(graph, inputs, normalize=False).result() for inputs in self._inputs[graph]]
+        outputs = [graphs.run(cast("Graph", graph), inputs, normalize=False).result() for inputs in self._inputs[graph]]
         # Losses of one layer in 16 bits are below what a cosine in float32 can tell.
         return np.concatenate([vectors.reshape(-1, graphs.dim) for vectors in outputs]).astype(np.float64)
 

@@ -432,7 +432,7 @@ def test_losses_that_are_measured_together_are_those_of_graphs_lowered_one_by_on
             1 - np.mean((actual * exact).sum(-1) / np.linalg.norm(actual, axis=1) / np.linalg.norm(exact, axis=1))
         )
     measured = Sensitivity(bundle, masked_graphs, small, ranges).costs(losses)
-    # Sums in another order take single numbers across a border of rounding, which counts where few are rounded up.
+    # A sum in another order takes a number across a border of rounding now and then.
     assert np.isclose(measured, expected, rtol=0.02, atol=1e-10).mean() > 0.9
     np.testing.assert_allclose(measured, expected, rtol=0.5, atol=1e-10)
     assert len({f"{cost:.4g}" for cost in measured}) > len(measured) / 2
