@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,9 +35,6 @@ MOST = 512
 #: One input in this many is held out, and at most the second number, so that images and their results fit into memory.
 _HELD_OUT = 4
 _MOST_HELD_OUT = 32
-
-#: Images of :meth:`CalibrationData.some`. With some rows of each, they show which channels are outliers.
-_SOME = 48
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,6 @@ class CalibrationData:
     held_out_images: Sequence[Path | Image.Image]
     held_out_texts: Mapping[str, Sequence[str]]
     sha256: str
-
-    def some(self) -> CalibrationData:
-        """The same with all texts and :data:`_SOME` images at most."""
-        return replace(self, images=_spread(self.images, _SOME))
 
     def run(self, model: Model, begin: BeginStage, stage: str) -> None:
         """Send all inputs that are not held out through a model, each image by itself, so that nothing is padded."""
@@ -193,10 +186,10 @@ def _checked_bytes(image: Path | Image.Image) -> bytes:
     return repr((image.mode, image.size)).encode() + image.tobytes()
 
 
-def _spread(items: Sequence[_T], most: int = MOST) -> Sequence[_T]:
-    if len(items) <= most:
+def _spread(items: Sequence[_T]) -> Sequence[_T]:
+    if len(items) <= MOST:
         return items
-    return [items[index * len(items) // most] for index in range(most)]
+    return [items[index * len(items) // MOST] for index in range(MOST)]
 
 
 def _divide(items: Sequence[_T]) -> tuple[list[_T], list[_T]]:

@@ -27,11 +27,11 @@ _PERCENTILE = 99.999
 #: Largest magnitudes of a value that are kept, of which :data:`_PERCENTILE` needs one. They suffice for 3.2 billion.
 _KEPT = 2**15
 #: Rows that are kept of each run, besides the row with the largest value.
-_ROWS_PER_RUN = 32
+_ROWS_PER_RUN = 8
 
 
 class ObservingBackend:
-    """Runs float32 graphs on the CPU, and keeps rows or ranges of linear layers' inputs, and the peaks of sums."""
+    """Runs float32 graphs on the CPU, and keeps rows of the inputs of linear layers and the peaks of sums."""
 
     precision = FP32
     device = "cpu"
@@ -50,7 +50,7 @@ class ObservingBackend:
             bundle: the bundle whose folder holds the weights of the graphs.
             graphs: float32 graphs, by name.
             layers: layers of the graphs to watch, by graph.
-            find_ranges: collect magnitudes for :meth:`ranges`, and no rows.
+            find_ranges: collect magnitudes for :meth:`ranges`, which takes time.
         """
         self._sums = {
             name: [layer for layer in of_graph if layer.kind == "residual"] for name, of_graph in layers.items()
@@ -67,7 +67,7 @@ class ObservingBackend:
         self._magnitudes: dict[tuple[str, str], _Largest] | None = {} if find_ranges else None
 
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`fgclip_rt.backends.Backend.submit`; what the watched layers read is noted."""
+        """As :meth:`fgclip_rt.backends.Backend.submit`; rows of the watched layers' inputs are kept."""
         watched, sums = self._watched(graph), self._sums.get(graph, ())
         wanted = [*outputs, *watched, *map(_peak, sums)]
         results = dict(zip(wanted, self._backend.submit(graph, inputs, wanted).result(), strict=True))
@@ -123,13 +123,12 @@ class ObservingBackend:
         return list(dict.fromkeys(map(_input, self._layers.get(graph, ()))))
 
     def _note(self, graph: str, name: str, value: FloatArray) -> None:
-        if self._magnitudes is not None:
-            self._magnitudes.setdefault((graph, name), _Largest()).add(value)
-            return
         rows = value.reshape(-1, value.shape[-1])
         largest = int(np.abs(rows).max(axis=1).argmax())
         chosen = self._random.choice(len(rows), min(_ROWS_PER_RUN, len(rows)), replace=False)
         self._rows.setdefault((graph, name), []).append(rows[[*chosen, largest]])
+        if self._magnitudes is not None:
+            self._magnitudes.setdefault((graph, name), _Largest()).add(value)
 
 
 class _Largest:

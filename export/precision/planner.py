@@ -200,11 +200,16 @@ class Planner:
         return self._source(self._graphs)
 
     @cached_property
+    def _calibrated(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
+        """The rows and the peaks of the calibration inputs in the float32 graphs, by layer and by sum."""
+        backend = self._observe(self._graphs, "calibrate, pass 1")
+        return backend.rows(), backend.peaks()
+
+    @cached_property
     def _peaks(self) -> dict[str, float]:
         """The largest magnitude in each sum with the residual stream, on the calibration inputs, or on the probe."""
         if self._inputs.calibration is not None:
-            _, peaks = self._calibrated
-            return peaks
+            return self._calibrated[1]
         bundle = self._assembly.write_manifest()
         backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
         model, probe = Model(bundle, backend), self._inputs.probe
@@ -215,22 +220,13 @@ class Planner:
             model.embed_texts(texts.texts, walk_type)
         return backend.peaks()
 
-    @property
-    def _eight_bits(self) -> _Float32Graphs:
-        """The graphs for 8-bit precisions: outlier channels smoothed, and the ranges of activations found."""
-        graphs, _ = self._calibrated
-        return graphs
-
     @cached_property
-    def _calibrated(self) -> tuple[_Float32Graphs, dict[str, float]]:
-        """The graphs for 8-bit precisions, and the peaks of the sums with the residual stream, which smoothing keeps.
+    def _eight_bits(self) -> _Float32Graphs:
+        """The graphs for 8-bit precisions: outlier channels smoothed, and the ranges of activations found.
 
-        Some calibration inputs choose the channels to smooth, and then all of them run through the smoothed graphs. The
-        smoothed weights lie in a scratch file from then on.
+        It takes two passes over the calibration inputs. The smoothed weights lie in a scratch file from then on.
         """
-        data = self._inputs.calibration
-        assert data is not None  # or the export would have been refused
-        rows = self._observe(self._graphs, self._layers(self._graphs), data.some(), "calibrate, pass 1").rows()
+        rows, _ = self._calibrated
         sites = self._common_sites()
         factors: dict[str, FloatArray] = {}
         for site in sites.values():
@@ -241,11 +237,9 @@ class Planner:
                 factors[site.name] = best
         graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
         self._assembly.write_scratch("smoothed", graphs)
-        layers, residuals = self._layers(graphs), self._residuals(graphs)
-        watched = {name: [*layers[name], *residuals[name]] for name in graphs}
-        observed = self._observe(graphs, watched, data, "calibrate, pass 2", find_ranges=True)
+        ranges = self._observe(graphs, "calibrate, pass 2", find_ranges=True).ranges()
         readers = {reader.name for name in factors for reader in sites[name].readers}
-        return self._source(graphs, observed.ranges(), len(readers)), observed.peaks()
+        return self._source(graphs, ranges, len(readers))
 
     def _common_sites(self) -> dict[str, ScalingSite]:
         """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
@@ -265,18 +259,16 @@ class Planner:
             )
         }
 
-    def _observe(
-        self,
-        graphs: Mapping[str, ir.Model],
-        layers: Mapping[str, Sequence[Layer]],
-        data: CalibrationData,
-        stage: str,
-        *,
-        find_ranges: bool = False,
-    ) -> ObservingBackend:
-        """Run float32 graphs on calibration inputs."""
+    def _observe(self, graphs: Mapping[str, ir.Model], stage: str, *, find_ranges: bool = False) -> ObservingBackend:
+        """Run float32 graphs on the calibration inputs."""
+        data = self._inputs.calibration
+        assert data is not None  # or the export would have been refused
         bundle = self._assembly.write_manifest()
-        backend = ObservingBackend(bundle, graphs, layers, find_ranges=find_ranges)
+        watched = self._layers(graphs)
+        if not find_ranges:  # the sums are those of the first pass, whose graphs are not smoothed
+            residuals = self._residuals(graphs)
+            watched = {name: [*layers, *residuals[name]] for name, layers in watched.items()}
+        backend = ObservingBackend(bundle, graphs, watched, find_ranges=find_ranges)
         data.run(Model(bundle, backend), self._begin, stage)
         return backend
 
