@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from fgclip_rt.manifest import Strict
 
 from .products import OPERATIONS
 from .task import Case
+
+_T = TypeVar("_T")
 
 FORMAT: Literal["fgclip-rt-bench"] = "fgclip-rt-bench"
 FORMAT_VERSION: Literal[1] = 1
@@ -189,12 +191,21 @@ def read_result(path: Path) -> Result:
     Raises:
         BenchmarkError: it cannot be read, or holds no results.
     """
+    return decode(path, Result, "results of a benchmark")
+
+
+def decode(path: Path, kind: type[_T], named: str) -> _T:
+    """A document of figures, which an error calls ``named``.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is of another kind.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be read ({error.strerror}); check the path.") from None
     except msgspec.DecodeError as error:
-        raise BenchmarkError(f"{path} holds no results of a benchmark ({error}); measure again.") from None
+        raise BenchmarkError(f"{path} holds no {named} ({error}); measure again.") from None
 
 
 def find_tables(tables: Sequence[Table], **wanted: object) -> list[Table]:

@@ -37,7 +37,10 @@ _DEADLINE = 10.0
 _QUEUE = 0.6
 
 #: Seconds that a request of the rates may take. Sixty-four clients of a large model wait longer than a minute.
-_PATIENT = 600.0
+PATIENT = 600.0
+
+#: Clients at a time of the rates.
+CLIENTS = (1, 8, 64)
 
 #: Texts of one turn of the overhead.
 _TEXTS = 40
@@ -201,8 +204,8 @@ def measure_rates(
     bodies = [image_body(photo) for photo in photos]
     vectors = _vectors(model, photos)
     rates = []
-    with running(bundle, "--timeout", f"{_PATIENT:.0f}s") as server, clients() as drive:
-        drive(Drive(server.port, bodies, vectors, 8, min(seconds, 2.0), timeout=_PATIENT))  # a warm-up
+    with running(bundle, "--timeout", f"{PATIENT:.0f}s") as server, clients() as drive:
+        drive(Drive(server.port, bodies, vectors, 8, min(seconds, 2.0), timeout=PATIENT))  # a warm-up
         for count in counts:
             embedded, served, latencies, busy = [], [], [], []
             for _ in range(rounds):
@@ -212,7 +215,7 @@ def measure_rates(
                     model.embed_images(photos)
                     images += len(photos)
                 embedded.append(images / (time.perf_counter() - begun))
-                done = drive(Drive(server.port, bodies, vectors, count, seconds, timeout=_PATIENT))
+                done = drive(Drive(server.port, bodies, vectors, count, seconds, timeout=PATIENT))
                 check_answers(done)
                 served.append(len(done.latencies) / done.seconds)
                 latencies += done.latencies

@@ -25,7 +25,7 @@ INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 _OTHER_FLAGS = ("avx2", "avx512f", "asimdhp")
 
 #: The parameter of glibc's mallopt that says from how many bytes on a block is large, and those bytes. Each such block
-#: costs a call of the system, some microseconds and a page fault for each 4 KiB, so that small ones must not.
+#: costs a call of the system, some microseconds and a page fault for each 4 KiB, which small ones should be spared.
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20
 
 #: Other names by which pip may have installed a package.

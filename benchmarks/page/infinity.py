@@ -11,7 +11,6 @@ import http.client
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,17 +25,16 @@ from fgclip_rt.manifest import Strict
 
 from ..load import Drive, Driven
 from ..pipeline import make_photos
-from ..serving import check_answers, clients, image_body, quantile, running
+from ..results import decode
+from ..serving import CLIENTS, PATIENT, check_answers, clients, image_body, quantile, running
 from .readme import table
 from .suite import make_bundle
 
-#: Our model, and the size of theirs: an image has 196 patches of 16×16 pixels, 12 layers of 768 channels.
-_MODEL, _THEIRS = "fg-clip-base", "CLIP ViT-B/16"
+#: Our model. Like theirs it has 196 patches of 16×16 pixels an image, and 12 layers of 768 channels.
+_MODEL = "fg-clip-base"
 
-_CLIENTS = (1, 8, 64)
-
-#: Seconds that a request may take, and that a server may take to start.
-_PATIENT = 600.0
+#: Seconds that infinity may take to start.
+_START = 600.0
 
 #: Saves a CLIP ViT-B/16 with random weights in the folder of its argument, in the environment that reads it.
 _MAKE = """
@@ -126,20 +124,20 @@ def measure(python: Path, bundle: Path, photos: Sequence[Path], folder: Path, ro
     theirs = [msgspec.json.encode({**msgspec.json.decode(body), "modality": "image"}).decode() for body in bodies]
     turns: dict[int, tuple[Turns, Turns]] = {}
     with (
-        running(bundle, "--timeout", f"{_PATIENT:.0f}s") as server,
+        running(bundle, "--timeout", f"{PATIENT:.0f}s") as server,
         infinity(python, checkpoint, folder) as port,
         clients() as drive,
     ):
 
         def turn(port: int, bodies: list[str], count: int, seconds: float) -> Driven:
-            done = drive(Drive(port, bodies, [], count, seconds, timeout=_PATIENT))
+            done = drive(Drive(port, bodies, [], count, seconds, timeout=PATIENT))
             check_answers(done)
             return done
 
         contenders = ((server.port, bodies), (port, theirs))
         for contender in contenders:  # a warm-up
             turn(*contender, 8, min(seconds, 2.0))
-        for count in _CLIENTS:
+        for count in CLIENTS:
             done = [[turn(*contender, count, seconds) for contender in contenders] for _ in range(rounds)]
             ours, others = (_turns(each) for each in zip(*done, strict=True))
             turns[count] = ours, others
@@ -178,7 +176,7 @@ def infinity(python: Path, checkpoint: Path, folder: Path) -> Iterator[int]:
     with path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **offline})
     try:
-        until = time.monotonic() + _PATIENT
+        until = time.monotonic() + _START
         while not _is_ready(port):
             if process.poll() is not None or time.monotonic() > until:
                 said = path.read_text("utf-8", "replace").strip()[-1000:]
@@ -223,10 +221,7 @@ def read(folder: Path) -> Compared | None:
     path = folder / RESULTS
     if not path.exists():
         return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Compared)
-    except msgspec.DecodeError as error:
-        raise BenchmarkError(f"{path} holds no results of a comparison ({error}); measure again.") from None
+    return decode(path, Compared, "results of a comparison")
 
 
 def section(compared: Compared) -> Iterator[str]:
@@ -258,4 +253,4 @@ def section(compared: Compared) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,12 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import msgspec
-
-from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.manifest import Strict
 
-from ..results import Ratio, Row, Start, ratio
+from ..results import Ratio, Row, Start, decode, ratio
 
 #: Where the results lie, below the folder of the page.
 RESULTS = Path("results/native/native.json")
@@ -72,12 +69,7 @@ def read_figures(path: Path) -> Figures:
     Raises:
         BenchmarkError: it cannot be read, or holds none.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Figures)
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror}); check the path.") from None
-    except msgspec.DecodeError as error:
-        raise BenchmarkError(f"{path} holds no figures of the C library ({error}); measure again.") from None
+    return decode(path, Figures, "figures of the C library")
 
 
 def rows(figures: Figures) -> Iterator[Sequence[str]]:

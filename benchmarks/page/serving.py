@@ -13,12 +13,12 @@ from typing import Literal
 import msgspec
 
 import fgclip_rt
-from fgclip_rt.errors import BenchmarkError
 from fgclip_rt.machine import this_machine, usable_cores, versions
 from fgclip_rt.manifest import Strict
 
 from ..pipeline import make_photos
-from ..serving import Overhead, Overload, Rate, measure_overhead, measure_overload, measure_rates, quantile
+from ..results import decode
+from ..serving import CLIENTS, Overhead, Overload, Rate, measure_overhead, measure_overload, measure_rates, quantile
 from . import infinity
 from .readme import table
 from .suite import make_bundle
@@ -27,8 +27,6 @@ _PAGE = Template((Path(__file__).parent / "serving.md").read_text("utf-8"))
 
 #: Packages whose versions stand on the page.
 _PACKAGES = ("onnxruntime", "pillow", "starlette", "uvicorn", "h11", "msgspec")
-
-_CLIENTS = (1, 8, 64)
 
 
 class Served(Strict, frozen=True):
@@ -88,7 +86,7 @@ def measure(bundle: Path, photos: Sequence[Path], rounds: int, seconds: float, o
     model = fgclip_rt.load(bundle, device="cpu")
     # More turns, because a text is short.
     overhead = measure_overhead(model, bundle, 3 * rounds)
-    rates = measure_rates(model, bundle, photos, _CLIENTS, rounds, seconds)
+    rates = measure_rates(model, bundle, photos, CLIENTS, rounds, seconds)
     rate = quantile([each for rate in rates for each in rate.embedded], 0.5)
     return Served(
         model.manifest.model.name,
@@ -108,12 +106,8 @@ def write(folder: Path) -> None:
     Raises:
         BenchmarkError: a file there holds no results.
     """
-    found = []
-    for path in sorted((folder / "results" / "serving").glob("*.json")):
-        try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Served))
-        except msgspec.DecodeError as error:
-            raise BenchmarkError(f"{path} holds no results of a server ({error}); measure again.") from None
+    paths = sorted((folder / "results" / "serving").glob("*.json"))
+    found = [decode(path, Served, "results of a server") for path in paths]
     (folder / "serving.md").write_text(text(found, infinity.read(folder)), encoding="utf-8")
 
 

@@ -86,8 +86,8 @@ def _choice(node: NodeProto, place: int, other: GraphProto) -> list[NodeProto]:
     same = NodeProto()
     same.CopyFrom(node)
     same.output[0] = f"{result}/same"
-    shape = other.output[0].type
-    otherwise = helper.make_graph([same], "same", [], [helper.make_value_info(same.output[0], shape)])
+    kind = other.output[0].type
+    otherwise = helper.make_graph([same], "same", [], [helper.make_value_info(same.output[0], kind)])
     number, chosen = f"{result}/place", f"{result}/chosen"
     return [
         helper.make_node("Constant", [], [number], value_int=place),

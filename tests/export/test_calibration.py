@@ -448,13 +448,13 @@ def test_a_layer_that_overflows_costs_infinitely_much(
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Patches or tokens of each run, as they are made."""
-    seen: list[int] = []
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The inputs of each run, as they are made."""
+    seen: list[Any] = []
     run = Graphs.run
 
     def counted(self: Graphs, graph: str, inputs: Any, **options: Any) -> Any:
-        seen.append((inputs.patches if graph != "text" else inputs.input_ids).shape[1])
+        seen.append(inputs)
         return run(self, graph, inputs, **options)
 
     monkeypatch.setattr(Graphs, "run", counted)
@@ -462,26 +462,19 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_images_of_many_patches_are_not_run(
-    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[int]
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[Any]
 ) -> None:
     cost_of(Sensitivity(bundle, masked_graphs, probe, {}), "vision", "vision.patch_embedding", FLOAT16)
     assert len(probe.images) == 3
     assert len(runs) == 2 * 2
-    assert max(runs) <= 256 < max(len(image.patches) for image in probe.images)
+    assert max(inputs.patches.shape[1] for inputs in runs) <= 256 < max(len(image.patches) for image in probe.images)
 
 
 def test_texts_from_the_shortest_to_the_longest_are_run(
-    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[Any]
 ) -> None:
-    seen: list[list[int]] = []
-    run = Graphs.run
-
-    def noted(self: Graphs, graph: str, inputs: Any, **options: Any) -> Any:
-        seen.append(inputs.attention_mask.sum(axis=1).tolist())
-        return run(self, graph, inputs, **options)
-
-    monkeypatch.setattr(Graphs, "run", noted)
     cost_of(Sensitivity(bundle, masked_graphs, probe, {}), "text", "text.blocks.0.mlp.fc1", FLOAT16)
+    seen = [inputs.attention_mask.sum(axis=1).tolist() for inputs in runs]
     assert len(seen) == 2 * len(probe.walk_types)
     for lengths, texts in zip(seen, probe.walk_types.values(), strict=False):
         real = texts.attention_mask.sum(axis=1)
@@ -491,7 +484,7 @@ def test_texts_from_the_shortest_to_the_longest_are_run(
 
 
 def test_a_loss_is_measured_once(
-    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[int]
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model], probe: Probe, runs: Sequence[Any]
 ) -> None:
     sensitivity = Sensitivity(bundle, masked_graphs, probe, {})
     losses = [Loss("vision", f"vision.blocks.{block}.mlp.fc1", FLOAT16) for block in (1, 0)]
