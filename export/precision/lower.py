@@ -60,11 +60,19 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
             rewrite.quantise(layer, dtype)
         elif dtype != FLOAT:
             rewrite.narrow(layer, dtype)
-    # In 8 bits, few layers are float16, and graphs on a CPU share the weights that they pack, except of float16 norms.
-    if not any(dtype in QUANTISED for dtype in types.values()):
+    if joins(types):
         rewrite.join()
     RemoveUnusedNodesPass()(rewrite.model)
     return rewrite.model
+
+
+def joins(types: Mapping[str, ir.DataType]) -> bool:
+    """Whether :func:`lower` leaves no cast between float16 layers, so that the types of neighbours count.
+
+    Beside 8 bits it leaves them: few layers are float16 there, and graphs on a CPU share the weights that they pack,
+    except those of float16 norms.
+    """
+    return not any(dtype in QUANTISED for dtype in types.values())
 
 
 def input_scale(dtype: ir.DataType, largest: float) -> np.float32:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from fgclip_rt.arrays import FloatArray
 from fgclip_rt.backends.onnxruntime import OnnxRuntimeBackend
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.errors import ParityError
-from fgclip_rt.manifest import FP32, Limits, Lowering, ParityRow
+from fgclip_rt.manifest import Limits, Lowering, ParityRow
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
 from fgclip_rt.progress import BeginStage, tracked
@@ -39,6 +39,7 @@ from .residual import calm_blocks, spans
 from .search import smallest_set
 from .sensitivity import Loss, Sensitivity
 from .smoothing import ScalingSite, choose_factors, find_sites, smooth
+from .trials import Trials
 
 #: Share of a tower's layers that may go back.
 _MOST = 1 / 4
@@ -333,11 +334,10 @@ class Planner:
         moved = False
         for tower in towers:
             rows = [row for row in failed if row.graph in tower]
-            candidates = self._candidates(plan, tower, rows)
-            trial = partial(self._passes, plan, tower, limits, {row.case for row in rows})
-            chosen = smallest_set(candidates, trial)
-            plan.move(self._higher(plan, candidates if chosen is None else chosen))
-            moved = moved or bool(candidates)
+            higher = self._higher(plan, self._candidates(plan, tower, rows))
+            chosen = self._smallest(plan, tower, higher, _worst_cases(rows), limits)
+            plan.move({layer: higher[layer] for layer in (higher if chosen is None else chosen)})
+            moved = moved or bool(higher)
             if chosen is None:
                 break
         return moved
@@ -364,36 +364,44 @@ class Planner:
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
         return [_Candidate(name, measured_in[name]) for name in ranked[:left]]
 
-    def _higher(self, plan: _Plan, chosen: Sequence[_Candidate]) -> dict[str, ir.DataType]:
+    def _higher(self, plan: _Plan, candidates: Sequence[_Candidate]) -> dict[str, ir.DataType]:
         """The types that layers get if they go back, by layer: the next, or float32 if they overflow in the next."""
-        losses = [Loss(graph, layer, plan.precision.next_above(plan.types[layer])) for layer, graph in chosen]
-        narrow = [loss for loss in losses if loss.dtype != FLOAT]
-        costs = dict(zip(narrow, plan.source.sensitivity.costs(narrow), strict=True))
-        return {loss.layer: loss.dtype if math.isfinite(costs.get(loss, 0)) else FLOAT for loss in losses}
+        losses = [Loss(graph, layer, plan.precision.next_above(plan.types[layer])) for layer, graph in candidates]
+        infinite = plan.source.sensitivity.infinite([loss for loss in losses if loss.dtype != FLOAT])
+        return {loss.layer: FLOAT if loss in infinite else loss.dtype for loss in losses}
 
-    def _passes(
+    def _smallest(
         self,
         plan: _Plan,
         tower: Collection[str],
+        higher: Mapping[str, ir.DataType],
+        worst: Collection[str],
         limits: Limits,
-        first: Collection[str],
-        chosen: Sequence[_Candidate],
-    ) -> bool:
-        """Whether a tower passes with some more layers in higher types; ``first`` are the cases to begin with."""
-        done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
-        types = plan.all_types() | self._higher(plan, chosen)
-        graphs = {
-            name: lower(graph, types, plan.source.ranges) for name, graph in plan.source.graphs.items() if name in tower
-        }
-        self._assembly.write_scratch("trial", graphs)
-        bundle = self._assembly.write_manifest()
-        model = Model(bundle, GraphBackend(bundle, FP32, graphs, as_on_a_gpu=True))
-        steps = parity.probe_steps(model, self._inputs.probe, limits)
-        if self._inputs.held_out is not None:
-            steps += parity.held_out_steps(model, self._inputs.held_out, limits)
-        passed = parity.passes(steps, tower, first)
-        done()
-        return passed
+    ) -> Sequence[str] | None:
+        """As few layers as make a tower pass in higher types; None if all of them do not.
+
+        Args:
+            plan: the plan that failed.
+            tower: the graphs that must pass.
+            higher: the types of layers that may go back, the costliest layer first.
+            worst: the cases that failed by most, to try again before the held-out ones. Others pass if these do, as a
+                rule.
+            limits: the limits to keep.
+        """
+        graphs = {name: graph for name, graph in plan.source.graphs.items() if name in tower}
+        trials = Trials(self._assembly, graphs, plan.all_types(), higher, plan.source.ranges)
+
+        def passes(chosen: Sequence[str]) -> bool:
+            done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
+            model = trials.model(chosen)
+            steps = [step for step in parity.probe_steps(model, self._inputs.probe, limits) if step.case in worst]
+            if self._inputs.held_out is not None:
+                steps += parity.held_out_steps(model, self._inputs.held_out, limits)
+            passed = parity.passes(steps, tower, worst)
+            done()
+            return passed
+
+        return smallest_set(list(higher), passes)
 
     def _lowering(self, plan: _Plan) -> Lowering:
         precision, data = plan.precision, self._inputs.calibration
@@ -412,6 +420,19 @@ def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
     files = {graph: entries[precision].file for graph, entries in bundle.manifest.graphs.items()}
     graphs = {graph: ir.load(bundle.file(file)) for graph, file in files.items()}
     return Model(bundle, GraphBackend(bundle, precision, graphs, as_on_a_gpu=True))
+
+
+def _worst_cases(failed: Sequence[ParityRow]) -> set[str]:
+    """The case in which each graph fell below by most."""
+    worst: dict[str, ParityRow] = {}
+    for row in failed:
+        worst[row.graph] = min(worst.get(row.graph, row), row, key=_passing)
+    return {row.case for row in worst.values()}
+
+
+def _passing(row: ParityRow) -> tuple[float, float]:
+    """How near a comparison that failed is to passing: of a dense map, a share of the vectors has to pass."""
+    return row.within if row.graph == "dense" else 0.0, row.min_cosine
 
 
 def _name(dtype: ir.DataType) -> str:

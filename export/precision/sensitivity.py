@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from fgclip_rt.arrays import Array
-from fgclip_rt.backends import Backend, Result
+from fgclip_rt.backends import Backend
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.graphs import Graph, Graphs, ImageInputs, Inputs, TextInputs
-from fgclip_rt.manifest import FP32
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent
 
-from .graph_backend import GraphBackend
-from .switches import CHOSEN, NONE, switched
+from .lower import FLOAT
+from .switches import Choice, SwitchedBackend, switched
 
 #: Layers of one switched graph, which holds two forms of each weight.
 _SWITCHED = 24
@@ -75,36 +75,47 @@ class Sensitivity:
             The losses, in their order; infinity where a vector is not finite.
         """
         done = begin(stage, len(losses))
-        missing: dict[tuple[str, ir.DataType], dict[str, Loss]] = {}
         for loss in losses:
             if loss in self._costs:
                 done()
-            else:
-                missing.setdefault((loss.graph, loss.dtype), {})[loss.layer] = loss
-        for (graph, dtype), by_layer in missing.items():
-            for start in range(0, len(by_layer), _SWITCHED):
-                layers = list(by_layer)[start : start + _SWITCHED]
-                for layer, cost in zip(layers, self._measure(graph, layers, dtype), strict=True):
-                    self._costs[by_layer[layer]] = cost
-                    done()
+        for graph, dtype, missing in _together([loss for loss in losses if loss not in self._costs]):
+            measure = self._prepare(graph, missing, dtype)
+            for layer in missing:
+                self._costs[Loss(graph, layer, dtype)] = measure([layer])
+                done()
         return [self._costs[loss] for loss in losses]
+
+    def infinite(self, losses: Sequence[Loss]) -> set[Loss]:
+        """Those losses that are infinite. Layers are run one by one only where running them all at once overflows."""
+        unknown = [loss for loss in losses if loss not in self._costs]
+        for graph, dtype, layers in _together(unknown):
+            measure = self._prepare(graph, layers, dtype)
+            if math.isinf(measure(layers)):
+                self._costs |= {Loss(graph, layer, dtype): measure([layer]) for layer in layers}
+        return {loss for loss in losses if math.isinf(self._costs.get(loss, 0))}
 
     def measured_in(self, layer: str, dtype: ir.DataType) -> str | None:
         """A graph in which the loss from a layer in ``dtype`` is known; None if there is none."""
         return next((known.graph for known in self._costs if known[1:] == (layer, dtype)), None)
 
-    def _measure(self, graph: str, layers: Sequence[str], dtype: ir.DataType) -> Iterator[float]:
-        backend = _Switched(self._bundle, graph, switched(self._graphs[graph], layers, dtype, self._ranges))
+    def _prepare(self, graph: str, layers: Sequence[str], dtype: ir.DataType) -> Callable[[Collection[str]], float]:
+        """Get ready to measure the loss of a graph from any of some layers together in ``dtype``."""
+        choices = dict.fromkeys(layers, Choice(FLOAT, dtype))
+        model = switched(self._graphs[graph], choices, self._ranges)
+        backend = SwitchedBackend(self._bundle, {graph: model}, layers)
         if graph not in self._exact:
             self._exact[graph] = self._vectors(graph, backend)
         exact = self._exact[graph]
-        for backend.chosen in range(len(layers)):
+
+        def measure(chosen: Collection[str]) -> float:
+            backend.chosen = chosen
             actual = self._vectors(graph, backend)
-            if np.isfinite(actual).all():
-                lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(exact, axis=1)
-                yield float(1 - np.mean((actual * exact).sum(axis=1) / np.maximum(lengths, 1e-30)))
-            else:
-                yield float("inf")
+            if not np.isfinite(actual).all():
+                return math.inf
+            lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(exact, axis=1)
+            return float(1 - np.mean((actual * exact).sum(axis=1) / np.maximum(lengths, 1e-30)))
+
+        return measure
 
     def _vectors(self, graph: str, backend: Backend) -> Array:
         """Vectors float64 [n, D] of the chosen images, of their patches, or of the texts."""
@@ -114,20 +125,14 @@ class Sensitivity:
         return np.concatenate([vectors.reshape(-1, graphs.dim) for vectors in outputs]).astype(np.float64)
 
 
-class _Switched(GraphBackend):
-    """Runs one switched graph.
-
-    Attributes:
-        chosen: place of the layer that is in its other type.
-    """
-
-    def __init__(self, bundle: Bundle, graph: str, model: ir.Model) -> None:
-        super().__init__(bundle, FP32, {graph: model})
-        self.chosen = NONE
-
-    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
-        """As :meth:`GraphBackend.submit`."""
-        return super().submit(graph, {**inputs, CHOSEN: np.asarray(self.chosen)}, outputs)
+def _together(losses: Sequence[Loss]) -> Iterator[tuple[str, ir.DataType, Sequence[str]]]:
+    """Graphs, types and layers of losses that one switched graph can measure."""
+    layers: dict[tuple[str, ir.DataType], dict[str, None]] = {}
+    for loss in losses:
+        layers.setdefault((loss.graph, loss.dtype), {})[loss.layer] = None
+    for (graph, dtype), names in layers.items():
+        for start in range(0, len(names), _SWITCHED):
+            yield graph, dtype, list(names)[start : start + _SWITCHED]
 
 
 def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:

@@ -1,0 +1,65 @@
+"""Models of one plan with more and more of its layers in higher types, rounded as on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+
+import onnx_ir as ir
+
+from fgclip_rt.manifest import FP32
+from fgclip_rt.model import Model
+
+from ..bundle.assembly import Assembly
+from .graph_backend import GraphBackend
+from .lower import joins, lower
+from .switches import Choice, SwitchedBackend, switched
+
+
+class Trials:
+    """Makes a model for each choice of layers."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        graphs: Mapping[str, ir.Model],
+        types: Mapping[str, ir.DataType],
+        higher: Mapping[str, ir.DataType],
+        ranges: Mapping[str, float],
+    ) -> None:
+        """Prepare to make models.
+
+        Args:
+            assembly: the bundle with float32; its scratch files of trials are written anew.
+            graphs: the float32 graphs that are tried, by name.
+            types: the plan's types, as for :func:`fgclip_rt.export.precision.lower.lower`.
+            higher: the types of layers that may be chosen, by name.
+            ranges: as for ``lower``.
+        """
+        self._assembly = assembly
+        self._graphs = graphs
+        self._types = types
+        self._higher = higher
+        self._ranges = ranges
+
+    def model(self, chosen: Collection[str]) -> Model:
+        """A model with some layers in their higher types. Models that were made before cannot be used any more."""
+        bundle = self._assembly.write_manifest()
+        if joins(self._types):
+            # The type of a layer changes that of its neighbours, so that every choice is a graph of its own.
+            types = {**self._types, **{name: self._higher[name] for name in chosen}}
+            graphs = {name: lower(graph, types, self._ranges) for name, graph in self._graphs.items()}
+            self._assembly.write_scratch("trial", graphs)
+            return Model(bundle, GraphBackend(bundle, FP32, graphs, as_on_a_gpu=True))
+        self._switched.chosen = chosen
+        # A model of its own for each choice, because a model remembers the vectors of texts.
+        return Model(bundle, self._switched)
+
+    @cached_property
+    def _switched(self) -> SwitchedBackend:
+        choices = {name: Choice(self._types[name], dtype) for name, dtype in self._higher.items()}
+        graphs = {name: switched(graph, choices, self._ranges, self._types) for name, graph in self._graphs.items()}
+        for graph in graphs.values():  # which have lost the folder of their weights on the way
+            ir.external_data.set_base_dir(graph.graph, self._assembly.folder)
+        self._assembly.write_scratch("trial", graphs)
+        return SwitchedBackend(self._assembly.write_manifest(), graphs, list(choices))
