@@ -224,8 +224,6 @@ def check(
     limits: Limits,
     begin: BeginStage = silent,
     stage: str = "check parity",
-    *,
-    to_first_failure: bool = False,
 ) -> tuple[ParityRow, ...]:
     """Run the probe through every step of ``model``: preparation, each graph, and the logits.
 
@@ -235,9 +233,8 @@ def check(
         limits: limits to demand.
         begin: is told how many runs are compared.
         stage: the name of the work, for ``begin``.
-        to_first_failure: end with the first step of which a comparison fails.
     """
-    return _run(probe_steps(model, probe, limits), begin, stage, to_first_failure)
+    return _run(probe_steps(model, probe, limits), begin, stage)
 
 
 def check_held_out(
@@ -268,12 +265,10 @@ def passes(steps: Sequence[Step], graphs: Collection[str], first: Collection[str
     return all(row.passed for step in wanted for row in step.rows() if row.graph in graphs)
 
 
-def _run(steps: Sequence[Step], begin: BeginStage, stage: str, to_first_failure: bool = False) -> tuple[ParityRow, ...]:
+def _run(steps: Sequence[Step], begin: BeginStage, stage: str) -> tuple[ParityRow, ...]:
     rows: list[ParityRow] = []
     for step in tracked(begin, stage, steps):
         rows += step.rows()
-        if to_first_failure and not all(row.passed for row in rows):
-            break
     return tuple(rows)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -283,10 +283,7 @@ class Planner:
         bundle = self._assembly.write_manifest()
         model = as_on_a_gpu(bundle, name)
         recorded, held_out = self._inputs.probe, self._inputs.held_out
-        # If the residual stream can go back to float32, it does, whatever else fails.
-        rows = parity.check(
-            model, recorded, limits, self._begin, f"check {name} parity", to_first_failure=plan.may_widen
-        )
+        rows = parity.check(model, recorded, limits, self._begin, f"check {name} parity")
         if all(row.passed for row in rows) and plan.precision.linear == ir.DataType.INT8:
             rows = self._below_on_cpu(bundle, name, limits) or rows
         # Held-out inputs take longest, so they run only for a plan that the probe accepts.
@@ -311,7 +308,7 @@ class Planner:
         The residual stream goes back first, because it passes through every layer. If that does not help, layers are
         the cause: the stream is narrow again while they move, and goes back in the end if they are not enough.
         """
-        if plan.may_widen:
+        if plan.may_widen and self._passes_wide(plan, failed, limits):
             plan.narrow, plan.set_aside = [], plan.narrow
             return True
         if plan.set_aside:
@@ -323,6 +320,13 @@ class Planner:
             return True
         return False
 
+    def _passes_wide(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
+        """Whether the worst failures pass with the residual stream in float32."""
+        graphs = {row.graph for row in failed}
+        tower = _WHOLE if "logits" in graphs else [name for tower in _towers_of(graphs) for name in tower]
+        trials = self._trials(replace(plan, narrow=[]), tower, [])
+        return self._passes(trials, tower, failed, limits, [])
+
     def _move_back(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
         """Give layers of each tower that failed higher types; False if too many went already.
 
@@ -330,14 +334,17 @@ class Planner:
         """
         graphs = {row.graph for row in failed}
         # Logits depend on both towers, so they count once the towers themselves pass.
-        towers = [tower for tower in _TOWERS if not graphs.isdisjoint(tower)] or [_WHOLE]
+        towers = _towers_of(graphs) or [_WHOLE]
         moved = False
         for tower in towers:
             rows = [row for row in failed if row.graph in tower]
-            higher = self._higher(plan, self._candidates(plan, tower, rows))
-            chosen = self._smallest(plan, tower, higher, _worst_cases(rows), limits)
-            plan.move({layer: higher[layer] for layer in (higher if chosen is None else chosen)})
-            moved = moved or bool(higher)
+            candidates = self._candidates(plan, tower, rows)
+            if not candidates:
+                break
+            trials = self._trials(plan, tower, candidates)
+            chosen = smallest_set(list(trials.higher), partial(self._passes, trials, tower, rows, limits))
+            plan.move({layer: trials.higher[layer] for layer in (trials.higher if chosen is None else chosen)})
+            moved = True
             if chosen is None:
                 break
         return moved
@@ -364,44 +371,47 @@ class Planner:
         ranked = sorted(costs, key=lambda name: (-costs[name], name))
         return [_Candidate(name, measured_in[name]) for name in ranked[:left]]
 
-    def _higher(self, plan: _Plan, candidates: Sequence[_Candidate]) -> dict[str, ir.DataType]:
-        """The types that layers get if they go back, by layer: the next, or float32 if they overflow in the next."""
-        losses = [Loss(graph, layer, plan.precision.next_above(plan.types[layer])) for layer, graph in candidates]
-        infinite = plan.source.sensitivity.infinite([loss for loss in losses if loss.dtype != FLOAT])
-        return {loss.layer: FLOAT if loss in infinite else loss.dtype for loss in losses}
+    def _trials(self, plan: _Plan, tower: Collection[str], candidates: Sequence[_Candidate]) -> Trials:
+        """Trials of a tower with candidates in the next higher types, or in float32 where they overflow in these."""
+        sensitivity = plan.source.sensitivity
+        graphs = {name: graph for name, graph in plan.source.graphs.items() if name in tower}
+        higher = {layer: plan.precision.next_above(plan.types[layer]) for layer, _ in candidates}
+        trials = Trials(self._assembly, graphs, plan.all_types(), higher, plan.source.ranges)
+        losses = [Loss(graph, layer, higher[layer]) for layer, graph in candidates if higher[layer] != FLOAT]
+        # Only if all of them together overflow is each run by itself.
+        if not losses or sensitivity.is_finite(trials.backend(list(higher)), graphs):
+            return trials
+        costs = dict(zip(losses, sensitivity.costs(losses), strict=True))
+        higher |= {loss.layer: FLOAT for loss, cost in costs.items() if math.isinf(cost)}
+        return Trials(self._assembly, graphs, plan.all_types(), higher, plan.source.ranges)
 
-    def _smallest(
+    def _passes(
         self,
-        plan: _Plan,
+        trials: Trials,
         tower: Collection[str],
-        higher: Mapping[str, ir.DataType],
-        worst: Collection[str],
+        failed: Sequence[ParityRow],
         limits: Limits,
-    ) -> Sequence[str] | None:
-        """As few layers as make a tower pass in higher types; None if all of them do not.
+        chosen: Sequence[str],
+    ) -> bool:
+        """Whether a tower passes with some layers in higher types.
 
         Args:
-            plan: the plan that failed.
+            trials: makes the models.
             tower: the graphs that must pass.
-            higher: the types of layers that may go back, the costliest layer first.
-            worst: the cases that failed by most, to try again before the held-out ones. Others pass if these do, as a
-                rule.
+            failed: comparisons that failed. The worst are made again before those of held-out inputs. The others pass
+                if these do, as a rule.
             limits: the limits to keep.
+            chosen: the layers.
         """
-        graphs = {name: graph for name, graph in plan.source.graphs.items() if name in tower}
-        trials = Trials(self._assembly, graphs, plan.all_types(), higher, plan.source.ranges)
-
-        def passes(chosen: Sequence[str]) -> bool:
-            done = self._begin(f"try {len(chosen)} of {plan.precision.name}'s layers", 1)
-            model = trials.model(chosen)
-            steps = [step for step in parity.probe_steps(model, self._inputs.probe, limits) if step.case in worst]
-            if self._inputs.held_out is not None:
-                steps += parity.held_out_steps(model, self._inputs.held_out, limits)
-            passed = parity.passes(steps, tower, worst)
-            done()
-            return passed
-
-        return smallest_set(list(higher), passes)
+        layers = f"{len(chosen)} layers in higher types"
+        done = self._begin(f"try {layers if chosen else 'the residual stream in float32'}", 1)
+        model, worst = trials.model(chosen), _worst_cases(failed)
+        steps = [step for step in parity.probe_steps(model, self._inputs.probe, limits) if step.case in worst]
+        if self._inputs.held_out is not None:
+            steps += parity.held_out_steps(model, self._inputs.held_out, limits)
+        passed = parity.passes(steps, tower, worst)
+        done()
+        return passed
 
     def _lowering(self, plan: _Plan) -> Lowering:
         precision, data = plan.precision, self._inputs.calibration
@@ -420,6 +430,11 @@ def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
     files = {graph: entries[precision].file for graph, entries in bundle.manifest.graphs.items()}
     graphs = {graph: ir.load(bundle.file(file)) for graph, file in files.items()}
     return Model(bundle, GraphBackend(bundle, precision, graphs, as_on_a_gpu=True))
+
+
+def _towers_of(graphs: Collection[str]) -> list[tuple[str, ...]]:
+    """The towers that hold some of the graphs; the logits are in none."""
+    return [tower for tower in _TOWERS if not set(tower).isdisjoint(graphs)]
 
 
 def _worst_cases(failed: Sequence[ParityRow]) -> set[str]:

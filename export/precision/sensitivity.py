@@ -10,21 +10,24 @@ import numpy as np
 import onnx_ir as ir
 
 from fgclip_rt.arrays import Array
-from fgclip_rt.backends import Backend
+from fgclip_rt.backends import Backend, Result
 from fgclip_rt.bundle import Bundle
 from fgclip_rt.graphs import Graph, Graphs, ImageInputs, Inputs, TextInputs
+from fgclip_rt.manifest import FP32
 from fgclip_rt.probe import Probe, ProbeImage, ProbeTexts
 from fgclip_rt.progress import BeginStage, silent
 
+from .division import divide
+from .graph_backend import GraphBackend
 from .lower import FLOAT
-from .switches import Choice, SwitchedBackend, switched
+from .switches import CHOSEN, Choice, SwitchedBackend, switched
 
 #: Layers of one switched graph, which holds two forms of each weight.
 _SWITCHED = 24
 
 #: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more; and
 #: of the tokens of a walk type's texts, unless two have more. More of them rank the layers alike and take longer.
-_MOST_PATCHES, _MOST_TOGETHER = 256, 320
+_MOST_PATCHES, _MOST_TOGETHER = 128, 160
 
 
 class Loss(NamedTuple):
@@ -85,14 +88,9 @@ class Sensitivity:
                 done()
         return [self._costs[loss] for loss in losses]
 
-    def infinite(self, losses: Sequence[Loss]) -> set[Loss]:
-        """Those losses that are infinite. Layers are run one by one only where running them all at once overflows."""
-        unknown = [loss for loss in losses if loss not in self._costs]
-        for graph, dtype, layers in _together(unknown):
-            measure = self._prepare(graph, layers, dtype)
-            if math.isinf(measure(layers)):
-                self._costs |= {Loss(graph, layer, dtype): measure([layer]) for layer in layers}
-        return {loss for loss in losses if math.isinf(self._costs.get(loss, 0))}
+    def is_finite(self, backend: Backend, graphs: Collection[str]) -> bool:
+        """Whether a backend's vectors of all measured inputs are numbers, in those ``graphs`` that have a tower."""
+        return all(np.isfinite(self._vectors(graph, backend)).all() for graph in self._inputs if graph in graphs)
 
     def measured_in(self, layer: str, dtype: ir.DataType) -> str | None:
         """A graph in which the loss from a layer in ``dtype`` is known; None if there is none."""
@@ -102,7 +100,7 @@ class Sensitivity:
         """Get ready to measure the loss of a graph from any of some layers together in ``dtype``."""
         choices = dict.fromkeys(layers, Choice(FLOAT, dtype))
         model = switched(self._graphs[graph], choices, self._ranges)
-        backend = SwitchedBackend(self._bundle, {graph: model}, layers)
+        backend = _Divided(self._bundle, graph, model, layers)
         if graph not in self._exact:
             self._exact[graph] = self._vectors(graph, backend)
         exact = self._exact[graph]
@@ -123,6 +121,39 @@ class Sensitivity:
         outputs = [graphs.run(cast("Graph", graph), inputs, normalize=False).result() for inputs in self._inputs[graph]]
         # Losses of one layer in 16 bits are below what a cosine in float32 can tell.
         return np.concatenate([vectors.reshape(-1, graphs.dim) for vectors in outputs]).astype(np.float64)
+
+
+class _Divided:
+    """Runs a switched graph, of which it computes once for each input what no choice changes.
+
+    Attributes:
+        chosen: as of :class:`SwitchedBackend`.
+    """
+
+    precision = FP32
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, graph: str, model: ir.Model, choices: Sequence[str]) -> None:
+        before, after = divide(model, CHOSEN)
+        self._results = [] if before is None else [str(value.name) for value in before.graph.outputs]
+        self._before = GraphBackend(bundle, FP32, {} if before is None else {graph: before})
+        self._after = SwitchedBackend(bundle, {graph: after}, choices)
+        # By the identity of the inputs, which stay in memory beside them.
+        self._known: dict[tuple[int, ...], Mapping[str, Array]] = {}
+        self.chosen: Collection[str] = ()
+
+    def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
+        """As :meth:`fgclip_rt.backends.Backend.submit`, for inputs that are not changed afterwards."""
+        key = tuple(map(id, inputs.values()))
+        if key not in self._known:
+            results = self._before.submit(graph, inputs, self._results).result() if self._results else []
+            self._known[key] = {**inputs, **dict(zip(self._results, results, strict=True))}
+        self._after.chosen = self.chosen
+        return self._after.submit(graph, self._known[key], outputs)
+
+    def batch_size(self, graph: str, length: int) -> int:
+        """As :meth:`fgclip_rt.backends.Backend.batch_size`."""
+        return self._after.batch_size(graph, length)
 
 
 def _together(losses: Sequence[Loss]) -> Iterator[tuple[str, ir.DataType, Sequence[str]]]:

@@ -104,7 +104,7 @@ class SwitchedBackend(GraphBackend):
     def submit(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Result:
         """As :meth:`GraphBackend.submit`."""
         if graph in self._graphs:
-            inputs = {**inputs, CHOSEN: np.array([name in self.chosen for name in self._choices])}
+            inputs = {**inputs, CHOSEN: np.array([name in self.chosen for name in self._choices], bool)}
         return super().submit(graph, inputs, outputs)
 
 

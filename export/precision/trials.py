@@ -7,6 +7,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
+from fgclip_rt.backends import Backend
 from fgclip_rt.manifest import FP32
 from fgclip_rt.model import Model
 
@@ -17,7 +18,11 @@ from .switches import Choice, SwitchedBackend, switched
 
 
 class Trials:
-    """Makes a model for each choice of layers."""
+    """Makes a model for each choice of layers.
+
+    Attributes:
+        higher: the types of the layers that may be chosen, by name.
+    """
 
     def __init__(
         self,
@@ -39,25 +44,28 @@ class Trials:
         self._assembly = assembly
         self._graphs = graphs
         self._types = types
-        self._higher = higher
+        self.higher = higher
         self._ranges = ranges
 
     def model(self, chosen: Collection[str]) -> Model:
         """A model with some layers in their higher types. Models that were made before cannot be used any more."""
-        bundle = self._assembly.write_manifest()
-        if joins(self._types):
-            # The type of a layer changes that of its neighbours, so that every choice is a graph of its own.
-            types = {**self._types, **{name: self._higher[name] for name in chosen}}
-            graphs = {name: lower(graph, types, self._ranges) for name, graph in self._graphs.items()}
-            self._assembly.write_scratch("trial", graphs)
-            return Model(bundle, GraphBackend(bundle, FP32, graphs, as_on_a_gpu=True))
-        self._switched.chosen = chosen
         # A model of its own for each choice, because a model remembers the vectors of texts.
-        return Model(bundle, self._switched)
+        return Model(self._assembly.write_manifest(), self.backend(chosen))
+
+    def backend(self, chosen: Collection[str]) -> Backend:
+        """Runs the graphs with some layers in their higher types, as :meth:`model` does."""
+        if self.higher and not joins(self._types):
+            self._switched.chosen = chosen
+            return self._switched
+        # The type of a layer changes that of its neighbours, so that every choice is a graph of its own.
+        types = {**self._types, **{name: self.higher[name] for name in chosen}}
+        graphs = {name: lower(graph, types, self._ranges) for name, graph in self._graphs.items()}
+        self._assembly.write_scratch("trial", graphs)
+        return GraphBackend(self._assembly.write_manifest(), FP32, graphs, as_on_a_gpu=True)
 
     @cached_property
     def _switched(self) -> SwitchedBackend:
-        choices = {name: Choice(self._types[name], dtype) for name, dtype in self._higher.items()}
+        choices = {name: Choice(self._types[name], dtype) for name, dtype in self.higher.items()}
         graphs = {name: switched(graph, choices, self._ranges, self._types) for name, graph in self._graphs.items()}
         for graph in graphs.values():  # which have lost the folder of their weights on the way
             ir.external_data.set_base_dir(graph.graph, self._assembly.folder)

@@ -421,17 +421,6 @@ def test_nothing_runs_after_a_failure_and_earlier_failures_run_first() -> None:
     assert ran == ["vision, two"]
 
 
-def test_a_check_may_end_with_its_first_failure(pocket: Model) -> None:
-    probe = Probe.of(pocket.bundle)
-    first, second = probe.images[:2]
-    wrong = dataclasses.replace(second, features=-second.features)
-    changed = dataclasses.replace(probe, images=(first, wrong, *probe.images[2:]))
-    rows = parity.check(pocket, changed, FP32, to_first_failure=True)
-    assert [row.passed for row in rows] == [True] * (len(rows) - 1) + [False]
-    assert rows == parity.check(pocket, changed, FP32)[: len(rows)]
-    assert parity.check(pocket, probe, FP32, to_first_failure=True) == parity.check(pocket, probe, FP32)
-
-
 def test_the_steps_of_a_check_name_their_rows(pocket: Model, pocket_path: Path, held_out: Probe) -> None:
     recorded = Probe.of(Bundle.open(pocket_path))
     for step in (*parity.probe_steps(pocket, recorded, FP32), *parity.held_out_steps(pocket, held_out, FP32)):
