@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 from fgclip_rt.engines.products import narrow_products
 
+from .protos import with_weights, without_weights
+
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 #: Operators that compute nothing, and whose CPU kernels take every type.
@@ -26,10 +28,10 @@ def emulate(model: ir.Model) -> ir.Model:
 
     Its products of 8-bit numbers are 16-bit operators.
     """
-    proto = ir.to_proto(model)
+    proto, weights = without_weights(model)
     narrow_products(proto.graph)
     proto = onnx.inliner.inline_local_functions(proto)
-    copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+    copy = with_weights(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True), weights)
     ups: dict[ir.Value, ir.Value] = {}
     for node in list(copy.graph):
         if node.op_type not in EXACT and any(value.dtype in _NARROW for value in node.outputs):

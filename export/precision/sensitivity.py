@@ -25,9 +25,9 @@ from .switches import CHOSEN, Choice, SwitchedBackend, switched
 #: Layers of one switched graph, which holds two forms of each weight.
 _SWITCHED = 24
 
-#: Largest number of patches of an image that is run, and of all of them, unless the model's images all have more; and
-#: of the tokens of a walk type's texts, unless two have more. More of them rank the layers alike and take longer.
-_MOST_PATCHES, _MOST_TOGETHER = 128, 160
+#: Largest number of patches of all images that are run, unless every image has more; and of the tokens of a walk type's
+#: texts, unless two have more. More of them rank the layers alike and take longer.
+_MOST_TOGETHER = 128
 
 
 class Loss(NamedTuple):
@@ -167,12 +167,12 @@ def _together(losses: Sequence[Loss]) -> Iterator[tuple[str, ir.DataType, Sequen
 
 
 def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:
-    """The largest images that are small enough, as many as are together; the smallest image if none is."""
+    """The largest images that are small enough together; the smallest image if none is."""
     by_size = sorted(images, key=lambda image: -len(image.patches))
     chosen: list[ProbeImage] = []
     for image in by_size:
         together = len(image.patches) + sum(len(other.patches) for other in chosen)
-        if len(image.patches) <= _MOST_PATCHES and together <= _MOST_TOGETHER:
+        if together <= _MOST_TOGETHER:
             chosen.append(image)
     return chosen or by_size[-1:]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from onnx import GraphProto, NodeProto, TensorProto, compose, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 from onnx_ir.passes.common import ShapeInferencePass
 
 from fgclip_rt.arrays import Array
@@ -23,6 +23,7 @@ from .emulation import emulate
 from .graph_backend import GraphBackend
 from .layers import Layer, find_layers
 from .lower import FLOAT, lower
+from .protos import with_weights, without_weights
 
 #: The input that chooses: bool [n], true for each layer that takes its other type, in the order of the choices.
 CHOSEN = "chosen_layers"
@@ -62,24 +63,26 @@ def switched(
     model = ShapeInferencePass(strict_mode=True)(lower(model, fixed, ranges)).model
     places = {name: place for place, name in enumerate(choices)}
     found = {layer.node.outputs[0].name: layer for layer in find_layers(model) if layer.name in places}
-    proto = ir.to_proto(model)
-    initializers = {tensor.name for tensor in proto.graph.initializer}
+    proto, weights = without_weights(model)
+    known = {tensor.name for tensor in proto.graph.initializer}
     nodes: list[NodeProto] = []
     for node in proto.graph.node:
         layer = found.get(node.output[0])
         if layer is None:
             nodes.append(node)
             continue
-        branches = [_branch(model, layer, dtype, ranges) for dtype in choices[layer.name]]
-        for tensor in (tensor for branch in branches for tensor in branch.initializer):
-            if tensor.name not in initializers:
-                proto.graph.initializer.append(tensor)
-                initializers.add(tensor.name)
+        branches = []
+        for dtype in choices[layer.name]:
+            branch, weights_of_branch = _branch(model, layer, dtype, ranges)
+            branches.append(branch)
+            weights |= weights_of_branch
+            proto.graph.initializer.extend(tensor for tensor in branch.initializer if tensor.name not in known)
+            known |= {tensor.name for tensor in branch.initializer}
         nodes += _choice(node.output[0], places[layer.name], *branches)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     proto.graph.input.append(helper.make_tensor_value_info(CHOSEN, TensorProto.BOOL, [len(choices)]))
-    return emulate(ir.from_proto(proto))
+    return emulate(with_weights(proto, weights))
 
 
 class SwitchedBackend(GraphBackend):
@@ -108,12 +111,16 @@ class SwitchedBackend(GraphBackend):
         return super().submit(graph, inputs, outputs)
 
 
-def _branch(model: ir.Model, layer: Layer, dtype: ir.DataType, ranges: Mapping[str, float]) -> GraphProto:
-    """One layer in a type, as the graph of its own that a branch is."""
-    branch = ir.to_proto(emulate(lower(_alone(model, layer), {layer.name: dtype}, ranges))).graph
+def _branch(
+    model: ir.Model, layer: Layer, dtype: ir.DataType, ranges: Mapping[str, float]
+) -> tuple[GraphProto, dict[str, ir.TensorProtocol]]:
+    """One layer in a type, as the graph of its own that a branch is, and its weights."""
+    alone = emulate(lower(_alone(model, layer), {layer.name: dtype}, ranges))
     # A branch sees the names of the whole graph, so that its own must differ from them, and from the other branch's.
-    prefix = f"{layer.node.outputs[0].name}/{dtype.name}/"
-    return compose.add_prefix_graph(branch, prefix, rename_inputs=False, rename_initializers=False)
+    for value in [value for node in alone.graph for value in node.outputs]:
+        value.name = f"{layer.node.outputs[0].name}/{dtype.name}/{value.name}"
+    proto, weights = without_weights(alone)
+    return proto.graph, weights
 
 
 def _alone(model: ir.Model, layer: Layer) -> ir.Model:

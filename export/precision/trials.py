@@ -67,7 +67,5 @@ class Trials:
     def _switched(self) -> SwitchedBackend:
         choices = {name: Choice(self._types[name], dtype) for name, dtype in self.higher.items()}
         graphs = {name: switched(graph, choices, self._ranges, self._types) for name, graph in self._graphs.items()}
-        for graph in graphs.values():  # which have lost the folder of their weights on the way
-            ir.external_data.set_base_dir(graph.graph, self._assembly.folder)
         self._assembly.write_scratch("trial", graphs)
         return SwitchedBackend(self._assembly.write_manifest(), graphs, list(choices))
