@@ -265,6 +265,19 @@ def passes(steps: Sequence[Step], graphs: Collection[str], first: Collection[str
     return all(row.passed for step in wanted for row in step.rows() if row.graph in graphs)
 
 
+def worst_cases(failed: Sequence[ParityRow]) -> set[str]:
+    """The case in which each graph fell below by most, of comparisons that failed."""
+    worst: dict[str, ParityRow] = {}
+    for row in failed:
+        worst[row.graph] = min(worst.get(row.graph, row), row, key=_nearness)
+    return {row.case for row in worst.values()}
+
+
+def _nearness(row: ParityRow) -> tuple[float, float]:
+    """How near a comparison that failed is to passing: of a dense map, a share of the vectors has to pass."""
+    return row.within if row.graph == "dense" else 0.0, row.min_cosine
+
+
 def _run(steps: Sequence[Step], begin: BeginStage, stage: str) -> tuple[ParityRow, ...]:
     rows: list[ParityRow] = []
     for step in tracked(begin, stage, steps):

@@ -13,7 +13,9 @@ and saturate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +27,9 @@ from .joining import HALF, join
 from .layers import Layer, array, find_layers, find_residuals
 
 FLOAT = ir.DataType.FLOAT
+
+#: Rounded initializers by name, which graphs with the same weights and types share.
+Known: TypeAlias = "dict[str, ir.Tensor[Any]]"
 
 #: The largest magnitude of a quantised input and of a quantised weight.
 _LARGEST = {ir.DataType.INT8: (127, 64), ir.DataType.FLOAT8E4M3FN: (448, 448)}
@@ -38,7 +43,12 @@ _SUFFIX = {
 }
 
 
-def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str, float]) -> ir.Model:
+def lower(
+    model: ir.Model,
+    types: Mapping[str, ir.DataType],
+    ranges: Mapping[str, float],
+    known: Known | None = None,
+) -> ir.Model:
     """A copy of a float32 graph whose layers have other types.
 
     Args:
@@ -46,11 +56,13 @@ def lower(model: ir.Model, types: Mapping[str, ir.DataType], ranges: Mapping[str
         types: type of each layer and of each sum of the residual stream, by its name. One that is not named stays in
             float32.
         ranges: largest magnitude of the input of each quantised layer, by its name; values beyond it saturate.
+        known: initializers that other graphs have already. The graph takes them instead of rounding its weights anew,
+            and adds its own.
 
     Returns:
         The copy. Rounded weights are initializers with a suffix, ``NAME.fp16``.
     """
-    rewrite = _Rewrite(model.clone(), ranges)
+    rewrite = _Rewrite(model.clone(), ranges, {} if known is None else known)
     places = {node: place for place, node in enumerate(rewrite.model.graph)}
     layers = [*find_layers(rewrite.model), *find_residuals(rewrite.model)]
     # In the graph's order, because a cast stands before the first layer that reads it.
@@ -102,9 +114,10 @@ def _steps(largest: Array, levels: int) -> FloatArray:
 class _Rewrite:
     """Edits of one graph."""
 
-    def __init__(self, model: ir.Model, ranges: Mapping[str, float]) -> None:
+    def __init__(self, model: ir.Model, ranges: Mapping[str, float], known: Known) -> None:
         self.model = model
         self._ranges = ranges
+        self._known = known
         # Each value is cast once to each type, and a value that was just cast up is not rounded again.
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         # The float16 values that were cast to float32, by the result.
@@ -114,7 +127,7 @@ class _Rewrite:
         """Compute a layer or a sum in a 16-bit type, between casts."""
         node = layer.node
         if layer.kind in ("linear", "table"):
-            weight = self._initializer(layer.weight.name, dtype, rounded(array(layer.weight), dtype))
+            weight = self._initializer(layer.weight.name, dtype, lambda: rounded(array(layer.weight), dtype))
             node.replace_input_with(0 if layer.kind == "table" else 1, weight)
         for index, value in enumerate(node.inputs):
             if value in layer.activations:
@@ -131,21 +144,22 @@ class _Rewrite:
     def quantise(self, layer: Layer, dtype: ir.DataType) -> None:
         """Have a linear layer read its input and weight through QuantizeLinear and DequantizeLinear."""
         node = layer.node
-        weight, scale = quantised_weight(array(layer.weight), dtype)
+        quantised = cache(lambda: quantised_weight(array(layer.weight), dtype))
         zero = np.zeros((), dtype.numpy())
         # A pair of its own for each layer: onnxruntime fuses no quantisation that several layers share.
         step = self._initializer(
-            layer.name, dtype, np.asarray(input_scale(dtype, self._ranges[layer.name])), ".input_scale"
+            layer.name, dtype, lambda: np.asarray(input_scale(dtype, self._ranges[layer.name])), ".input_scale"
         )
-        origin = self._initializer(layer.name, dtype, zero, ".input_zero")
+        origin = self._initializer(layer.name, dtype, lambda: zero, ".input_zero")
         quantise = ir.node("QuantizeLinear", [node.inputs[0], step, origin])
         dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], step, origin])
+        name = layer.weight.name
         weights = ir.node(
             "DequantizeLinear",
             [
-                self._initializer(layer.weight.name, dtype, weight),
-                self._initializer(layer.weight.name, dtype, scale, "_scale"),
-                self._initializer(layer.weight.name, dtype, np.broadcast_to(zero, scale.shape), "_zero"),
+                self._initializer(name, dtype, lambda: quantised()[0]),
+                self._initializer(name, dtype, lambda: quantised()[1], "_scale"),
+                self._initializer(name, dtype, lambda: np.broadcast_to(zero, quantised()[1].shape), "_zero"),
             ],
             attributes={"axis": 1},
         )
@@ -158,7 +172,7 @@ class _Rewrite:
         join(
             self.model.graph,
             self._raised,
-            lambda value: self._initializer(value.name, HALF, rounded(array(value), HALF)),
+            lambda value: self._initializer(value.name, HALF, lambda: rounded(array(value), HALF)),
         )
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
@@ -168,12 +182,15 @@ class _Rewrite:
             self._casts[value, dtype] = cast.outputs[0]
         return self._casts[value, dtype]
 
-    def _initializer(self, name: str | None, dtype: ir.DataType, values: Array, kind: str = "") -> ir.Value:
+    def _initializer(
+        self, name: str | None, dtype: ir.DataType, values: Callable[[], Array], kind: str = ""
+    ) -> ir.Value:
         assert name is not None
         name = f"{name}{_SUFFIX[dtype]}{kind}"
-        initializers = self.model.graph.initializers
+        if name not in self._known:
+            self._known[name] = ir.Tensor(np.asarray(values(), order="C"), name=name)
+        tensor, initializers = self._known[name], self.model.graph.initializers
         if name not in initializers:
-            tensor = ir.Tensor(np.asarray(values, order="C"), name=name)
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
             self.model.graph.register_initializer(value)
         return initializers[name]

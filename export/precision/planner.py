@@ -32,7 +32,7 @@ from ..bundle.assembly import Assembly
 from .calibration import CalibrationData
 from .graph_backend import GraphBackend
 from .layers import Layer, block_of, find_layers, find_residuals
-from .lower import FLOAT, lower
+from .lower import FLOAT, Known, lower
 from .observation import ObservingBackend
 from .precisions import Precision
 from .residual import calm_blocks, spans
@@ -277,8 +277,9 @@ class Planner:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""
         name = plan.precision.name
         graphs = tracked(self._begin, f"convert to {name}", list(plan.source.graphs))
-        types = plan.all_types()
-        lowered = {graph: lower(plan.source.graphs[graph], types, plan.source.ranges) for graph in graphs}
+        types, ranges = plan.all_types(), plan.source.ranges
+        known: Known = {}
+        lowered = {graph: lower(plan.source.graphs[graph], types, ranges, known) for graph in graphs}
         self._assembly.write(name, lowered, limits, self._lowering(plan))
         bundle = self._assembly.write_manifest()
         model = as_on_a_gpu(bundle, name)
@@ -405,7 +406,7 @@ class Planner:
         """
         layers = f"{len(chosen)} layers in higher types"
         done = self._begin(f"try {layers if chosen else 'the residual stream in float32'}", 1)
-        model, worst = trials.model(chosen), _worst_cases(failed)
+        model, worst = trials.model(chosen), parity.worst_cases(failed)
         steps = [step for step in parity.probe_steps(model, self._inputs.probe, limits) if step.case in worst]
         if self._inputs.held_out is not None:
             steps += parity.held_out_steps(model, self._inputs.held_out, limits)
@@ -435,19 +436,6 @@ def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
 def _towers_of(graphs: Collection[str]) -> list[tuple[str, ...]]:
     """The towers that hold some of the graphs; the logits are in none."""
     return [tower for tower in _TOWERS if not set(tower).isdisjoint(graphs)]
-
-
-def _worst_cases(failed: Sequence[ParityRow]) -> set[str]:
-    """The case in which each graph fell below by most."""
-    worst: dict[str, ParityRow] = {}
-    for row in failed:
-        worst[row.graph] = min(worst.get(row.graph, row), row, key=_passing)
-    return {row.case for row in worst.values()}
-
-
-def _passing(row: ParityRow) -> tuple[float, float]:
-    """How near a comparison that failed is to passing: of a dense map, a share of the vectors has to pass."""
-    return row.within if row.graph == "dense" else 0.0, row.min_cosine
 
 
 def _name(dtype: ir.DataType) -> str:

@@ -22,7 +22,8 @@ from .graph_backend import GraphBackend
 from .lower import FLOAT
 from .switches import CHOSEN, Choice, SwitchedBackend, switched
 
-#: Layers of one switched graph, which holds two forms of each weight.
+#: Layers of one switched graph, which holds two forms of each weight. They are near each other in the graph's order, so
+#: that much of it is the same for all.
 _SWITCHED = 24
 
 #: Largest number of patches of all images that are run, unless every image has more; and of the tokens of a walk type's
@@ -84,7 +85,7 @@ class Sensitivity:
         for graph, dtype, missing in _together([loss for loss in losses if loss not in self._costs]):
             measure = self._prepare(graph, missing, dtype)
             for layer in missing:
-                self._costs[Loss(graph, layer, dtype)] = measure([layer])
+                self._costs[Loss(graph, layer, dtype)] = measure(layer)
                 done()
         return [self._costs[loss] for loss in losses]
 
@@ -96,8 +97,8 @@ class Sensitivity:
         """A graph in which the loss from a layer in ``dtype`` is known; None if there is none."""
         return next((known.graph for known in self._costs if known[1:] == (layer, dtype)), None)
 
-    def _prepare(self, graph: str, layers: Sequence[str], dtype: ir.DataType) -> Callable[[Collection[str]], float]:
-        """Get ready to measure the loss of a graph from any of some layers together in ``dtype``."""
+    def _prepare(self, graph: str, layers: Sequence[str], dtype: ir.DataType) -> Callable[[str], float]:
+        """Get ready to measure the loss of a graph from any one of some layers in ``dtype``."""
         choices = dict.fromkeys(layers, Choice(FLOAT, dtype))
         model = switched(self._graphs[graph], choices, self._ranges)
         backend = _Divided(self._bundle, graph, model, layers)
@@ -105,8 +106,8 @@ class Sensitivity:
             self._exact[graph] = self._vectors(graph, backend)
         exact = self._exact[graph]
 
-        def measure(chosen: Collection[str]) -> float:
-            backend.chosen = chosen
+        def measure(layer: str) -> float:
+            backend.chosen = [layer]
             actual = self._vectors(graph, backend)
             if not np.isfinite(actual).all():
                 return math.inf

@@ -22,7 +22,7 @@ from fgclip_rt.manifest import FP32
 from .emulation import emulate
 from .graph_backend import GraphBackend
 from .layers import Layer, find_layers
-from .lower import FLOAT, lower
+from .lower import FLOAT, Known, lower
 from .protos import with_weights, without_weights
 
 #: The input that chooses: bool [n], true for each layer that takes its other type, in the order of the choices.
@@ -46,6 +46,7 @@ def switched(
     choices: Mapping[str, Choice],
     ranges: Mapping[str, float],
     types: Mapping[str, ir.DataType] | None = None,
+    known: Known | None = None,
 ) -> ir.Model:
     """A copy of a float32 graph with one more input, :data:`CHOSEN`, all of it rounded as on a GPU.
 
@@ -57,14 +58,16 @@ def switched(
         choices: types of the layers to choose from, by name. One that the graph does not hold changes nothing.
         ranges: as for :func:`fgclip_rt.export.precision.lower.lower`.
         types: types of other layers and of sums, as for ``lower``; by default all are float32.
+        known: as for ``lower``.
     """
+    known = {} if known is None else known
     fixed = {name: dtype for name, dtype in (types or {}).items() if name not in choices}
     # A layer by itself needs the types of its inputs, which rewriting leaves out here and there.
-    model = ShapeInferencePass(strict_mode=True)(lower(model, fixed, ranges)).model
+    model = ShapeInferencePass(strict_mode=True)(lower(model, fixed, ranges, known)).model
     places = {name: place for place, name in enumerate(choices)}
     found = {layer.node.outputs[0].name: layer for layer in find_layers(model) if layer.name in places}
     proto, weights = without_weights(model)
-    known = {tensor.name for tensor in proto.graph.initializer}
+    present = {tensor.name for tensor in proto.graph.initializer}
     nodes: list[NodeProto] = []
     for node in proto.graph.node:
         layer = found.get(node.output[0])
@@ -73,11 +76,11 @@ def switched(
             continue
         branches = []
         for dtype in choices[layer.name]:
-            branch, weights_of_branch = _branch(model, layer, dtype, ranges)
+            branch, weights_of_branch = _branch(model, layer, dtype, ranges, known)
             branches.append(branch)
             weights |= weights_of_branch
-            proto.graph.initializer.extend(tensor for tensor in branch.initializer if tensor.name not in known)
-            known |= {tensor.name for tensor in branch.initializer}
+            proto.graph.initializer.extend(tensor for tensor in branch.initializer if tensor.name not in present)
+            present |= {tensor.name for tensor in branch.initializer}
         nodes += _choice(node.output[0], places[layer.name], *branches)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
@@ -112,10 +115,10 @@ class SwitchedBackend(GraphBackend):
 
 
 def _branch(
-    model: ir.Model, layer: Layer, dtype: ir.DataType, ranges: Mapping[str, float]
+    model: ir.Model, layer: Layer, dtype: ir.DataType, ranges: Mapping[str, float], known: Known
 ) -> tuple[GraphProto, dict[str, ir.TensorProtocol]]:
     """One layer in a type, as the graph of its own that a branch is, and its weights."""
-    alone = emulate(lower(_alone(model, layer), {layer.name: dtype}, ranges))
+    alone = emulate(lower(_alone(model, layer), {layer.name: dtype}, ranges, known))
     # A branch sees the names of the whole graph, so that its own must differ from them, and from the other branch's.
     for value in [value for node in alone.graph for value in node.outputs]:
         value.name = f"{layer.node.outputs[0].name}/{dtype.name}/{value.name}"

@@ -13,7 +13,7 @@ from fgclip_rt.model import Model
 
 from ..bundle.assembly import Assembly
 from .graph_backend import GraphBackend
-from .lower import joins, lower
+from .lower import Known, joins, lower
 from .switches import Choice, SwitchedBackend, switched
 
 
@@ -59,13 +59,17 @@ class Trials:
             return self._switched
         # The type of a layer changes that of its neighbours, so that every choice is a graph of its own.
         types = {**self._types, **{name: self.higher[name] for name in chosen}}
-        graphs = {name: lower(graph, types, self._ranges) for name, graph in self._graphs.items()}
+        known: Known = {}
+        graphs = {name: lower(graph, types, self._ranges, known) for name, graph in self._graphs.items()}
         self._assembly.write_scratch("trial", graphs)
         return GraphBackend(self._assembly.write_manifest(), FP32, graphs, as_on_a_gpu=True)
 
     @cached_property
     def _switched(self) -> SwitchedBackend:
         choices = {name: Choice(self._types[name], dtype) for name, dtype in self.higher.items()}
-        graphs = {name: switched(graph, choices, self._ranges, self._types) for name, graph in self._graphs.items()}
+        known: Known = {}
+        graphs = {
+            name: switched(graph, choices, self._ranges, self._types, known) for name, graph in self._graphs.items()
+        }
         self._assembly.write_scratch("trial", graphs)
         return SwitchedBackend(self._assembly.write_manifest(), graphs, list(choices))

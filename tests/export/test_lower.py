@@ -33,7 +33,7 @@ from fgclip_rt.export.graphs.attention import (
 from fgclip_rt.export.precision.emulation import EXACT, emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
 from fgclip_rt.export.precision.layers import array, find_layers
-from fgclip_rt.export.precision.lower import input_scale, lower, quantised_weight
+from fgclip_rt.export.precision.lower import Known, input_scale, lower, quantised_weight
 from fgclip_rt.export.precision.precisions import PRECISIONS
 from fgclip_rt.export.precision.smoothing import find_sites, smooth
 from helpers import graph_inputs
@@ -207,6 +207,26 @@ def test_a_layer_moved_back_is_between_casts_of_its_neighbours(masked_graphs: Ma
 
 
 # 16 and 8 bits
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, INT8], ids=["fp16", "int8"])
+def test_graphs_share_the_weights_that_one_of_them_rounded(
+    masked_graphs: Mapping[str, ir.Model], dtype: ir.DataType
+) -> None:
+    graphs = [masked_graphs[name] for name in ("vision", "dense")]
+    layers = {layer.name: layer for graph in graphs for layer in find_layers(graph)}
+    types = {name: dtype if layer.kind == "linear" else FLOAT16 for name, layer in layers.items()}
+    ranges = dict.fromkeys(layers, 3.0)
+    known: Known = {}
+    together = [lower(graph, types, ranges, known).graph.initializers for graph in graphs]
+    for initializers, graph in zip(together, graphs, strict=True):
+        alone = lower(graph, types, ranges).graph.initializers
+        assert initializers.keys() == alone.keys()
+        for name, value in initializers.items():
+            np.testing.assert_array_equal(array(value), array(alone[name]), err_msg=name)
+            if name in known:
+                assert value.const_value is known[name]
+    assert len(together[0].keys() & together[1].keys() & known.keys()) > 10
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -421,6 +421,26 @@ def test_nothing_runs_after_a_failure_and_earlier_failures_run_first() -> None:
     assert ran == ["vision, two"]
 
 
+def test_the_worst_case_of_each_graph_is_the_furthest_from_passing() -> None:
+    expected = np.eye(4, dtype=np.float32)
+    slightly, far = expected + 0.05, np.roll(expected, 1, axis=0)
+    half = np.concatenate([expected[:2], far[2:]])
+    failed = [
+        parity.compare(actual, expected, FP32, graph, case)
+        for graph, case, actual in (
+            ("text", "short", slightly),
+            ("text", "box", far),
+            ("dense", "one vector is far", np.concatenate([expected[:3], far[3:]])),
+            ("dense", "all are near", slightly),
+            ("region", "boxes", half),
+        )
+    ]
+    assert not any(row.passed for row in failed)
+    # Of a dense map, which may have some vectors below, the number counts and not the furthest.
+    assert parity.worst_cases(failed) == {"box", "all are near", "boxes"}
+    assert parity.worst_cases([]) == set()
+
+
 def test_the_steps_of_a_check_name_their_rows(pocket: Model, pocket_path: Path, held_out: Probe) -> None:
     recorded = Probe.of(Bundle.open(pocket_path))
     for step in (*parity.probe_steps(pocket, recorded, FP32), *parity.held_out_steps(pocket, held_out, FP32)):
