@@ -323,8 +323,7 @@ class Planner:
 
     def _passes_wide(self, plan: _Plan, failed: Sequence[ParityRow], limits: Limits) -> bool:
         """Whether the worst failures pass with the residual stream in float32."""
-        graphs = {row.graph for row in failed}
-        tower = _WHOLE if "logits" in graphs else [name for tower in _towers_of(graphs) for name in tower]
+        tower = [graph for tower in _towers_of({row.graph for row in failed}) for graph in tower]
         trials = self._trials(replace(plan, narrow=[]), tower, [])
         return self._passes(trials, tower, failed, limits, [])
 
@@ -333,11 +332,8 @@ class Planner:
 
         They are as few of the costliest as make the tower pass. If as many as may go do not suffice, all of these go.
         """
-        graphs = {row.graph for row in failed}
-        # Logits depend on both towers, so they count once the towers themselves pass.
-        towers = _towers_of(graphs) or [_WHOLE]
         moved = False
-        for tower in towers:
+        for tower in _towers_of({row.graph for row in failed}):
             rows = [row for row in failed if row.graph in tower]
             candidates = self._candidates(plan, tower, rows)
             if not candidates:
@@ -434,8 +430,11 @@ def as_on_a_gpu(bundle: Bundle, precision: str) -> Model:
 
 
 def _towers_of(graphs: Collection[str]) -> list[tuple[str, ...]]:
-    """The towers that hold some of the graphs; the logits are in none."""
-    return [tower for tower in _TOWERS if not set(tower).isdisjoint(graphs)]
+    """The towers that hold some of the graphs.
+
+    Logits depend on both towers, so they count once the towers themselves pass.
+    """
+    return [tower for tower in _TOWERS if not set(tower).isdisjoint(graphs)] or [_WHOLE]
 
 
 def _name(dtype: ir.DataType) -> str:

@@ -26,9 +26,12 @@ from .switches import CHOSEN, Choice, SwitchedBackend, switched
 #: that much of it is the same for all.
 _SWITCHED = 24
 
-#: Largest number of patches of all images that are run, unless every image has more; and of the tokens of a walk type's
-#: texts, unless two have more. More of them rank the layers alike and take longer.
-_MOST_TOGETHER = 128
+#: Largest number of patches of all images that are run, unless every image has more. More of them rank the layers alike
+#: and take longer.
+_MOST_PATCHES = 128
+
+#: Largest number of tokens of a walk type's texts, unless two have more. Two texts alone rank the layers worse.
+_MOST_TOKENS = 320
 
 
 class Loss(NamedTuple):
@@ -173,7 +176,7 @@ def _chosen(images: Sequence[ProbeImage]) -> list[ProbeImage]:
     chosen: list[ProbeImage] = []
     for image in by_size:
         together = len(image.patches) + sum(len(other.patches) for other in chosen)
-        if together <= _MOST_TOGETHER:
+        if together <= _MOST_PATCHES:
             chosen.append(image)
     return chosen or by_size[-1:]
 
@@ -182,5 +185,5 @@ def _some_texts(texts: ProbeTexts, walk_type: int) -> TextInputs:
     """Texts from the shortest to the longest; two at least, if there are as many."""
     count, length = texts.input_ids.shape
     by_length = np.argsort(texts.attention_mask.sum(axis=1), kind="stable")
-    rows = by_length[np.linspace(0, count - 1, min(count, max(2, _MOST_TOGETHER // length))).round().astype(int)]
+    rows = by_length[np.linspace(0, count - 1, min(count, max(2, _MOST_TOKENS // length))).round().astype(int)]
     return TextInputs(texts.input_ids[rows], np.full(len(rows), walk_type, np.int32), texts.attention_mask[rows])
