@@ -57,7 +57,8 @@ class Trials:
         if self.higher and not joins(self._types):
             self._switched.chosen = chosen
             return self._switched
-        # The type of a layer changes that of its neighbours, so that every choice is a graph of its own.
+        # Without candidates there is nothing to switch. In 16 bits the type of a layer changes that of its neighbours,
+        # so that every choice is a graph of its own.
         types = {**self._types, **{name: self.higher[name] for name in chosen}}
         known: Known = {}
         graphs = {name: lower(graph, types, self._ranges, known) for name, graph in self._graphs.items()}

@@ -14,6 +14,7 @@ from fgclip_rt.backends.onnxruntime import open_session
 from fgclip_rt.export.precision.division import divide
 from fgclip_rt.export.precision.layers import find_layers
 from fgclip_rt.export.precision.switches import CHOSEN, Choice, switched
+from helpers import graph_inputs
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -35,10 +36,7 @@ def test_two_parts_compute_what_the_whole_does(
     whole = switched(graph, choices, {})
     before, after = divide(whole, CHOSEN)
     assert before is not None
-    ids = np.random.default_rng(0).integers(1, 500, (3, 9)).astype(np.int32)
-    mask = np.ones_like(ids)
-    mask[1, 5:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "walk_type": np.zeros(3, np.int32)}
+    inputs = graph_inputs("text")
     shared = run(before, masked_bundle_path, inputs)
     for chosen in ([True, False], [False, True], [False, False]):
         given = {**inputs, CHOSEN: np.array(chosen)}
