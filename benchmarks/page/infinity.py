@@ -201,7 +201,7 @@ def _is_ready(port: int) -> bool:
 
 def _their_versions(python: Path) -> dict[str, str]:
     packages = ("infinity-emb", "torch", "transformers", "pillow", "uvicorn")
-    said = subprocess.run([python, "-c", _VERSIONS, *packages], check=True, capture_output=True).stdout
+    said = subprocess.run([python, "-c", _VERSIONS, *packages], check=True, stdout=subprocess.PIPE).stdout
     return msgspec.json.decode(said, type=dict[str, str])
 
 

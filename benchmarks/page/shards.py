@@ -279,7 +279,7 @@ def _medians(turns: int, **contenders: Callable[[], object]) -> dict[str, float]
 
 def _run(words: Sequence[object]) -> str:
     command = [sys.executable, "-m", "fgclip_rt", *map(str, words)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _resume(folder: Path, count: int) -> float:
@@ -311,7 +311,7 @@ def _peak(folder: Path, count: int) -> int:
     photos = [_photo(seed, 8, 8) for seed in range(100)]
     path = _tar(folder / f"{count}.tar", [photos[number % len(photos)] for number in range(count)])
     command = [sys.executable, "-c", _PEAK, str(path), str(folder / f"peak-{count}"), _MODEL]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def _decoding() -> float:

@@ -33,7 +33,7 @@ from .calibration import CalibrationData
 from .graph_backend import GraphBackend
 from .layers import Layer, block_of, find_layers, find_residuals
 from .lower import FLOAT, Known, lower
-from .observation import ObservingBackend
+from .observation import Observations, ObservingBackend
 from .precisions import Precision
 from .residual import calm_blocks, spans
 from .search import smallest_set
@@ -201,16 +201,23 @@ class Planner:
         return self._source(self._graphs)
 
     @cached_property
-    def _calibrated(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
-        """The rows and the peaks of the calibration inputs in the float32 graphs, by layer and by sum."""
-        backend = self._observe(self._graphs, "calibrate, pass 1")
-        return backend.rows(), backend.peaks()
+    def _calibrated(self) -> Observations:
+        """The calibration inputs in the float32 graphs."""
+        data = self._inputs.calibration
+        assert data is not None  # or the export would have been refused
+        layers, residuals = self._layers(self._graphs), self._residuals(self._graphs)
+        watched = {name: [*layers[name], *residuals[name]] for name in self._graphs}
+        rescaled = [reader.name for site in self._sites.values() for reader in site.readers]
+        bundle = self._assembly.write_manifest()
+        backend = ObservingBackend(bundle, self._graphs, watched, rescaled)
+        data.run(Model(bundle, backend), self._begin, "calibrate")
+        return backend.observations
 
     @cached_property
     def _peaks(self) -> dict[str, float]:
         """The largest magnitude in each sum with the residual stream, on the calibration inputs, or on the probe."""
         if self._inputs.calibration is not None:
-            return self._calibrated[1]
+            return self._calibrated.peaks()
         bundle = self._assembly.write_manifest()
         backend = ObservingBackend(bundle, self._graphs, self._float32.residuals)
         model, probe = Model(bundle, backend), self._inputs.probe
@@ -219,30 +226,30 @@ class Planner:
             run(image.rgb)
         for walk_type, texts in probe.walk_types.items():
             model.embed_texts(texts.texts, walk_type)
-        return backend.peaks()
+        return backend.observations.peaks()
 
     @cached_property
     def _eight_bits(self) -> _Float32Graphs:
         """The graphs for 8-bit precisions: outlier channels smoothed, and the ranges of activations found.
 
-        It takes two passes over the calibration inputs. The smoothed weights lie in a scratch file from then on.
+        A smoothed graph computes the same, so that its ranges are known without a run. The smoothed weights lie in a
+        scratch file from then on.
         """
-        rows, _ = self._calibrated
-        sites = self._common_sites()
-        factors: dict[str, FloatArray] = {}
-        for site in sites.values():
+        rows = self._calibrated.rows()
+        by_site: dict[str, FloatArray] = {}
+        for site in self._sites.values():
             # Readers of one value saw the same rows; a slice of it is another value.
             inputs = {reader.activations[0]: rows[reader.name] for reader in site.readers}
             best = choose_factors(site, np.concatenate(list(inputs.values())), ir.DataType.INT8)
             if best is not None:
-                factors[site.name] = best
-        graphs = {name: smooth(graph, self._sensitive[name], factors) for name, graph in self._graphs.items()}
+                by_site[site.name] = best
+        graphs = {name: smooth(graph, self._sensitive[name], by_site) for name, graph in self._graphs.items()}
         self._assembly.write_scratch("smoothed", graphs)
-        ranges = self._observe(graphs, "calibrate, pass 2", find_ranges=True).ranges()
-        readers = {reader.name for name in factors for reader in sites[name].readers}
-        return self._source(graphs, ranges, len(readers))
+        by_layer = {reader.name: factors for name, factors in by_site.items() for reader in self._sites[name].readers}
+        return self._source(graphs, self._calibrated.ranges(by_layer), len(by_layer))
 
-    def _common_sites(self) -> dict[str, ScalingSite]:
+    @cached_property
+    def _sites(self) -> dict[str, ScalingSite]:
         """Scaling sites, by name, that every graph with the same weights has; otherwise the weights would differ."""
         by_graph = {
             name: {site.name: site for site in find_sites(graph, self._sensitive[name])}
@@ -259,19 +266,6 @@ class Planner:
                 if not of_graph.isdisjoint(reader.name for reader in site.readers)
             )
         }
-
-    def _observe(self, graphs: Mapping[str, ir.Model], stage: str, *, find_ranges: bool = False) -> ObservingBackend:
-        """Run float32 graphs on the calibration inputs."""
-        data = self._inputs.calibration
-        assert data is not None  # or the export would have been refused
-        bundle = self._assembly.write_manifest()
-        watched = self._layers(graphs)
-        if not find_ranges:  # the sums are those of the first pass, whose graphs are not smoothed
-            residuals = self._residuals(graphs)
-            watched = {name: [*layers, *residuals[name]] for name, layers in watched.items()}
-        backend = ObservingBackend(bundle, graphs, watched, find_ranges=find_ranges)
-        data.run(Model(bundle, backend), self._begin, stage)
-        return backend
 
     def _try(self, plan: _Plan, limits: Limits) -> tuple[ParityRow, ...]:
         """Write the plan's graphs and compare what was written, rounded as on a GPU, with the reference."""

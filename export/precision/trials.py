@@ -42,6 +42,7 @@ class Trials:
             ranges: as for ``lower``.
         """
         self._assembly = assembly
+        self._bundle = assembly.write_manifest()
         self._graphs = graphs
         self._types = types
         self.higher = higher
@@ -50,7 +51,7 @@ class Trials:
     def model(self, chosen: Collection[str]) -> Model:
         """A model with some layers in their higher types. Models that were made before cannot be used any more."""
         # A model of its own for each choice, because a model remembers the vectors of texts.
-        return Model(self._assembly.write_manifest(), self.backend(chosen))
+        return Model(self._bundle, self.backend(chosen))
 
     def backend(self, chosen: Collection[str]) -> Backend:
         """Runs the graphs with some layers in their higher types, as :meth:`model` does."""
@@ -63,7 +64,7 @@ class Trials:
         known: Known = {}
         graphs = {name: lower(graph, types, self._ranges, known) for name, graph in self._graphs.items()}
         self._assembly.write_scratch("trial", graphs)
-        return GraphBackend(self._assembly.write_manifest(), FP32, graphs, as_on_a_gpu=True)
+        return GraphBackend(self._bundle, FP32, graphs, as_on_a_gpu=True)
 
     @cached_property
     def _switched(self) -> SwitchedBackend:
@@ -73,4 +74,4 @@ class Trials:
             name: switched(graph, choices, self._ranges, self._types, known) for name, graph in self._graphs.items()
         }
         self._assembly.write_scratch("trial", graphs)
-        return SwitchedBackend(self._assembly.write_manifest(), graphs, list(choices))
+        return SwitchedBackend(self._bundle, graphs, list(choices))

@@ -22,10 +22,11 @@ from fgclip_rt.export import PRECISIONS
 from fgclip_rt.export.precision.calibration import CalibrationData, CalibrationInputs, read
 from fgclip_rt.export.precision.emulation import emulate
 from fgclip_rt.export.precision.graph_backend import GraphBackend
-from fgclip_rt.export.precision.layers import find_layers
+from fgclip_rt.export.precision.layers import array, find_layers
 from fgclip_rt.export.precision.lower import QUANTISED, lower
-from fgclip_rt.export.precision.observation import ObservingBackend
+from fgclip_rt.export.precision.observation import Observations, ObservingBackend
 from fgclip_rt.export.precision.sensitivity import Loss, Sensitivity
+from fgclip_rt.export.precision.smoothing import find_sites, smooth
 from fgclip_rt.graphs import Graphs
 from fgclip_rt.model import Model
 from fgclip_rt.probe import Probe
@@ -256,13 +257,13 @@ def two_layers() -> ir.Model:
     return hand_made([x], [y], [same, twice, *products, sums])
 
 
-def observed(bundle: Bundle, *runs: FloatArray, find_ranges: bool = True) -> ObservingBackend:
+def observed(bundle: Bundle, *runs: FloatArray, rescaled: Sequence[str] = ()) -> Observations:
     model = two_layers()
-    backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, find_ranges=find_ranges)
+    backend = ObservingBackend(bundle, {"vision": model}, {"vision": find_layers(model)}, rescaled)
     for values in runs:
         (actual,) = backend.submit("vision", {"x": values}, ["y"]).result()
         np.testing.assert_allclose(actual, 4 * values, rtol=1e-6)
-    return backend
+    return backend.observations
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +304,63 @@ def test_a_range_is_that_of_all_runs_together(bundle: Bundle) -> None:
     assert observed(bundle, *runs).ranges()["q"] == sizes[len(sizes) - 1 - int(len(sizes) * 1e-5)]
 
 
+@pytest.mark.parametrize("in_one_run", [True, False])
+def test_a_range_of_rescaled_channels_is_that_of_the_values_divided_by_the_factors(
+    bundle: Bundle, in_one_run: bool
+) -> None:
+    random = np.random.default_rng(0)
+    # One magnitude in 100,000 lies beyond a range, which is less than what is kept of a channel.
+    values = random.normal(scale=[1, 2, 3, 100, 5, 6, 7, 8], size=(40_000, 8)).astype(np.float32)
+    runs = [values] if in_one_run else np.array_split(values, 23)
+    factors = np.array([1, 0.5, 1, 90, 2, 1, 4, 0.1], np.float32)
+    observations = observed(bundle, *runs, rescaled=["q", "k"])
+
+    def expected(by: FloatArray | int) -> np.float32:
+        sizes = np.sort(np.abs(values / by).ravel())
+        return sizes[len(sizes) - 1 - int(len(sizes) * 1e-5)]
+
+    ranges = observations.ranges({"q": factors})
+    assert ranges["q"] == expected(factors) != expected(1)
+    assert ranges["k"] == expected(1)
+    assert ranges == observations.ranges() | {"q": ranges["q"]}
+
+
+def test_a_range_reaches_further_if_more_of_a_channel_lie_beyond_it_than_are_kept() -> None:
+    layers = find_layers(two_layers())
+    observations = Observations({"vision": layers}, ["q", "k"])
+    values = np.zeros((850_000, 8), np.float32)
+    for start in (1000, 1600, 0, 0, 0, 0, 0, 0):
+        values[:600, 3] = np.arange(start, start + 600)
+        observations.add("vision", dict.fromkeys(observations.values("vision"), values))
+    # Of 54,400,000 values, 544 lie beyond the range exactly, all of them in channel 3; 512 of these are known.
+    assert observations.ranges() == {"q": 2200 - 512, "k": 2200 - 512, "v": 2200 - 545}
+    half = np.array([1, 1, 1, 2, 1, 1, 1, 1], np.float32)
+    assert observations.ranges({"k": half})["k"] == (2200 - 512) / 2
+
+
+def test_ranges_of_a_smoothed_graph_are_known_without_a_run(
+    bundle: Bundle, masked_graphs: Mapping[str, ir.Model]
+) -> None:
+    text, random = masked_graphs["text"], np.random.default_rng(0)
+    factors, by_layer = {}, {}
+    for site in find_sites(text, ()):
+        (width,) = {len(array(reader.weight)) for reader in site.readers}
+        factors[site.name] = random.uniform(0.2, 5, width).astype(np.float32)
+        by_layer |= dict.fromkeys((reader.name for reader in site.readers), factors[site.name])
+    assert len(by_layer) > len(factors) > 2
+
+    def observe(graph: ir.Model) -> Observations:
+        backend = ObservingBackend(bundle, {"text": graph}, {"text": find_layers(graph)}, list(by_layer))
+        Model(bundle, backend).embed_texts(["a cat", "two dogs on a sofa", ""], "long")
+        return backend.observations
+
+    before = observe(text)
+    after = observe(smooth(text, (), factors)).ranges()
+    assert before.ranges(by_layer) == pytest.approx(after, rel=1e-5)
+    changed = [name for name, value in before.ranges().items() if value != pytest.approx(after[name], rel=0.01)]
+    assert set(changed) == set(by_layer)
+
+
 def test_inputs_of_zeros_have_a_range_of_zero(bundle: Bundle) -> None:
     zeros = np.zeros((5, 8), np.float32)
     assert observed(bundle, zeros).ranges() == {"q": 0, "k": 0, "v": 0}
@@ -312,7 +370,7 @@ def test_rows_hold_the_one_with_the_largest_magnitude_of_each_run(bundle: Bundle
     random = np.random.default_rng(0)
     runs = [random.normal(size=(n, 8)).astype(np.float32) for n in (300, 2, 1)]
     runs[0][211, 5], runs[1][1, 2] = -50, 20
-    rows = observed(bundle, *runs, find_ranges=False).rows()
+    rows = observed(bundle, *runs).rows()
     assert set(rows) == {"q", "k", "v"}
     np.testing.assert_array_equal(rows["q"], rows["k"])
     assert rows["q"].shape == (9 + 3 + 2, 8)
@@ -326,16 +384,17 @@ def test_layers_that_were_not_run_have_neither_rows_nor_ranges(
 ) -> None:
     graphs = {name: masked_graphs[name] for name in ("vision", "text")}
     layers = {name: find_layers(graph) for name, graph in graphs.items()}
-    backend = ObservingBackend(bundle, graphs, layers, find_ranges=True)
+    backend = ObservingBackend(bundle, graphs, layers)
     model = Model(bundle, backend)
     vectors = model.embed_texts(["a cat"], "box", normalize=False)
     linear = {layer.name for layer in layers["text"] if layer.kind == "linear"}
-    assert set(backend.rows()) == set(backend.ranges()) == linear
-    assert all(value > 0 for value in backend.ranges().values())
-    for name, rows in backend.rows().items():
+    ranges, rows_of = backend.observations.ranges(), backend.observations.rows()
+    assert set(rows_of) == set(ranges) == linear
+    assert all(value > 0 for value in ranges.values())
+    for name, rows in rows_of.items():
         (layer,) = (layer for layer in layers["text"] if layer.name == name)
         assert rows.shape[1] == np.shape(layer.weight.const_value)[0]
-        assert np.abs(rows).max() == pytest.approx(backend.ranges()[name], rel=1e-3)
+        assert np.abs(rows).max() == pytest.approx(ranges[name], rel=1e-3)
     assert vectors.shape == (1, model.dim)
 
 

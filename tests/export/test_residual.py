@@ -115,9 +115,9 @@ def test_peaks_are_the_largest_of_all_runs_and_of_inputs_and_result(masked_bundl
     for scale in (1, 7, 2):
         backend.submit("vision", {"x": np.array([[scale, -scale]], np.float32)}, ["y"]).result()
     # The stream is 7, then 7 + 3, then 10 - 2: the second sum reads 10, and writes 8.
-    assert backend.peaks() == pytest.approx({"a.0.norm": 10, "a.1.norm": 10}, rel=1e-4)
+    assert backend.observations.peaks() == pytest.approx({"a.0.norm": 10, "a.1.norm": 10}, rel=1e-4)
     backend.submit("vision", {"x": np.array([[np.nan, 1]], np.float32)}, ["y"]).result()
-    assert calm_blocks(find_residuals(model), backend.peaks()) == []
+    assert calm_blocks(find_residuals(model), backend.observations.peaks()) == []
 
 
 def residual(name: str) -> Layer:
